@@ -1,0 +1,110 @@
+"""An opened backbone with what trials need from it: a start, logits in training, predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fleetune.backbone.noise import Noise
+from fleetune.backbone.sites import SiteMap, site_map
+from fleetune.cohort.layers import Active, LowRankSlot
+from fleetune.cohort.open import OpenBackbone
+from fleetune.cohort.owned import Owned, initial_values
+from fleetune.cohort.trial import Rows, TrialInput
+from fleetune.data.packing import Packed, pack
+from fleetune.methods.base import Method
+
+
+class Engine:
+    """One frozen classifier that serves any number of trials.
+
+    model: a transformers sequence-classification model in float32 or float64, taken over and changed. fresh: its
+    parameters that the checkpoint lacked. dtype: compute dtype of the encoder.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        fresh: frozenset[str] = frozenset(),
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.sites: SiteMap = site_map(model, fresh)
+        self._wide = torch.float64 if dtype == torch.float64 else torch.float32
+        # The values a trial starts from are the checkpoint's, before any rounding to the compute dtype.
+        self.pretrained = {n: p.detach().to(self._wide, copy=True) for n, p in model.named_parameters()}
+        self._draws = _Drawer(model, self.sites)
+        self.backbone = OpenBackbone(model, dtype, torch.device(device))
+
+    def owned(self, method: Method, seed: int) -> Owned:
+        """The starting state of a trial."""
+        values, low_rank = initial_values(
+            method, seed, self.sites, self.pretrained, self._draws
+        )
+        device = self.backbone.device
+        return Owned({name: value.to(device) for name, value in values.items()}, low_rank, self.sites)
+
+    def start(self, given: TrialInput) -> Owned:
+        """The starting state of the trial of an input."""
+        return self.owned(given.method, given.spec.seed)
+
+    def logits(self, owned: Sequence[Owned], packed: Packed, noise: Noise | None) -> Tensor:
+        """Logits [B, C] of a packed stream whose k-th trial owns `owned[k]`."""
+        return self.backbone.forward(packed, active_of(owned), noise)
+
+    def predict(
+        self, owned: Sequence[Owned], rows: Sequence[Rows], batch_sizes: Sequence[int]
+    ) -> list[NDArray[Any]]:
+        """Each trial's logits [n, C] on its own rows, in their order, without dropout."""
+        # By length, so that the sequences of one pass fall into few buckets.
+        orders = [np.argsort(-r.table.lengths[r.rows], kind="stable") for r in rows]
+        found: list[list[NDArray[Any]]] = [[] for _ in rows]
+        place = [0] * len(rows)
+        with torch.inference_mode():
+            while left := [k for k in range(len(rows)) if place[k] < len(rows[k])]:
+                parts = [orders[k][place[k] : place[k] + batch_sizes[k]] for k in left]
+                packed = pack([(rows[k].table, rows[k].rows[p]) for k, p in zip(left, parts, strict=True)])
+                logits = self.logits([owned[k] for k in left], packed, None).cpu().numpy()
+                for i, k in enumerate(left):
+                    found[k].append(logits[packed.trials[i] : packed.trials[i + 1]])
+                    place[k] += len(parts[i])
+        return [_in_order(np.concatenate(f), order) for f, order in zip(found, orders, strict=True)]
+
+
+class _Drawer:
+    """What `initial_values` needs of a model before its leaves are swapped: fresh leaves and their initialisation."""
+
+    def __init__(self, model: Any, sites: SiteMap) -> None:
+        import copy
+
+        self._leaves = {s.name: copy.deepcopy(model.get_submodule(s.name)) for s in sites if s.fresh}
+        self._init_weights = model._init_weights
+
+    def get_submodule(self, name: str) -> Any:
+        return self._leaves[name]
+
+
+def active_of(owned: Sequence[Owned]) -> Active:
+    """What some trials own, by leaf, as the leaves look it up."""
+    tensors: dict[str, list[Tensor | None]] = {}
+    low_rank: dict[str, list[LowRankSlot | None]] = {}
+    for k, one in enumerate(owned):
+        factors = {f"{f.site}.lora_{side}" for f in one.low_rank for side in "AB"}
+        for name, tensor in one.tensors.items():
+            if name not in factors:
+                tensors.setdefault(name, [None] * len(owned))[k] = tensor
+        for site, slot in one.slots().items():
+            low_rank.setdefault(site, [None] * len(owned))[k] = slot
+    return Active(tensors, low_rank)
+
+
+def _in_order(values: NDArray[Any], order: NDArray[np.int64]) -> NDArray[Any]:
+    out = np.empty_like(values)
+    out[order] = values
+    return out

@@ -1,0 +1,382 @@
+"""The leaves of an opened backbone: each multiplies its frozen weights once and gives every trial what it owns.
+
+Notation: K trials, N rows (tokens before pooling, sequences after), D input width, E output width, R rank.
+What a trial may own at a leaf: its own bias, low-rank factors, or its own copy of any parameter. Trials' rows are
+contiguous, so all of it acts on slices.
+
+Source of the low-rank update: Hu et al. 2021 (arXiv:2106.09685), section 4; as in peft,
+`y = W x + b + scale * B A dropout(x)`.
+Not covered: leaves that are not called with rows of tokens or sequences (relative position tables): a trial may own
+their parameters only when it is alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional
+
+from fleetune.backbone.stream import Current, Stream
+
+
+@dataclass(frozen=True, slots=True)
+class LowRankSlot:
+    """One trial's low-rank factors at one linear leaf, in float32 (or the dtype of the parameters)."""
+
+    down: Tensor
+    """A, [R, D]."""
+    up: Tensor
+    """B, [E, R]."""
+    scale: float
+    dropout: float
+
+
+@dataclass(frozen=True)
+class Active:
+    """What the trials of a pass own, by leaf.
+
+    owned: for each parameter name that some trial owns, the tensor of each trial, None where it owns none, [K].
+    low_rank: the same for the low-rank factors, by the name of the linear leaf.
+    """
+
+    owned: dict[str, list[Tensor | None]]
+    low_rank: dict[str, list[LowRankSlot | None]]
+
+
+class Leaf(nn.Module):
+    """A leaf of the backbone with its place in it."""
+
+    def __init__(self, name: str, current: Current) -> None:
+        super().__init__()
+        self.name = name
+        self.current = current
+
+    def owned(self, own_name: str) -> list[Tensor | None] | None:
+        """What each trial owns of one parameter of this leaf; None when none owns any."""
+        active: Active = self.current.active
+        return active.owned.get(f"{self.name}.{own_name}")
+
+
+class CohortLinear(Leaf):
+    """A linear layer: one product for all trials, then each trial's bias and low-rank update on its rows."""
+
+    def __init__(self, name: str, current: Current, leaf: nn.Linear) -> None:
+        super().__init__(name, current)
+        self.in_features, self.out_features = leaf.in_features, leaf.out_features
+        self.weight = leaf.weight
+        self.bias = leaf.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        stream = self.current.require()
+        active: Active = self.current.active
+        low_rank = active.low_rank.get(self.name)
+        weights, biases = self.owned("weight"), self.owned("bias")
+        rows = x.reshape(-1, x.shape[-1])
+        if weights is None and biases is None and low_rank is None:
+            y = functional.linear(rows, self.weight, self.bias)
+            return y.view(*x.shape[:-1], self.out_features)
+        bounds = stream.bounds(rows.shape[0])
+        masks = self._dropout(low_rank, stream, rows, bounds)
+        if weights is None:
+            y = _cohort_linear(rows, self.weight, self.bias, bounds, biases, low_rank, masks)
+            return y.view(*x.shape[:-1], self.out_features)
+
+        def alone(part: Tensor, k: int) -> Tensor:
+            own = biases and [biases[k]]
+            if (weight := weights[k]) is not None:
+                bias = _or(own and own[0], self.bias)
+                cast = None if bias is None else bias.to(part.dtype)
+                return functional.linear(part, weight.to(part.dtype), cast)
+            slot, mask = low_rank and [low_rank[k]], [masks[k]]
+            return _cohort_linear(
+                part, self.weight, self.bias, [0, part.shape[0]], own, slot, mask
+            )
+
+        return by_slices(rows, bounds, alone).view(*x.shape[:-1], self.out_features)
+
+    def _dropout(
+        self,
+        low_rank: list[LowRankSlot | None] | None,
+        stream: Stream,
+        rows: Tensor,
+        bounds: list[int],
+    ) -> list[Tensor | None]:
+        """The multiplier of each trial's input to its low-rank factors; None where nothing is dropped."""
+        masks: list[Tensor | None] = [None] * stream.n_trials
+        noise = stream.noise
+        if low_rank is None or noise is None or not any(s and s.dropout for s in low_rank):
+            return masks
+        name = f"{self.name}.lora"
+        call = stream.next_call(name)
+        for k, slot in enumerate(low_rank):
+            if slot is None or slot.dropout == 0.0:
+                continue
+            part = rows[bounds[k] : bounds[k + 1]]
+            shape = (part.shape[0], part.shape[1])
+            existing = stream.existing(rows.shape[0], k)
+            masks[k] = noise.rows(k, slot.dropout, shape, existing, part, name, call)
+        return masks
+
+
+class CohortLayerNorm(Leaf):
+    """A layer norm whose bias, and weight where a trial owns it, are each trial's own."""
+
+    def __init__(self, name: str, current: Current, leaf: nn.LayerNorm) -> None:
+        super().__init__(name, current)
+        self.weight, self.bias = leaf.weight, leaf.bias
+        self.normalized_shape, self.eps = leaf.normalized_shape, leaf.eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights, biases = self.owned("weight"), self.owned("bias")
+        if weights is None and biases is None:
+            return self._norm(x, self.weight, self.bias)
+        rows = x.reshape(-1, x.shape[-1])
+        bounds = self.current.require().bounds(rows.shape[0])
+        if weights is None:
+            assert biases is not None
+            y = self._norm(rows, self.weight, None)
+            y = _add_biases(y, bounds, [_or(b, self.bias) for b in biases])
+        else:
+            owned_weights, owned_biases = weights, biases or [None] * len(weights)
+            y = by_slices(
+                rows,
+                bounds,
+                lambda part, k: self._norm(
+                    part, _or(owned_weights[k], self.weight), _or(owned_biases[k], self.bias)
+                ),
+            )
+        return y.view(x.shape)
+
+    def _norm(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        # Statistics are float32 inside the kernel; on a CPU it takes float32 weights with a bfloat16 input, elsewhere not.
+        if not x.is_cpu:
+            weight, bias = (None if p is None else p.to(x.dtype) for p in (weight, bias))
+        return functional.layer_norm(x, self.normalized_shape, weight, bias, self.eps)
+
+
+class CohortDropout(Leaf):
+    """Dropout with each trial's own masks; nothing in evaluation."""
+
+    def __init__(self, name: str, current: Current, leaf: nn.Dropout) -> None:
+        super().__init__(name, current)
+        self.p = leaf.p
+
+    def forward(self, x: Tensor) -> Tensor:
+        stream = self.current.require()
+        noise = stream.noise
+        if noise is None or not any(rates := noise.rates(self.p)):
+            return x
+        call = stream.next_call(self.name)
+        if x.dim() == 4 and x.shape[0] == stream.n_sequences and x.shape[-1] == stream.longest:
+            # Attention probabilities of a family with its own attention code, [B, heads, L, L].
+            every, ones = np.arange(stream.n_sequences), torch.ones_like(x)
+            return x * noise.attention(
+                self.p, every, stream.lengths, stream.trial_offsets, ones, self.name, call
+            )
+        rows = x.reshape(-1, x.shape[-1])
+        bounds = stream.bounds(rows.shape[0])
+        kept = torch.empty_like(rows)
+        for k, rate in enumerate(rates):
+            part = kept[bounds[k] : bounds[k + 1]]
+            shape = (part.shape[0], part.shape[1])
+            existing = stream.existing(rows.shape[0], k)
+            part.copy_(noise.rows(k, rate, shape, existing, part, self.name, call))
+        return x * kept.view(x.shape)
+
+
+class CohortOther(Leaf):
+    """Any other module with parameters: shared as it is, or run slice by slice with what each trial owns.
+
+    Slow and plain. With a leaf of its own kind wrapped in it, it is also the reference for the leaves above.
+    """
+
+    def __init__(self, name: str, current: Current, leaf: nn.Module) -> None:
+        super().__init__(name, current)
+        self.leaf = leaf
+        self.own_names = [own for own, _ in leaf.named_parameters(recurse=False)]
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            # The model's code may ask its leaf for what the leaf alone knows (an embedding's padding_idx, a weight's dtype).
+            return getattr(super().__getattr__("leaf"), name)
+
+    def forward(self, x: Tensor, *rest: Any, **named: Any) -> Tensor:
+        owned = {own: tensors for own in self.own_names if (tensors := self.owned(own)) is not None}
+        if not owned:
+            return self.leaf(x, *rest, **named)
+        stream = self.current.require()
+        if stream.n_trials == 1:
+            return self._with(owned, 0, x, *rest, **named)
+        is_ids = not x.is_floating_point()
+        rows = x.reshape(-1) if is_ids else x.reshape(-1, x.shape[-1])
+        bounds = stream.bounds(rows.shape[0])
+        y = by_slices(rows, bounds, lambda part, k: self._with(owned, k, part, *rest, **named))
+        return y.view(*(x.shape if is_ids else x.shape[:-1]), y.shape[-1])
+
+    def _with(
+        self, owned: dict[str, list[Tensor | None]], k: int, x: Tensor, *rest: Any, **named: Any
+    ) -> Tensor:
+        mine = {own: t[k] for own, t in owned.items() if t[k] is not None}
+        shared = self.leaf.weight if hasattr(self.leaf, "weight") else None
+        dtype = shared.dtype if isinstance(shared, Tensor) else torch.float32
+        cast = {own: t.to(dtype) for own, t in mine.items() if t is not None}
+        return functional_call(self.leaf, cast, (x, *rest), named)
+
+
+def by_slices(
+    rows: Tensor, bounds: Sequence[int], run: Callable[[Tensor, int], Tensor]
+) -> Tensor:
+    """Run each trial's rows on their own and lay the results end to end."""
+    parts = [run(rows[bounds[k] : bounds[k + 1]], k) for k in range(len(bounds) - 1)]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _or(owned: Tensor | None, shared: Tensor | None) -> Any:
+    return shared if owned is None else owned
+
+
+class _AddBiases(torch.autograd.Function):
+    """Add to each trial's rows a bias of its own, in place; the gradient of a bias is the sum over its rows."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, bounds: list[int], *biases: Tensor) -> Tensor:
+        ctx.bounds, ctx.dtypes = bounds, [b.dtype for b in biases]
+        ctx.mark_dirty(y)
+        for k, bias in enumerate(biases):
+            y[bounds[k] : bounds[k + 1]].add_(bias)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        (grad,), bounds = grads, ctx.bounds
+        sums = [
+            grad[bounds[k] : bounds[k + 1]].sum(0, dtype=ctx.dtypes[k])
+            if ctx.needs_input_grad[2 + k]
+            else None
+            for k in range(len(bounds) - 1)
+        ]
+        return grad, None, *sums
+
+
+def _add_biases(y: Tensor, bounds: list[int], biases: list[Tensor]) -> Tensor:
+    if not y.requires_grad and not any(b.requires_grad for b in biases):
+        for k, bias in enumerate(biases):
+            y[bounds[k] : bounds[k + 1]].add_(bias)
+        return y
+    return _AddBiases.apply(y, bounds, *biases)  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What does not change between the forward and the backward of one cohort-linear call."""
+
+    bounds: list[int]
+    biases: list[int | None]
+    """Place of each trial's own bias among the tensors; None: it uses the shared one."""
+    factors: list[int | None]
+    """Place of each trial's A among the tensors, B right after it."""
+    scales: list[float]
+    masks: list[Tensor | None]
+
+
+def _cohort_linear(
+    rows: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    bounds: list[int],
+    biases: list[Tensor | None] | None,
+    low_rank: list[LowRankSlot | None] | None,
+    masks: list[Tensor | None],
+) -> Tensor:
+    tensors: list[Tensor] = []
+
+    def place(*new: Tensor) -> int:
+        tensors.extend(new)
+        return len(tensors) - len(new)
+
+    trials = range(len(bounds) - 1)
+    own = [biases[k] if biases else None for k in trials]
+    slots = [low_rank[k] if low_rank else None for k in trials]
+    plan = _Plan(
+        bounds,
+        [None if b is None else place(b) for b in own],
+        [None if s is None else place(s.down, s.up) for s in slots],
+        [1.0 if s is None else s.scale for s in slots],
+        masks,
+    )
+    return _CohortLinear.apply(rows, weight, bias, plan, *tensors)  # type: ignore[no-any-return]
+
+
+class _CohortLinear(torch.autograd.Function):
+    """y = x W^T, plus on each trial's rows its own or the shared bias, plus its scaled low-rank update.
+
+    Nothing is saved for the frozen weight; of the input only views, and only for trials with low-rank factors.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, plan: _Plan, *tensors: Tensor
+    ) -> Tensor:
+        bounds = plan.bounds
+        shared = bias if all(place is None for place in plan.biases) else None
+        y = functional.linear(x, weight, shared)
+        inputs: list[Tensor] = []
+        narrow: list[Tensor] = []
+        for k in range(len(bounds) - 1):
+            part = y[bounds[k] : bounds[k + 1]]
+            if shared is None:
+                mine = plan.biases[k]
+                own = bias if mine is None else tensors[mine]
+                if own is not None:
+                    part.add_(own)
+            at = plan.factors[k]
+            if at is None:
+                continue
+            down, up = tensors[at].to(x.dtype), tensors[at + 1].to(x.dtype)
+            mask = plan.masks[k]
+            xk = x[bounds[k] : bounds[k + 1]]
+            dropped = xk if mask is None else xk * mask
+            u = dropped @ down.T
+            part.addmm_(u, up.T, alpha=plan.scales[k])
+            inputs.append(dropped)
+            narrow.append(u)
+        ctx.plan = plan
+        ctx.save_for_backward(weight, *inputs, *narrow, *tensors)
+        ctx.n_low_rank = len(inputs)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        (grad,) = grads
+        plan: _Plan = ctx.plan
+        n = ctx.n_low_rank
+        weight, *saved = ctx.saved_tensors
+        inputs, narrow, tensors = saved[:n], saved[n : 2 * n], saved[2 * n :]
+        out: list[Tensor | None] = [None] * len(tensors)
+        to_input: Tensor | None = grad @ weight if ctx.needs_input_grad[0] else None
+        seen = 0
+        for k in range(len(plan.bounds) - 1):
+            low, high = plan.bounds[k], plan.bounds[k + 1]
+            part = grad[low:high]
+            if (mine := plan.biases[k]) is not None:
+                out[mine] = part.sum(0, dtype=tensors[mine].dtype)
+            if (at := plan.factors[k]) is None:
+                continue
+            down, up, scale = tensors[at], tensors[at + 1], plan.scales[k]
+            through = (part @ up.to(part.dtype)).mul_(scale)
+            out[at] = (through.T @ inputs[seen]).to(down.dtype)
+            out[at + 1] = (part.T @ narrow[seen]).to(up.dtype).mul_(scale)
+            if to_input is not None:
+                back = through @ down.to(part.dtype)
+                mask = plan.masks[k]
+                to_input[low:high].add_(back if mask is None else back.mul_(mask))
+            seen += 1
+        return to_input, None, None, None, *out

@@ -1,0 +1,180 @@
+"""A transformers classifier opened up for a cohort: leaves swapped, attention packed, pooling made per sequence.
+
+The model's own modules stay as they are, and its own code runs; what changes is
+(1) every leaf with parameters, and every dropout, becomes a cohort-aware one of the same name (`layers.py`);
+(2) attention goes through `fleetune_packed` (families with the packed layout);
+(3) after the last encoder layer, each sequence is reduced to the one vector that the family's head reads, so that pooler
+    and head see `[B, 1, D]`, an ordinary batch;
+(4) encoder weights take the compute dtype; pooler and head stay in float32 (or float64): they are small.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fleetune.backbone import attention
+from fleetune.backbone.families import Family, family_of
+from fleetune.backbone.noise import Noise
+from fleetune.backbone.stream import Current, Stream
+from fleetune.cohort.layers import (
+    Active,
+    CohortDropout,
+    CohortLayerNorm,
+    CohortLinear,
+    CohortOther,
+)
+from fleetune.data.packing import Packed
+
+
+class OpenBackbone:
+    """A frozen classifier whose every leaf can serve many trials at once.
+
+    model: a transformers sequence-classification model; it is changed in place and belongs to this object from now on.
+    dtype: compute dtype of the encoder; parameters that trials own keep their own.
+    """
+
+    def __init__(self, model: Any, dtype: torch.dtype, device: torch.device) -> None:
+        self.family: Family = family_of(model.config)
+        self.config = model.config
+        self.pooling = self.family.pooling(model.config)
+        self.dtype = dtype
+        self.head_dtype = torch.float64 if dtype == torch.float64 else torch.float32
+        self.device = device
+        self.current = Current()
+        self._seen: Tensor | None = None
+        self.model = model.requires_grad_(False).eval().to(device)
+        self._cast()
+        self._swap()
+        if self.family.layout == "packed":
+            self.model.set_attn_implementation(attention.NAME)
+            # Attention modules hand their dropout rate on only while training; the masks themselves come from the stream.
+            for name, module in self.model.named_modules():
+                module.fleetune_current, module.fleetune_site = self.current, name
+        last = _child(getattr(self.model, self.model.base_model_prefix), self.family.last)
+        last.register_forward_hook(self._pool)
+
+    def _cast(self) -> None:
+        """Encoder weights to the compute dtype; layer norms, pooler and head stay wide."""
+        base = getattr(self.model, self.model.base_model_prefix)
+        self.model.to(self.head_dtype)
+        for name, module in base.named_modules():
+            if name.startswith("pooler") or isinstance(module, nn.LayerNorm):
+                continue
+            for parameter in module.parameters(recurse=False):
+                parameter.data = parameter.data.to(self.dtype)
+
+    def _swap(self) -> None:
+        for name, module in list(self.model.named_modules()):
+            leaf = self._leaf(name, module)
+            if leaf is not None:
+                parent, _, own = name.rpartition(".")
+                setattr(self.model.get_submodule(parent), own, leaf)
+
+    def _leaf(self, name: str, module: nn.Module) -> nn.Module | None:
+        if type(module) is nn.Linear:
+            return CohortLinear(name, self.current, module)
+        if type(module) is nn.LayerNorm:
+            return CohortLayerNorm(name, self.current, module)
+        if type(module) is nn.Dropout:
+            return CohortDropout(name, self.current, module)
+        has_own = next(module.parameters(recurse=False), None) is not None
+        return CohortOther(name, self.current, module) if has_own else None
+
+    def stream(self, packed: Packed, noise: Noise | None) -> Stream:
+        """The layout of one pass over these tokens."""
+        return Stream(packed.offsets, packed.trials, self.family.layout, self.device, noise)
+
+    def forward(self, packed: Packed, active: Active, noise: Noise | None = None) -> Tensor:
+        """Logits of every sequence, [B, C], in float32 (float64 when computing in float64).
+
+        noise: dropout of the trials; None evaluates without dropout.
+        """
+        return self._run(packed, active, noise).logits
+
+    def hidden(self, packed: Packed, active: Active) -> Tensor:
+        """Final hidden states before pooling: [1, T, D] packed, [B, L, D] padded."""
+        self._run(packed, active, None)
+        assert self._seen is not None
+        return self._seen
+
+    def _run(self, packed: Packed, active: Active, noise: Noise | None) -> Any:
+        self.current.stream = self.stream(packed, noise)
+        self.current.active = active
+        # Attention asks `training` for its dropout rate and draws nothing itself.
+        self.model.train(noise is not None)
+        try:
+            return self.model(**self._inputs(packed, self.current.stream))
+        finally:
+            self.current.stream = None
+            self.current.active = None
+
+    def _inputs(self, packed: Packed, stream: Stream) -> dict[str, Tensor | None]:
+        ids = torch.from_numpy(packed.ids)
+        types = None if packed.type_ids is None else torch.from_numpy(packed.type_ids)
+        if stream.layout == "padded":
+            return self._padded_inputs(ids, types, stream)
+        first = self.family.first_position(self.config)
+        inputs: dict[str, Tensor | None] = {
+            "input_ids": ids[None].to(self.device),
+            "position_ids": (torch.from_numpy(packed.positions) + first)[None].to(self.device),
+        }
+        if types is not None:
+            inputs["token_type_ids"] = types[None].to(self.device)
+        if self.pooling == "late":
+            # eurobert averages logits of tokens by an attention mask; membership [B, T] makes that one average a sequence.
+            rows = torch.arange(stream.n_sequences, device=self.device)[:, None]
+            inputs["attention_mask"] = (rows == stream.sequence_of_token[None]).to(self.head_dtype)
+        return inputs
+
+    def _padded_inputs(
+        self, ids: Tensor, types: Tensor | None, stream: Stream
+    ) -> dict[str, Tensor | None]:
+        rows = torch.from_numpy(stream.token_rows)  # type: ignore[arg-type]
+        shape = (stream.n_sequences, stream.longest)
+
+        def spread(values: Tensor, empty: int) -> Tensor:
+            out = torch.full((stream.n_token_rows,), empty, dtype=torch.long)
+            return out.index_copy_(0, rows, values).view(shape).to(self.device)
+
+        inputs: dict[str, Tensor | None] = {
+            "input_ids": spread(ids, int(self.config.pad_token_id)),
+            "attention_mask": spread(torch.ones_like(ids), 0),
+        }
+        if types is not None:
+            inputs["token_type_ids"] = spread(types, 0)
+        return inputs
+
+    def _pool(self, _module: nn.Module, _args: Any, output: Any) -> Any:
+        """Reduce [1, T, D] to [B, 1, D] in the head's dtype, keeping the shape of the module's output."""
+        if isinstance(output, Tensor):
+            return self._pooled(output)
+        if isinstance(output, tuple):
+            return (self._pooled(output[0]), *output[1:])
+        output["last_hidden_state"] = self._pooled(output["last_hidden_state"])
+        return output
+
+    def _pooled(self, hidden: Tensor) -> Tensor:
+        stream = self.current.require()
+        if not torch.is_grad_enabled():
+            self._seen = hidden
+        if stream.layout == "padded":
+            return hidden[:, :1].to(self.head_dtype)
+        if self.pooling == "first":
+            return hidden[0].index_select(0, stream.first_tokens)[:, None].to(self.head_dtype)
+        wide = hidden.to(self.head_dtype)
+        if self.pooling == "late":
+            return wide
+        sums = wide.new_zeros((stream.n_sequences, wide.shape[-1]))
+        sums = sums.index_add(0, stream.sequence_of_token, wide[0])
+        counts = torch.from_numpy(stream.lengths).to(sums)
+        return (sums / counts[:, None])[:, None]
+
+
+def _child(module: nn.Module, path: str) -> nn.Module:
+    """The submodule at a path that may count a list from its end (`layers.-1`)."""
+    for part in path.split("."):
+        module = list(module.children())[int(part)] if part.startswith("-") else getattr(module, part)
+    return module

@@ -1,0 +1,141 @@
+"""What one trial owns: its trainable parameters, laid flat in two buffers.
+
+All parameters of a trial are views of two flat tensors, one with weight decay and one without, and so are their
+gradients. Clipping, AdamW, snapshots and checkpoints then are a few operations on two tensors, however many
+hundred biases a trial has.
+
+Sources: initialisation of A and B as in peft (kaiming_uniform with a = sqrt(5), zeros); of fresh heads by transformers'
+own `_init_weights`; which parameters decay, transformers' `Trainer.get_decay_parameter_names`.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fleetune.backbone.sites import SiteMap
+from fleetune.cohort.layers import LowRankSlot
+from fleetune.methods.base import LowRank, Method
+from fleetune.seeds import torch_seed
+
+_NO_DECAY = re.compile(r"bias|layernorm|rmsnorm|(?:^|\.)norm(?:$|\.)|_norm(?:$|\.)", re.IGNORECASE)
+
+
+def decays(name: str, sites: SiteMap) -> bool:
+    """Whether transformers' Trainer would put weight decay on a parameter."""
+    if _NO_DECAY.search(name):
+        return False
+    leaf = name.rpartition(".")[0]
+    return all(site.kind != "layer_norm" for site in sites if site.name == leaf)
+
+
+class Owned:
+    """The trainable state of one trial.
+
+    tensors: each parameter by name, a leaf that requires grad; low-rank factors are `SITE.lora_A` and `SITE.lora_B`.
+    flats, grads: the buffers that they are views of: with decay, without.
+    """
+
+    def __init__(
+        self, values: Mapping[str, Tensor], low_rank: tuple[LowRank, ...], sites: SiteMap
+    ) -> None:
+        self.low_rank = low_rank
+        groups: tuple[list[str], list[str]] = ([], [])
+        for name in values:
+            groups[0 if decays(name, sites) else 1].append(name)
+        self.flats = [_flat([values[n] for n in names]) for names in groups]
+        self.grads = [torch.zeros_like(flat) for flat in self.flats]
+        self.tensors: dict[str, Tensor] = {}
+        for names, flat, grad in zip(groups, self.flats, self.grads, strict=True):
+            at = 0
+            for name in names:
+                shape, size = values[name].shape, values[name].numel()
+                view = flat[at : at + size].view(shape).requires_grad_()
+                # A gradient that is there is added to in place, so what backward gives lands in the flat buffer.
+                view.grad = grad[at : at + size].view(shape)
+                self.tensors[name] = view
+                at += size
+
+    def slots(self) -> dict[str, LowRankSlot]:
+        """The low-rank factors by site."""
+        return {
+            f.site: LowRankSlot(
+                self.tensors[f"{f.site}.lora_A"],
+                self.tensors[f"{f.site}.lora_B"],
+                f.scale,
+                f.dropout,
+            )
+            for f in self.low_rank
+        }
+
+    def snapshot(self) -> list[Tensor]:
+        """A copy of the values, to be given to `restore`."""
+        return [flat.detach().clone() for flat in self.flats]
+
+    def restore(self, values: list[Tensor]) -> None:
+        """Put back what `snapshot` gave."""
+        for flat, value in zip(self.flats, values, strict=True):
+            flat.copy_(value)
+
+    def state(self) -> dict[str, Tensor]:
+        """Every parameter by name, copied."""
+        return {name: tensor.detach().clone() for name, tensor in self.tensors.items()}
+
+    def zero_grad(self) -> None:
+        for grad in self.grads:
+            grad.zero_()
+
+
+def initial_values(
+    method: Method, seed: int, sites: SiteMap, pretrained: Mapping[str, Tensor], model: Any
+) -> tuple[dict[str, Tensor], tuple[LowRank, ...]]:
+    """The starting values of what a trial owns, and its low-rank factors.
+
+    pretrained: every parameter of the classification model, as loaded. model: that model, for its own initialisation
+    of parameters that the checkpoint lacks; it is not changed. Dtype and device are those of `pretrained`.
+    """
+    ownership = method.ownership(sites)
+    fresh = _fresh_values(seed, sites, model)
+    values = {
+        name: fresh.get(name, pretrained[name]).detach().clone() for name in ownership.parameters
+    }
+    for name in ownership.zero_biases:
+        weight = pretrained[f"{name.rpartition('.')[0]}.weight"]
+        values[name] = weight.new_zeros(weight.shape[0])
+    for factors in ownership.low_rank:
+        weight = pretrained[f"{factors.site}.weight"]
+        generator = torch.Generator().manual_seed(torch_seed(seed, "init", factors.site))
+        down = torch.empty(factors.r, weight.shape[1])
+        nn.init.kaiming_uniform_(down, a=math.sqrt(5), generator=generator)
+        values[f"{factors.site}.lora_A"] = down.to(weight)
+        values[f"{factors.site}.lora_B"] = weight.new_zeros(weight.shape[0], factors.r)
+    return values, ownership.low_rank
+
+
+def _fresh_values(seed: int, sites: SiteMap, model: Any) -> dict[str, Tensor]:
+    """Draw what the checkpoint lacks as transformers does, from the trial's seed and not from the global generator."""
+    drawn: dict[str, Tensor] = {}
+    for site in sites:
+        if not site.fresh:
+            continue
+        leaf = copy.deepcopy(model.get_submodule(site.name))
+        for parameter in leaf.parameters():
+            parameter._is_hf_initialized = False  # type: ignore[attr-defined]
+        # transformers draws from torch's global generator; fork_rng gives it back as it was.
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            torch.manual_seed(torch_seed(seed, "init", site.name))
+            model._init_weights(leaf)
+        drawn.update({site.parameter(own): getattr(leaf, own) for own in site.fresh})
+    return drawn
+
+
+def _flat(parts: list[Tensor]) -> Tensor:
+    if not parts:
+        return torch.zeros(0)
+    return torch.cat([part.reshape(-1) for part in parts])

@@ -1,0 +1,197 @@
+"""The training loop: many trials, one pass.
+
+Each round every active trial brings its next micro-batch; rounds are cut into passes that hold a bounded number of
+tokens; each pass is one forward and one backward through the frozen backbone; then every trial steps by itself.
+A trial that ends leaves, a waiting one takes its place. K = 1 is the ordinary case and no other path.
+
+`Cohort.run` is a generator of events: whoever reads them writes journals, draws progress, saves, or stops reading.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from fleetune.backbone.noise import Noise
+from fleetune.cohort.engine import Engine
+from fleetune.cohort.trial import Trial, TrialInput
+from fleetune.data import metrics
+from fleetune.data.packing import pack
+from fleetune.records import EpochResult
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A trial has taken a place in the cohort."""
+
+    trial: Trial
+
+
+@dataclass(frozen=True, slots=True)
+class Advanced:
+    """Every active trial has done a micro-batch."""
+
+    trials: tuple[Trial, ...]
+    rows: int
+    """Examples of all of them together."""
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class EpochDone:
+    """A trial has been evaluated; its checkpoint can be taken now."""
+
+    trial: Trial
+    result: EpochResult
+
+
+@dataclass(frozen=True, slots=True)
+class TrialDone:
+    """A trial has ended; it holds the weights of its best epoch."""
+
+    trial: Trial
+
+
+@dataclass(frozen=True, slots=True)
+class TrialFailed:
+    """A trial had to end; the others go on."""
+
+    trial: Trial
+    reason: str
+
+
+Event = Started | Advanced | EpochDone | TrialDone | TrialFailed
+
+
+class Cohort:
+    """Trials that train together.
+
+    size: how many train at once. max_tokens: how many tokens one pass may hold; a single trial's micro-batch may be more.
+    """
+
+    def __init__(
+        self, engine: Engine, inputs: Sequence[TrialInput], *, size: int, max_tokens: int
+    ) -> None:
+        self.engine = engine
+        self.waiting = deque(inputs)
+        self.size = size
+        self.max_tokens = max_tokens
+        self.active: list[Trial] = []
+        self.checkpoints: dict[str, tuple[dict[str, Tensor], dict[str, Any]]] = {}
+        """Where trials go on from, by id; a trial without one starts from its beginning."""
+
+    def run(self) -> Iterator[Event]:
+        """Train all trials to their ends."""
+        while self.waiting or self.active:
+            yield from self._admit()
+            if not self.active:
+                continue
+            yield from self._round()
+            yield from self._evaluate()
+
+    def _admit(self) -> Iterator[Event]:
+        while self.waiting and len(self.active) < self.size:
+            given = self.waiting.popleft()
+            trial = Trial(given, self.engine.start(given))
+            if given.spec.id in self.checkpoints:
+                trial.restore(*self.checkpoints.pop(given.spec.id))
+            self.active.append(trial)
+            yield Started(trial)
+            if trial.ended:  # a checkpoint taken after the last epoch
+                yield from self._leave(trial)
+
+    def _round(self) -> Iterator[Event]:
+        batches = [(trial, trial.batch()) for trial in self.active]
+        rows = tokens = 0
+        for group in _passes(batches, self.max_tokens):
+            losses = self._pass(group)
+            for (trial, batch), loss in zip(group, losses, strict=True):
+                rows += len(batch)
+                tokens += _tokens(trial, batch)
+                reason = trial.after_backward(loss, len(batch))
+                if reason is not None:
+                    self.active.remove(trial)
+                    yield TrialFailed(trial, reason)
+        yield Advanced(tuple(self.active), rows, tokens)
+
+    def _pass(self, group: Sequence[tuple[Trial, NDArray[np.int64]]]) -> list[float]:
+        packed = pack([(trial.given.train.table, batch) for trial, batch in group])
+        noise = Noise([trial.noise_key for trial, _ in group])
+        trials = [trial for trial, _ in group]
+        logits = self.engine.logits([t.owned for t in trials], packed, noise)
+        bounds = packed.trials.tolist()
+        losses: list[Tensor] = []
+        for k, (trial, batch) in enumerate(group):
+            labels = torch.from_numpy(trial.given.train.labels[batch]).to(logits.device)
+            losses.append(loss_of(logits[bounds[k] : bounds[k + 1]], labels, trial.given))
+        # Each trial's loss reaches its own parameters only, so one sum gives every trial its own gradient.
+        torch.stack(
+            [loss / trial.group_size for loss, trial in zip(losses, trials, strict=True)]
+        ).sum().backward()
+        return torch.stack(losses).detach().tolist()
+
+    def _evaluate(self) -> Iterator[Event]:
+        due = [trial for trial in self.active if trial.at_epoch_end]
+        if not due:
+            return
+        logits = self.engine.predict(
+            [t.owned for t in due],
+            [t.given.selection for t in due],
+            [t.given.settings.per_device_eval_batch_size for t in due],
+        )
+        for trial, own in zip(due, logits, strict=True):
+            yield EpochDone(trial, trial.finish_epoch(selection_metrics(own, trial.given)))
+        for trial in due:
+            if trial.ended:
+                yield from self._leave(trial)
+
+    def _leave(self, trial: Trial) -> Iterator[Event]:
+        self.active.remove(trial)
+        trial.best_state()
+        yield TrialDone(trial)
+
+
+def loss_of(logits: Tensor, labels: Tensor, given: TrialInput) -> Tensor:
+    """The mean loss of one trial's sequences, as transformers' classification models compute it."""
+    if given.regression:
+        return functional.mse_loss(logits.squeeze(-1), labels.to(logits.dtype))
+    return functional.cross_entropy(
+        logits, labels, label_smoothing=given.settings.label_smoothing_factor
+    )
+
+
+def selection_metrics(logits: NDArray[Any], given: TrialInput) -> dict[str, float]:
+    """Metrics and loss on the selection split; logits [n, C] in the order of its rows."""
+    labels = given.selection.labels[given.selection.rows]
+    found = metrics.compute(given.metrics, logits, labels)
+    loss = loss_of(torch.from_numpy(logits).double(), torch.from_numpy(labels), given)
+    return {**found, "loss": float(loss)}
+
+
+def _tokens(trial: Trial, batch: NDArray[np.int64]) -> int:
+    return int(trial.given.train.table.lengths[batch].sum())
+
+
+def _passes(
+    batches: Sequence[tuple[Trial, NDArray[np.int64]]], max_tokens: int
+) -> Iterator[list[tuple[Trial, NDArray[np.int64]]]]:
+    """Neighbouring trials' micro-batches in groups of at most so many tokens; a trial is never split."""
+    group: list[tuple[Trial, NDArray[np.int64]]] = []
+    held = 0
+    for trial, batch in batches:
+        tokens = _tokens(trial, batch)
+        if group and held + tokens > max_tokens:
+            yield group
+            group, held = [], 0
+        group.append((trial, batch))
+        held += tokens
+    if group:
+        yield group

@@ -1,0 +1,195 @@
+"""One trial while it trains: its data, its place in them, its optimizer, its results.
+
+A trial knows nothing of its mates. What it does next depends on its own specification and steps alone.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fleetune.backbone.noise import NoiseKey
+from fleetune.cohort.optim import TrialOptimizer
+from fleetune.cohort.owned import Owned
+from fleetune.config import TrainingSettings
+from fleetune.data.tokens import TokenTable
+from fleetune.methods.base import Method
+from fleetune.records import EpochResult, TrialSpec
+from fleetune.seeds import stream
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Some rows of a tokenised split, with labels."""
+
+    table: TokenTable
+    rows: NDArray[np.int64]
+    """Which rows of the table."""
+    labels: NDArray[Any]
+    """The label of every row of the table: int64 classes, or float64 targets."""
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+@dataclass(frozen=True, slots=True)
+class TrialInput:
+    """All that decides a trial, with its data."""
+
+    spec: TrialSpec
+    method: Method
+    settings: TrainingSettings
+    train: Rows
+    selection: Rows
+    metrics: tuple[str, ...]
+    """Computed on the selection split each epoch, besides the loss."""
+    best_metric: str
+    higher_is_better: bool
+    regression: bool = False
+
+
+class Trial:
+    """The live state of one trial."""
+
+    def __init__(self, given: TrialInput, owned: Owned) -> None:
+        self.given = given
+        self.owned = owned
+        self.rows = len(given.train)
+        self.optimizer = TrialOptimizer(owned, given.settings, self.rows)
+        self.total_steps = given.settings.total_steps(self.rows)
+        self.micro_per_epoch = math.ceil(self.rows / given.settings.per_device_train_batch_size)
+        self.step = 0
+        self.micro_step = 0
+        self.loss_sum = 0.0
+        self.rows_seen = 0
+        self.results: list[EpochResult] = []
+        self.best: list[Tensor] = owned.snapshot()
+        self.best_epoch = 0
+        self.seconds_before = 0.0
+        self.started = time.monotonic()
+        self._order: tuple[int, NDArray[np.int64]] | None = None
+
+    @property
+    def id(self) -> str:
+        return self.given.spec.id
+
+    @property
+    def epoch(self) -> int:
+        """The running epoch, from 0."""
+        return self.micro_step // self.micro_per_epoch
+
+    @property
+    def ended(self) -> bool:
+        return self.step >= self.total_steps
+
+    @property
+    def seconds(self) -> float:
+        return self.seconds_before + time.monotonic() - self.started
+
+    def batch(self) -> NDArray[np.int64]:
+        """Rows of the next micro-batch, in the epoch's own order."""
+        if self._order is None or self._order[0] != self.epoch:
+            order = stream(self.given.spec.seed, "order", self.epoch).permutation(self.rows)
+            self._order = (self.epoch, self.given.train.rows[order])
+        size = self.given.settings.per_device_train_batch_size
+        at = (self.micro_step % self.micro_per_epoch) * size
+        return self._order[1][at : at + size]
+
+    @property
+    def noise_key(self) -> NoiseKey:
+        """What decides the dropout of the next micro-batch."""
+        return NoiseKey(self.given.spec.seed, self.micro_step, self.given.settings.dropout)
+
+    @property
+    def group_size(self) -> int:
+        """Micro-batches in the running accumulation group: fewer at the end of an epoch."""
+        size = self.given.settings.gradient_accumulation_steps
+        within = self.micro_step % self.micro_per_epoch
+        return min(size, self.micro_per_epoch - within // size * size)
+
+    def after_backward(self, loss: float, rows: int) -> str | None:
+        """Count a micro-batch whose gradient has been added; step at the end of its group.
+
+        Returns why the trial must end now (a loss or gradient that is not finite), or None.
+        """
+        if not math.isfinite(loss):
+            return f"the loss became {loss} at step {self.step + 1}; a lower learning_rate may help"
+        size = self.given.settings.gradient_accumulation_steps
+        self.loss_sum += loss * rows
+        self.rows_seen += rows
+        within = self.micro_step % self.micro_per_epoch + 1
+        self.micro_step += 1
+        if within % size == 0 or within == self.micro_per_epoch:
+            norm = float(self.optimizer.step())
+            self.step += 1
+            if not math.isfinite(norm):
+                return f"the gradient became {norm} at step {self.step}; a lower learning_rate may help"
+        return None
+
+    @property
+    def at_epoch_end(self) -> bool:
+        """Whether the selection split is due: an epoch is over, or the training is."""
+        return self.ended or (self.rows_seen > 0 and self.micro_step % self.micro_per_epoch == 0)
+
+    def finish_epoch(self, selection: dict[str, float]) -> EpochResult:
+        """Record an epoch and keep its weights if it is the best so far; the earliest of equals stays."""
+        result = EpochResult(
+            epoch=len(self.results) + 1,
+            loss=self.loss_sum / max(self.rows_seen, 1),
+            selection=selection,
+            step=self.step,
+            seconds=self.seconds,
+        )
+        self.results.append(result)
+        self.loss_sum, self.rows_seen = 0.0, 0
+        score = selection[self.given.best_metric]
+        if self.best_epoch == 0 or self._better(score):
+            self.best, self.best_epoch = self.owned.snapshot(), result.epoch
+        return result
+
+    def _better(self, score: float) -> bool:
+        best = self.results[self.best_epoch - 1].selection[self.given.best_metric]
+        return score > best if self.given.higher_is_better else score < best
+
+    def checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """All that a resume needs, at the end of an epoch: tensors, and numbers as JSON."""
+        moments, steps = self.optimizer.state()
+        tensors = {f"adam.{name}": value for name, value in moments.items()}
+        for i, (flat, best) in enumerate(zip(self.owned.flats, self.best, strict=True)):
+            tensors[f"flat.{i}"], tensors[f"best.{i}"] = flat.detach(), best
+        numbers = {
+            "id": self.id,
+            "step": self.step,
+            "schedule_step": steps,
+            "micro_step": self.micro_step,
+            "best_epoch": self.best_epoch,
+            "seconds": self.seconds,
+            "results": [
+                {"epoch": r.epoch, "loss": r.loss, "selection": dict(r.selection), "step": r.step, "seconds": r.seconds}
+                for r in self.results
+            ],
+        }  # fmt: skip
+        return tensors, numbers
+
+    def restore(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
+        """Go on from what `checkpoint` gave."""
+        self.owned.restore([tensors[f"flat.{i}"] for i in range(len(self.owned.flats))])
+        self.best = [tensors[f"best.{i}"].clone() for i in range(len(self.owned.flats))]
+        moments = {k.removeprefix("adam."): v for k, v in tensors.items() if k.startswith("adam.")}
+        self.optimizer.restore(moments, numbers["schedule_step"])
+        self.step, self.micro_step = numbers["step"], numbers["micro_step"]
+        self.best_epoch, self.seconds_before = numbers["best_epoch"], numbers["seconds"]
+        self.results = [EpochResult(**result) for result in numbers["results"]]
+
+    def best_state(self) -> dict[str, Tensor]:
+        """The weights of the best epoch by name; the trial goes on with them."""
+        with torch.no_grad():
+            self.owned.restore(self.best)
+        return self.owned.state()

@@ -1,0 +1,160 @@
+"""Training settings under the names of `transformers.TrainingArguments`, checked all at once.
+
+Defaults are transformers' own, except where a field says otherwise. A resolved record holds every value, so that a
+stored run leaves nothing to defaults.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from fleetune.errors import SettingsError, did_you_mean
+
+Scheduler = Literal[
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "polynomial",
+    "constant",
+    "constant_with_warmup",
+    "inverse_sqrt",
+    "cosine_with_min_lr",
+    "cosine_warmup_with_min_lr",
+    "warmup_stable_decay",
+]
+
+
+class TrainingSettings(BaseModel):
+    """How one trial trains."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    learning_rate: float | None = Field(
+        default=None, gt=0, description="Peak learning rate of AdamW; by default the method's own."
+    )
+    num_train_epochs: float = Field(
+        default=3.0, gt=0, description="Passes over the training rows; may end within one."
+    )
+    max_steps: int = Field(
+        default=-1, ge=-1, description="Optimizer steps; when positive it overrides num_train_epochs."
+    )
+    per_device_train_batch_size: int = Field(
+        default=16, ge=1, description="Rows of one micro-batch of one trial (transformers: 8)."
+    )
+    per_device_eval_batch_size: int = Field(
+        default=64, ge=1, description="Rows of one trial in one evaluation pass (transformers: 8)."
+    )
+    gradient_accumulation_steps: int = Field(
+        default=1, ge=1, description="Micro-batches of one optimizer step; their losses are averaged."
+    )
+    warmup_steps: float = Field(
+        default=0, ge=0, description="Steps of warm-up; below 1 a share of all steps."
+    )
+    lr_scheduler_type: Scheduler = Field(
+        default="linear", description="Schedule of the learning rate, as transformers names it."
+    )
+    lr_scheduler_kwargs: dict[str, Any] = Field(
+        default_factory=dict, description="Settings of the schedule itself, as transformers names them."
+    )
+    weight_decay: float = Field(
+        default=0.0, ge=0, description="AdamW's decoupled decay; never on biases and norms."
+    )
+    adam_beta1: float = Field(default=0.9, ge=0, lt=1, description="AdamW's beta1.")
+    adam_beta2: float = Field(default=0.999, ge=0, lt=1, description="AdamW's beta2.")
+    adam_epsilon: float = Field(default=1e-8, gt=0, description="AdamW's epsilon.")
+    max_grad_norm: float = Field(
+        default=1.0, ge=0, description="The trial's gradient is clipped to this norm; 0 does not clip."
+    )
+    label_smoothing_factor: float = Field(
+        default=0.0, ge=0, lt=1, description="Share of the target spread over all classes."
+    )
+    dropout: float | None = Field(
+        default=None,
+        ge=0,
+        lt=1,
+        description="Replaces every dropout rate of the backbone and its head; by default they keep their own.",
+    )
+    metric_for_best_model: str | None = Field(
+        default=None,
+        description='Metric on the selection split that picks the epoch; by default the task\'s main one; "loss" works.',
+    )
+    greater_is_better: bool | None = Field(
+        default=None, description="Direction of that metric; by default known from its name."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> TrainingSettings:
+        if self.max_steps == 0:
+            raise ValueError("`max_steps` must be positive, or -1 to train for num_train_epochs; got 0")
+        if self.warmup_steps >= 1 and self.warmup_steps != int(self.warmup_steps):
+            raise ValueError(
+                "`warmup_steps` is a whole number of steps, or a share below 1; "
+                f"got {self.warmup_steps}"
+            )
+        return self
+
+    def steps_per_epoch(self, rows: int) -> int:
+        """Optimizer steps in one pass over so many rows; a last, smaller group of micro-batches is a step too."""
+        micro = math.ceil(rows / self.per_device_train_batch_size)
+        return max(math.ceil(micro / self.gradient_accumulation_steps), 1)
+
+    def total_steps(self, rows: int) -> int:
+        """Optimizer steps of the whole training."""
+        if self.max_steps > 0:
+            return self.max_steps
+        return math.ceil(self.num_train_epochs * self.steps_per_epoch(rows))
+
+    def warmup(self, rows: int) -> int:
+        """Warm-up in optimizer steps."""
+        if self.warmup_steps < 1:
+            return math.ceil(self.total_steps(rows) * self.warmup_steps)
+        return int(self.warmup_steps)
+
+
+# Names that transformers 5 dropped or that say the same by another name.
+_OLD_NAMES = {
+    "warmup_ratio": "warmup_steps (a share below 1)",
+    "evaluation_strategy": "none: every epoch is evaluated",
+    "eval_strategy": "none: every epoch is evaluated",
+    "load_best_model_at_end": "none: the best epoch is always kept",
+    "bf16": "--dtype bfloat16",
+    "fp16": "--dtype bfloat16",
+    "batch_size": "per_device_train_batch_size",
+    "epochs": "num_train_epochs",
+    "lr": "learning_rate",
+}
+
+
+def training_settings(values: Mapping[str, Any], where: str = "training") -> TrainingSettings:
+    """Checked settings; SettingsError names every one that is wrong."""
+    try:
+        return TrainingSettings(**values)
+    except ValidationError as error:
+        raise SettingsError(where, explain(error, TrainingSettings)) from None
+
+
+def explain(error: ValidationError, model: type[BaseModel]) -> list[str]:
+    """Each problem of a pydantic error as a sentence with key, rule and value."""
+    sentences: list[str] = []
+    for problem in error.errors():
+        path = ".".join(str(part) for part in problem["loc"] if not _is_branch(part))
+        key = str(problem["loc"][0]) if problem["loc"] else ""
+        if problem["type"] == "extra_forbidden":
+            better = _OLD_NAMES.get(key)
+            hint = f"; use {better}" if better else did_you_mean(key, model.model_fields)
+            sentences.append(f"{path}: unknown setting{hint}")
+        elif problem["type"] == "value_error":
+            sentences.append(str(problem["msg"]).removeprefix("Value error, "))
+        else:
+            rule = str(problem["msg"])
+            sentences.append(f"{path}: {rule[0].lower()}{rule[1:]}, but got {problem['input']!r}")
+    return list(dict.fromkeys(sentences))
+
+
+def _is_branch(part: str | int) -> bool:
+    """Whether a part of pydantic's path names a branch of a union, which users never wrote."""
+    return isinstance(part, str) and ("[" in part or "(" in part)

@@ -1,0 +1,79 @@
+"""What the readers of own files share: what a header says, and checks for every format.
+
+A reader is two functions. `header(path)` opens the file and raises DataError where nothing can be
+read at all. `rows(path, names, scalars, problems)` yields (line, cells of the named columns) and
+adds what is wrong to `problems`; columns in `scalars` (labels, groups) may hold integers and
+booleans besides strings, the others only strings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fleetune.errors import DataError, did_you_mean
+
+Row = tuple[int, tuple[str, ...]]
+"""The line where a row starts, from 1 (Parquet: the number of the row), and its cells."""
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """The columns of a file."""
+
+    columns: tuple[str, ...]
+    texts: tuple[str, ...]
+    """Those that can hold a text."""
+    scalars: tuple[str, ...]
+    """Those that can hold a label."""
+    line: int | None
+    """Where the header stands; None for Parquet."""
+
+    def place(self, column: str) -> str:
+        return f"column {column}" if self.line is None else f"line {self.line}, column {column}"
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """One row of the table of formats in sources.py."""
+
+    header: Callable[[Path], Header]
+    rows: Callable[[Path, Sequence[str], frozenset[str], list[str]], Iterator[Row]]
+    unit: str = "line"
+    """What a row's number counts: lines, or rows where a file has no lines."""
+
+
+def check_names(path: Path, header: Header) -> None:
+    """Raise DataError where a column name stands twice."""
+    twice = sorted({name for name in header.columns if header.columns.count(name) > 1})
+    if twice:
+        problem = "this name stands twice; every column needs its own"
+        raise DataError(str(path), [f"{header.place(name)}: {problem}" for name in twice])
+
+
+def check_wanted(path: Path, header: Header, names: Sequence[str]) -> None:
+    """Raise DataError where a named column is not there."""
+    there = ", ".join(header.columns)
+    problems: list[str] = []
+    for name in names:
+        if name not in header.columns:
+            near = did_you_mean(name, header.columns)
+            hint = near if near.startswith(", did") else ""
+            lone = header.columns[0] if len(header.columns) == 1 else ""
+            if any(separator in lone for separator in ";|\t"):
+                hint += (
+                    "; the header is one cell: separate cells by commas in .csv, by tabs in .tsv"
+                )
+            problems.append(f"{header.place(name)}: missing{hint}; the columns are: {there}")
+    if problems:
+        raise DataError(str(path), problems)
+
+
+def character_problem(text: str) -> str | None:
+    """What is wrong with the characters of a text that did not come straight from checked UTF-8."""
+    if "\0" in text:
+        return "a NUL character; text must not hold any, remove it"
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        return "half of a surrogate pair, which is no character; write the character itself"
+    return None

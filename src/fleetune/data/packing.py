@@ -1,0 +1,65 @@
+"""Rows of tokenised text laid end to end: many trials' batches as one stream, without padding.
+
+Notation: K trials, B sequences of all trials together, T tokens of all sequences together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fleetune.data.tokens import TokenTable
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """One packed stream. Sequences of one trial are contiguous, in the trial's own order."""
+
+    ids: NDArray[np.int64]
+    """Token ids, [T]."""
+    positions: NDArray[np.int64]
+    """Place of each token in its sequence, from 0, [T]."""
+    type_ids: NDArray[np.int64] | None
+    """Segment ids, [T], where the tokenizer gives them."""
+    offsets: NDArray[np.int64]
+    """Where each sequence starts, and T at the end, [B + 1]."""
+    trials: NDArray[np.int64]
+    """Where each trial's sequences start, and B at the end, [K + 1]."""
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens of each sequence, [B]."""
+        return np.diff(self.offsets)
+
+
+def pack(parts: Sequence[tuple[TokenTable, NDArray[np.int64]]]) -> Packed:
+    """Lay the given rows of each trial's table end to end; `parts` holds one pair a trial."""
+    gathered = [_gather(table, rows) for table, rows in parts]
+    lengths = np.concatenate([length for _, _, length in gathered])
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    positions = np.arange(offsets[-1], dtype=np.int64) - np.repeat(offsets[:-1], lengths)
+    types = [types for _, types, _ in gathered]
+    counts = [len(length) for _, _, length in gathered]
+    return Packed(
+        ids=np.concatenate([ids for ids, _, _ in gathered]).astype(np.int64),
+        positions=positions,
+        type_ids=None
+        if any(t is None for t in types)
+        else np.concatenate([t for t in types if t is not None]).astype(np.int64),
+        offsets=offsets,
+        trials=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+    )
+
+
+def _gather(
+    table: TokenTable, rows: NDArray[np.int64]
+) -> tuple[NDArray[np.int32], NDArray[np.uint8] | None, NDArray[np.int64]]:
+    """Tokens, segment ids and lengths of some rows, without a loop over them."""
+    starts = table.offsets[rows]
+    lengths = table.offsets[rows + 1] - starts
+    ends = np.cumsum(lengths)
+    index = np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - (ends - lengths), lengths)
+    return table.ids[index], None if table.type_ids is None else table.type_ids[index], lengths

@@ -1,0 +1,75 @@
+"""What must hold for a text file before it is parsed: it is there, is UTF-8 and has no NUL byte.
+
+A byte offset counts from 0, a line from 1. Lines end with LF, CRLF or CR.
+"""
+
+from __future__ import annotations
+
+import codecs
+from importlib.resources.abc import Traversable
+from pathlib import Path
+
+from fleetune.errors import DataError, did_you_mean
+
+File = Path | Traversable
+"""A file on disk or inside the package: it has `name`, `open` and `is_file`."""
+
+MAX_PROBLEMS = 1000
+"""Reading stops after so many: a file that is wrong everywhere is not read to its end."""
+
+_CHUNK = 1 << 20
+_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
+
+def check_exists(path: Path) -> None:
+    """Raise DataError unless this is a file that can be opened."""
+    if path.is_dir():
+        raise DataError(
+            str(path), ["this is a folder, but a file is needed; name a file inside it"]
+        )
+    if not path.exists():
+        folder = path.parent
+        near = [other.name for other in folder.iterdir()] if folder.is_dir() else []
+        hint = did_you_mean(path.name, near) if near else ""
+        raise DataError(
+            str(path), [f"there is no such file{hint if hint.startswith(', did') else ''}"]
+        )
+    try:
+        with path.open("rb"):
+            pass
+    except OSError as error:
+        raise DataError(str(path), [f"the file cannot be opened: {error.strerror}"]) from error
+
+
+def text_problem(file: File) -> str | None:
+    """What keeps the file from being read as UTF-8, or None. Reads it once, in chunks."""
+    decoder = codecs.getincrementaldecoder("utf-8")("strict")
+    done = 0
+    with file.open("rb") as handle:
+        while True:
+            chunk = handle.read(_CHUNK)
+            if done == 0 and chunk.startswith(_UTF16):
+                return "line 1, byte 0: this is UTF-16; save it as UTF-8"
+            nul = chunk.find(b"\0")
+            try:
+                # What stands before a NUL is checked first, so that the first problem is the one
+                # reported.
+                decoder.decode(chunk if nul < 0 else chunk[:nul], final=not chunk)
+            except UnicodeDecodeError as error:
+                held_back = len(error.object) - len(chunk if nul < 0 else chunk[:nul])
+                at = done - held_back + error.start
+                byte = f"0x{error.object[error.start]:02x}"
+                remedy = "save it as UTF-8, e.g. with `iconv -f ISO-8859-1 -t UTF-8`"
+                return f"{_place(file, at)}: not UTF-8 ({byte}); {remedy}"
+            if nul >= 0:
+                return f"{_place(file, done + nul)}: a NUL byte; text must not hold any, remove it"
+            if not chunk:
+                return None
+            done += len(chunk)
+
+
+def _place(file: File, offset: int) -> str:
+    with file.open("rb") as handle:
+        before = handle.read(offset)
+    line = before.replace(b"\r\n", b"\n").replace(b"\r", b"\n").count(b"\n") + 1
+    return f"line {line}, byte {offset}"

@@ -1,0 +1,87 @@
+"""Every error that Fleetune raises on purpose, and the exit code that the command line gives it.
+
+    FleetuneError            1    a command failed
+    |- SettingsError         2    a setting is wrong; names all that are wrong
+    |- DataError             4    a data file is wrong; names file, line and column
+    |- EnvironmentProblem    5    this machine lacks something: a package, a file, the network
+    |- RefusedError          6    doing it would overwrite, mix or trust something that must not be
+
+A message says the rule, the value and the remedy. `ValueError` is raised where a caller from Python passes a wrong
+argument; `assert` marks states that cannot happen. Other exit codes: 0 done, 3 done but some trials failed, 75 stopped
+and can be resumed, 130 and 143 ended by a signal.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+DONE = 0
+SOME_TRIALS_FAILED = 3
+STOPPED = 75
+INTERRUPTED = 130
+
+
+class FleetuneError(Exception):
+    """The root of the tree: something failed, and the message says what to do."""
+
+    exit_code = 1
+
+
+class SettingsError(FleetuneError):
+    """Settings that cannot be used, all of them at once.
+
+    where: the file or the command that holds them.
+    problems: one sentence for each, with rule, value and remedy.
+    """
+
+    exit_code = 2
+
+    def __init__(self, where: str, problems: Sequence[str]) -> None:
+        self.where = where
+        self.problems = tuple(problems)
+        super().__init__(_listing(where, self.problems))
+
+
+class DataError(FleetuneError):
+    """Data that cannot be used. Each problem starts with line and column where they are known."""
+
+    exit_code = 4
+
+    def __init__(self, where: str, problems: Sequence[str]) -> None:
+        self.where = where
+        self.problems = tuple(problems)
+        super().__init__(_listing(where, self.problems))
+
+
+class EnvironmentProblem(FleetuneError):  # noqa: N818 (EnvironmentError is taken)
+    """This machine lacks what the command needs."""
+
+    exit_code = 5
+
+
+class RefusedError(FleetuneError):
+    """The command would overwrite, mix or trust something that must not be."""
+
+    exit_code = 6
+
+
+# More would scroll the first, most useful ones off the screen.
+MAX_PROBLEMS_SHOWN = 20
+
+
+def _listing(where: str, problems: Sequence[str]) -> str:
+    shown = [f"  - {problem}" for problem in problems[:MAX_PROBLEMS_SHOWN]]
+    if len(problems) > MAX_PROBLEMS_SHOWN:
+        shown.append(f"  ... and {len(problems) - MAX_PROBLEMS_SHOWN} more")
+    plural = "problem" if len(problems) == 1 else "problems"
+    return "\n".join([f"{where}: {len(problems)} {plural}", *shown])
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return `, did you mean "x"?` for the nearest known name, or the whole choice when none is near."""
+    choices = sorted(known)
+    near = difflib.get_close_matches(name, choices, n=1, cutoff=0.6)
+    if near:
+        return f', did you mean "{near[0]}"?'
+    return f"; choose from {', '.join(choices)}" if choices else ""

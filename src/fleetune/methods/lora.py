@@ -1,0 +1,90 @@
+"""LoRA: low-rank updates of chosen linear layers, and the head (Hu et al. 2021, arXiv:2106.09685).
+
+`y = W x + b + scale * B A dropout(x)` with `scale = lora_alpha / r`, or `lora_alpha / sqrt(r)` with `use_rslora`
+(Kalajdzievski 2023, arXiv:2312.03732). Defaults are those of `peft.LoraConfig`, so that a setting left out means the
+same in both.
+
+Departures: (1) A starts from kaiming_uniform(a=sqrt(5)) as in peft; the paper says Gaussian. (2) The whole head is
+trained; peft trains the modules named `classifier` and `score`, which leaves, for instance, ModernBERT's head.dense
+frozen. (3) `all-linear` never includes the head.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar, Literal
+
+from pydantic import Field, field_validator
+
+from fleetune.backbone.sites import Site, SiteMap
+from fleetune.errors import SettingsError, did_you_mean
+from fleetune.methods.base import Abilities, LowRank, Method, Ownership
+
+
+class Lora(Method):
+    """Train low-rank updates."""
+
+    name: ClassVar[str] = "lora"
+    summary: ClassVar[str] = "train low-rank updates of linear layers and the head"
+    source: ClassVar[str] = "Hu et al. 2021, arXiv:2106.09685"
+    abilities: ClassVar[Abilities] = Abilities(shares_backbone=True, peft_format=True)
+    default_learning_rate: ClassVar[float] = 5e-4
+
+    r: int = Field(default=8, ge=1, description="Rank. Adds r * (d_in + d_out) parameters a site.")
+    lora_alpha: float = Field(
+        default=8, gt=0, description="The update is scaled by lora_alpha / r (sqrt(r) with use_rslora)."
+    )
+    lora_dropout: float = Field(
+        default=0.0, ge=0, lt=1, description="Dropout on the input of the low-rank update."
+    )
+    target_modules: Literal["default", "all-linear"] | tuple[str, ...] = Field(
+        default="default",
+        description="Which linear layers: default (query and value, as peft has it for bert and roberta), all-linear "
+        "(all of the encoder, never the head), or a list of module names such as query,key,value.",
+    )
+    use_rslora: bool = Field(
+        default=False, description="Scale by lora_alpha / sqrt(r), which keeps the update's size as r grows."
+    )
+
+    @field_validator("target_modules", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        if isinstance(value, str) and value not in ("default", "all-linear"):
+            return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value
+
+    @property
+    def scale(self) -> float:
+        """What the update is multiplied by."""
+        return self.lora_alpha / (math.sqrt(self.r) if self.use_rslora else self.r)
+
+    def ownership(self, sites: SiteMap) -> Ownership:
+        factors = tuple(
+            LowRank(site.name, self.r, self.scale, self.lora_dropout) for site in self.targets(sites)
+        )
+        return Ownership(self.head_parameters(sites), low_rank=factors)
+
+    def targets(self, sites: SiteMap) -> tuple[Site, ...]:
+        """The linear sites of the encoder that get factors."""
+        linear = sites.linear()
+        if self.target_modules == "all-linear":
+            return linear
+        if self.target_modules == "default":
+            # peft's table for bert, roberta, electra, ...: query and value; a fused projection counts as both.
+            return tuple(s for s in linear if s.role in ("query", "value", "query_key_value"))
+        problems: list[str] = []
+        endings = {site.name.rpartition(".")[2] for site in linear}
+        for target in self.target_modules:
+            if not any(_matches(site.name, target) for site in linear):
+                problems.append(
+                    f'target_modules: no linear layer of the encoder is named "{target}"'
+                    f"{did_you_mean(target, endings)}"
+                )
+        if problems:
+            raise SettingsError("lora", problems)
+        return tuple(s for s in linear if any(_matches(s.name, t) for t in self.target_modules))
+
+
+def _matches(name: str, target: str) -> bool:
+    """peft's rule for a list of names: the whole path, or its end after a dot."""
+    return name == target or name.endswith(f".{target}")

@@ -1,0 +1,75 @@
+"""Packed hidden states and logits equal the padded ones of the untouched model, for every family."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from tests.tiny import CONFIGS, tiny_model, tiny_table
+from torch.testing import assert_close
+
+from fleetune.backbone.families import FAMILIES
+from fleetune.cohort.engine import Engine
+from fleetune.cohort.layers import Active
+from fleetune.data.packing import pack
+
+NOBODY = Active({}, {})
+POOLINGS = [
+    *((family, {}) for family in CONFIGS),
+    ("modernbert", {"classifier_pooling": "cls"}),
+    ("eurobert", {"classifier_pooling": "bos"}),
+    ("eurobert", {"classifier_pooling": "mean"}),
+]
+
+
+def padded(model, table):
+    """The untouched model on the ordinary padded batch of a whole table."""
+    n, longest = len(table.offsets) - 1, int(table.lengths.max())
+    ids = torch.full((n, longest), model.config.pad_token_id)
+    mask = torch.zeros((n, longest), dtype=torch.long)
+    types = torch.zeros((n, longest), dtype=torch.long)
+    for i in range(n):
+        low, high = table.offsets[i], table.offsets[i + 1]
+        ids[i, : high - low] = torch.from_numpy(table.ids[low:high])
+        mask[i, : high - low] = 1
+        if table.type_ids is not None:
+            types[i, : high - low] = torch.from_numpy(table.type_ids[low:high])
+    inputs = {"input_ids": ids, "attention_mask": mask}
+    if table.type_ids is not None:
+        inputs["token_type_ids"] = types
+    with torch.no_grad():
+        hidden = getattr(model, model.base_model_prefix)(**inputs)[0]
+        return hidden, model(**inputs).logits, mask.bool()
+
+
+def test_every_family_is_tested() -> None:
+    assert set(CONFIGS) == set(FAMILIES)
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_packed_hidden_states_equal_padded_ones(family: str) -> None:
+    model = tiny_model(family)
+    table = tiny_table(9, seed=3, types="type_vocab_size" in CONFIGS[family] and family not in
+                       ("roberta", "xlm-roberta", "camembert", "mpnet"))  # fmt: skip
+    expected, _, mask = padded(copy.deepcopy(model), table)
+    engine = Engine(model)
+    packed = pack([(table, np.arange(4)), (table, np.arange(4, 9))]) if FAMILIES[family].shares else pack([(table, np.arange(9))])
+    with torch.no_grad():
+        hidden = engine.backbone.hidden(packed, NOBODY)
+    found = hidden[0] if engine.backbone.family.layout == "packed" else hidden[mask]
+    assert found.shape == expected[mask].shape
+    # float32 rounding: sums of up to 48 products, taken in another order.
+    assert_close(found, expected[mask], rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize(("family", "settings"), POOLINGS)
+def test_packed_logits_equal_padded_ones(family: str, settings: dict) -> None:
+    model = tiny_model(family, **settings)
+    table = tiny_table(9, seed=4)
+    _, expected, _ = padded(copy.deepcopy(model), table)
+    engine = Engine(model)
+    packed = pack([(table, np.arange(2)), (table, np.arange(2, 9))]) if FAMILIES[family].shares else pack([(table, np.arange(9))])
+    with torch.no_grad():
+        assert_close(engine.backbone.forward(packed, NOBODY), expected, rtol=1e-4, atol=2e-5)

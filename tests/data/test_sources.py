@@ -1,0 +1,260 @@
+"""Own files: what is read is what was written, in every format."""
+
+from __future__ import annotations
+
+import csv
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pyarrow import parquet
+
+from fleetune.data.sources import dataset_from_files, guess_columns, read_file
+from fleetune.errors import DataError, SettingsError
+
+# Texts that a reader must not touch; NUL, half surrogates and blank texts are problems, and tested as such.
+ODD = ["None", "null", "NA", "nan", "001", "1e5", "-", "true", '"', "a,b", "a\tb", "a\nb", "a\r\nb"]
+ODD += [" a ", "é\u2028ü\x85", "\U0001f600", "'", '""', "a\\nb", "=1+1", "\ufeffx", "x\x0by"]
+
+characters = st.characters(exclude_categories=["Cs"], exclude_characters="\0")
+texts = st.text(characters, min_size=1).filter(lambda text: not text.isspace())
+
+
+def write(path: Path, rows: list[tuple[str, str]]) -> Path:
+    """Write columns text and label, with the format's own, independent writer."""
+    if path.suffix in (".csv", ".tsv"):
+        with path.open("w", newline="", encoding="utf-8") as handle:
+            separator = "," if path.suffix == ".csv" else "\t"
+            # QUOTE_ALL, for before Python 3.13 a lone CR is not always put in quotes.
+            writer = csv.writer(handle, delimiter=separator, quoting=csv.QUOTE_ALL)
+            writer.writerows([("text", "label"), *rows])
+    elif path.suffix == ".parquet":
+        columns = {"text": [row[0] for row in rows], "label": [row[1] for row in rows]}
+        parquet.write_table(pa.table(columns), path)
+    else:
+        records = [json.dumps({"text": text, "label": label}) for text, label in rows]
+        path.write_text("\n".join(records), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("extension", [".csv", ".tsv", ".jsonl", ".ndjson", ".parquet", ".CSV"])
+def test_odd_texts_stay_as_they_are(tmp_path: Path, extension: str) -> None:
+    rows = [(text, "NA" if i % 2 else "001") for i, text in enumerate(ODD)]
+    path = write(tmp_path / f"data{extension.lower()}", rows)
+    path = path.rename(tmp_path / f"data{extension}")
+    table = read_file(path, ["text"], "label")
+    assert table.texts == (tuple(ODD),)
+    assert table.labels == tuple(label for _, label in rows)
+    dataset = dataset_from_files(path, None, None, None)
+    assert dataset.task.label_names == ("001", "NA")
+    assert dataset.train.first == tuple(ODD)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(texts, texts), min_size=1), st.sampled_from([".csv", ".tsv", ".jsonl"]))
+def test_round_trip(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str, str]], extension: str
+) -> None:
+    path = write(tmp_path_factory.mktemp("round") / f"data{extension}", rows)
+    table = read_file(path, ["text"], "label")
+    assert list(zip(table.texts[0], table.labels or (), strict=True)) == rows
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(texts, texts), min_size=1))
+def test_csv_lines_are_where_rows_start(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str, str]]
+) -> None:
+    path = write(tmp_path_factory.mktemp("lines") / "data.csv", rows)
+    breaks = [
+        sum(cell.replace("\r\n", "\n").replace("\r", "\n").count("\n") for cell in row)
+        for row in rows
+    ]
+    starts = 2 + np.arange(len(rows)) + np.concatenate([[0], np.cumsum(breaks)])[:-1]
+    assert read_file(path, ["text"], "label").lines.tolist() == starts.tolist()
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.binary(max_size=80), st.sampled_from([".csv", ".tsv", ".jsonl", ".parquet"]))
+def test_any_bytes_are_read_or_refused(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes, extension: str
+) -> None:
+    """Nothing but DataError comes out, whatever is in the file."""
+    path = tmp_path_factory.mktemp("bytes") / f"data{extension}"
+    for start in (b"", b"text,label\n", b"text\tlabel\n", b'{"text": "a", "label": 1}\n', b"PAR1"):
+        path.write_bytes(start + content)
+        try:
+            dataset_from_files(path, None, ["text"], "label")
+        except DataError as error:
+            assert error.problems
+
+
+def test_blank_lines_and_bom(tmp_path: Path) -> None:
+    path = tmp_path / "data.csv"
+    path.write_bytes(b"\xef\xbb\xbftext,label\r\n\r\na,x\r\n\r\nb,y\r\n\r\n")
+    table = read_file(path, ["text"], "label")
+    assert table.texts == (("a", "b"),)
+    assert table.lines.tolist() == [3, 5]
+
+
+def test_pairs_groups_and_integers(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.csv"
+    path.write_text("who,premise,hypothesis,label\nann,a,b,10\nbob,c,d,9\nann,e,f,-1\n")
+    dataset = dataset_from_files(path, None, None, None, groups_column="who")
+    assert dataset.task.columns == ("premise", "hypothesis")
+    assert dataset.task.label_names == ("-1", "9", "10")
+    assert dataset.task.metrics == ("accuracy", "f1_macro")
+    assert dataset.task.name == "pairs"
+    assert dataset.source == "pairs.csv"
+    assert dataset.tests == {}
+    assert dataset.train.second == ("b", "d", "f")
+    assert dataset.train.groups == ("ann", "bob", "ann")
+    assert dataset.train.ids == ("1", "2", "3")
+    assert dataset.train.labels is not None
+    assert dataset.train.labels.tolist() == [2, 1, 0]
+
+
+def test_json_labels(tmp_path: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    records = [{"text": f"t{i}", "label": i, "even": i % 2 == 0} for i in (10, 9, 2)]
+    path.write_text("\n".join(map(json.dumps, records)))
+    assert dataset_from_files(path, None, ["text"], "label").task.label_names == ("2", "9", "10")
+    assert dataset_from_files(path, None, ["text"], "even").task.label_names == ("false", "true")
+
+
+def test_parquet_column_types(tmp_path: Path) -> None:
+    words = pa.array(["a", "b"])
+    for i, text in enumerate(
+        [
+            words,
+            words.cast(pa.large_string()),
+            words.dictionary_encode(),
+            words.cast(pa.string_view()),
+        ]
+    ):
+        for label in (
+            pa.array([1, 0], pa.uint8()),
+            pa.array([True, False]),
+            words.dictionary_encode(),
+        ):
+            path = tmp_path / f"x=1{i}.parquet"
+            parquet.write_table(pa.table({"t.x": text, "label": label, "other": [0.5, 0.1]}), path)
+            dataset = dataset_from_files(path, None, ["t.x"], "label")
+            assert dataset.train.first == ("a", "b")
+            assert len(dataset.task.label_names) == 2
+
+
+def test_same_rows_same_checksum_in_every_format(tmp_path: Path) -> None:
+    rows = [("a", "x"), ("b", "y"), ("c", "x")]
+    sums = {
+        dataset_from_files(write(tmp_path / f"d{ext}", rows), None, ["text"], "label").checksum
+        for ext in (".csv", ".tsv", ".jsonl", ".parquet")
+    }
+    assert len(sums) == 1
+
+
+def test_test_file(tmp_path: Path) -> None:
+    train, test = tmp_path / "train.csv", tmp_path / "test.jsonl"
+    write(train, [("a", "no"), ("b", "yes")])
+    write(test, [("c", "yes")])
+    dataset = dataset_from_files(train, test, None, None, name="mine")
+    assert dataset.task.name == "mine"
+    assert dataset.task.metrics == ("accuracy", "f1")
+    assert list(dataset.tests) == ["test"]
+    labels = dataset.tests["test"].labels
+    assert labels is not None and labels.tolist() == [1]
+    write(test, [("c", "yes"), ("d", "maybe")])
+    with pytest.raises(DataError) as caught:
+        dataset_from_files(train, test, None, None)
+    assert "test.jsonl" in str(caught.value)
+    assert 'line 2, column label: "maybe" is no label of train (no, yes)' in str(caught.value)
+
+
+def test_unlabelled(tmp_path: Path) -> None:
+    path = tmp_path / "new.csv"
+    path.write_text("id,review\n1,fine\n")
+    table = read_file(path, None, None)
+    assert table.texts == (("fine",),)
+    assert table.labels is None
+    path.write_text("x,y\n1,fine\n")
+    with pytest.raises(DataError, match="--text-column"):
+        read_file(path, None, None)
+
+
+def test_wrong_requests(tmp_path: Path) -> None:
+    path = write(tmp_path / "data.csv", [("a", "x")])
+    with pytest.raises(SettingsError, match='column "text" cannot be used twice'):
+        read_file(path, ["text"], "text")
+    with pytest.raises(SettingsError, match="one or two"):
+        read_file(path, ["text", "label", "c"], None)
+
+
+def test_a_large_cell(tmp_path: Path) -> None:
+    path = write(tmp_path / "data.csv", [("x" * 10_000_000, "a"), ("y", "b")])
+    assert len(read_file(path, ["text"], "label").texts[0][0]) == 10_000_000
+
+
+@pytest.mark.slow
+def test_a_large_file_in_seconds(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "data.csv", [(f"{i} " + "word, " * 20, str(i % 3)) for i in range(800_000)]
+    )
+    assert path.stat().st_size > 100_000_000
+    start = time.perf_counter()
+    assert len(dataset_from_files(path, None, None, None).train) == 800_000
+    assert time.perf_counter() - start < 20
+
+
+@pytest.mark.parametrize(
+    ("content", "texts", "label"),
+    [
+        ("text,label\na,x\n", ("text",), "label"),
+        ("Label,Sentence\nx,a\n", ("Sentence",), "Label"),
+        ("sentence2,sentence1,label\nb,a,x\n", ("sentence1", "sentence2"), "label"),
+        ("premise,hypothesis,target\na,b,x\n", ("premise", "hypothesis"), "target"),
+        ("question,sentence,label\na,b,x\n", ("question", "sentence"), "label"),
+        ("id,review,sentiment\n1,a,x\n", ("review",), "sentiment"),
+        ("content,class\na,x\n", ("content",), "class"),
+        ("labels,body\nx,a\n", ("body",), "labels"),
+        (
+            "id,what was said,mood\n1,a long one,x\n2,a longer one,y\n3,the end,x\n",
+            ("what was said",),
+            "mood",
+        ),
+        ("was,text\n0,same\n0,same\n1,other\n2,next\n", ("text",), "was"),
+    ],
+)
+def test_guess(tmp_path: Path, content: str, texts: tuple[str, ...], label: str) -> None:
+    path = tmp_path / "data.csv"
+    path.write_text(content)
+    assert guess_columns(path) == (texts, label)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "a,b\n1,x\n2,y\n",
+        "only\na\nb\n",
+        "a,b,c\nx,p,long text\ny,q,long text\nx,p,longer text\n",
+        "label,x,y\n0,aa,bb\n1,cc,dd\n",
+        "label\na\n",
+    ],
+)
+def test_guess_gives_up(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "data.csv"
+    path.write_text(content)
+    with pytest.raises(DataError) as caught:
+        guess_columns(path)
+    assert content.split("\n")[0].replace(",", ", ") in str(caught.value)
+
+
+def test_guess_in_jsonl_by_type(tmp_path: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    rows = [{"score": i / 2, "said": f"some words {i}", "mood": i % 2 == 0} for i in range(4)]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    assert guess_columns(path) == (("said",), "mood")
