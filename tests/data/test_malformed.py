@@ -1,8 +1,9 @@
-"""Broken files of every kind end in one DataError that names file, line and column where there is one."""
+"""Broken files of every kind end in one DataError that names file, line and column."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -323,8 +324,7 @@ def _whole(tmp_path: Path) -> bytes:
         lambda whole: b"PK\x03\x04" + whole,
     ],
 )
-def test_fake_and_cut_parquet(tmp_path: Path, damage: object) -> None:
-    assert callable(damage)
+def test_fake_and_cut_parquet(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
     path = tmp_path / "data.parquet"
     path.write_bytes(damage(_whole(tmp_path)))
     check(path, ["Parquet"])

@@ -17,7 +17,7 @@ from pyarrow import parquet
 from fleetune.data.sources import dataset_from_files, guess_columns, read_file
 from fleetune.errors import DataError, SettingsError
 
-# Texts that a reader must not touch; NUL, half surrogates and blank texts are problems, and tested as such.
+# Texts that a reader must not touch. NUL, half surrogates and blank texts are problems.
 ODD = ["None", "null", "NA", "nan", "001", "1e5", "-", "true", '"', "a,b", "a\tb", "a\nb", "a\r\nb"]
 ODD += [" a ", "é\u2028ü\x85", "\U0001f600", "'", '""', "a\\nb", "=1+1", "\ufeffx", "x\x0by"]
 

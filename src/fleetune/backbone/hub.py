@@ -219,6 +219,8 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 def _reason(error: Exception) -> str:
     """What the system said. The HTTP library may quote headers: of its errors the kind alone."""
+    if isinstance(error, UnicodeEncodeError):
+        return "HF_TOKEN holds characters that no request can carry"
     for said in reversed([*_chain(error)]):
         if isinstance(said, OSError) and not isinstance(said, errors.EntryNotFoundError):
             return (said.strerror or str(said) or type(said).__name__).splitlines()[0]

@@ -10,6 +10,7 @@ The model's own modules stay as they are, and its own code runs; what changes is
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -44,6 +45,7 @@ class OpenBackbone:
         self.head_dtype = torch.float64 if dtype == torch.float64 else torch.float32
         self.device = device
         self.current = Current()
+        self.takes_types = "token_type_ids" in inspect.signature(model.forward).parameters
         self._seen: Tensor | None = None
         self.model = model.requires_grad_(False).eval().to(device)
         self._cast()
@@ -55,6 +57,10 @@ class OpenBackbone:
                 module.fleetune_current, module.fleetune_site = self.current, name
         last = _child(getattr(self.model, self.model.base_model_prefix), self.family.last)
         last.register_forward_hook(self._pool)
+        if self.pooling == "late":
+            # eurobert's head reads every token. Its code would average their logits by an attention mask, and 0 * nan is
+            # nan: one trial that diverges would end all. Without a mask it averages the one row that this leaves.
+            self.model.classifier.register_forward_hook(lambda _m, _a, logits: self._means(logits))
 
     def _cast(self) -> None:
         """Encoder weights to the compute dtype; layer norms, pooler and head stay wide."""
@@ -121,12 +127,8 @@ class OpenBackbone:
             "input_ids": ids[None].to(self.device),
             "position_ids": (torch.from_numpy(packed.positions) + first)[None].to(self.device),
         }
-        if types is not None:
+        if types is not None and self.takes_types:
             inputs["token_type_ids"] = types[None].to(self.device)
-        if self.pooling == "late":
-            # eurobert averages logits of tokens by an attention mask; membership [B, T] makes that one average a sequence.
-            rows = torch.arange(stream.n_sequences, device=self.device)[:, None]
-            inputs["attention_mask"] = (rows == stream.sequence_of_token[None]).to(self.head_dtype)
         return inputs
 
     def _padded_inputs(
@@ -143,7 +145,7 @@ class OpenBackbone:
             "input_ids": spread(ids, int(self.config.pad_token_id)),
             "attention_mask": spread(torch.ones_like(ids), 0),
         }
-        if types is not None:
+        if types is not None and self.takes_types:
             inputs["token_type_ids"] = spread(types, 0)
         return inputs
 
@@ -165,10 +167,13 @@ class OpenBackbone:
         if self.pooling == "first":
             return hidden[0].index_select(0, stream.first_tokens)[:, None].to(self.head_dtype)
         wide = hidden.to(self.head_dtype)
-        if self.pooling == "late":
-            return wide
-        sums = wide.new_zeros((stream.n_sequences, wide.shape[-1]))
-        sums = sums.index_add(0, stream.sequence_of_token, wide[0])
+        return wide if self.pooling == "late" else self._means(wide)
+
+    def _means(self, rows: Tensor) -> Tensor:
+        """The mean over each sequence's tokens: [1, T, D] to [B, 1, D]."""
+        stream = self.current.require()
+        sums = rows.new_zeros((stream.n_sequences, rows.shape[-1]))
+        sums = sums.index_add(0, stream.sequence_of_token, rows[0])
         counts = torch.from_numpy(stream.lengths).to(sums)
         return (sums / counts[:, None])[:, None]
 

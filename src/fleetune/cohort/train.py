@@ -148,8 +148,11 @@ class Cohort:
             [t.given.settings.per_device_eval_batch_size for t in due],
         )
         for trial, own in zip(due, logits, strict=True):
+            if not np.isfinite(own).all():
+                self.active.remove(trial)
+                yield TrialFailed(trial, f"its predictions are not finite at step {trial.step}")
+                continue
             yield EpochDone(trial, trial.finish_epoch(selection_metrics(own, trial.given)))
-        for trial in due:
             if trial.ended:
                 yield from self._leave(trial)
 

@@ -134,6 +134,12 @@ class Trial:
         return None
 
     @property
+    def mid_group(self) -> bool:
+        """Whether gradients of an unfinished accumulation group are held."""
+        within = self.micro_step % self.micro_per_epoch
+        return within % self.given.settings.gradient_accumulation_steps != 0
+
+    @property
     def at_epoch_end(self) -> bool:
         """Whether the selection split is due: an epoch is over, or the training is."""
         return self.ended or (self.rows_seen > 0 and self.micro_step % self.micro_per_epoch == 0)
@@ -159,16 +165,20 @@ class Trial:
         return score > best if self.given.higher_is_better else score < best
 
     def checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """All that a resume needs, at the end of an epoch: tensors, and numbers as JSON."""
+        """All that a resume needs, between any two rounds: tensors, and numbers as JSON."""
         moments, steps = self.optimizer.state()
         tensors = {f"adam.{name}": value for name, value in moments.items()}
         for i, (flat, best) in enumerate(zip(self.owned.flats, self.best, strict=True)):
             tensors[f"flat.{i}"], tensors[f"best.{i}"] = flat.detach(), best
+            if self.mid_group:
+                tensors[f"grad.{i}"] = self.owned.grads[i]
         numbers = {
             "id": self.id,
             "step": self.step,
             "schedule_step": steps,
             "micro_step": self.micro_step,
+            "loss_sum": self.loss_sum,
+            "rows_seen": self.rows_seen,
             "best_epoch": self.best_epoch,
             "seconds": self.seconds,
             "results": [
@@ -185,6 +195,10 @@ class Trial:
         moments = {k.removeprefix("adam."): v for k, v in tensors.items() if k.startswith("adam.")}
         self.optimizer.restore(moments, numbers["schedule_step"])
         self.step, self.micro_step = numbers["step"], numbers["micro_step"]
+        self.loss_sum, self.rows_seen = numbers["loss_sum"], numbers["rows_seen"]
+        for i, grad in enumerate(self.owned.grads):
+            if f"grad.{i}" in tensors:
+                grad.copy_(tensors[f"grad.{i}"])
         self.best_epoch, self.seconds_before = numbers["best_epoch"], numbers["seconds"]
         self.results = [EpochResult(**result) for result in numbers["results"]]
 

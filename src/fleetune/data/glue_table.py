@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from fleetune.data.base import Task
 
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GlueTask:
     """A task, and where its parts lie."""

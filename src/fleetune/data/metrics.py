@@ -22,7 +22,6 @@ import numpy as np
 
 from fleetune.errors import did_you_mean
 
-
 # scikit-learn's inferred types know only the string "warn" here; its documentation has 0.0.
 _ZERO: Any = 0.0
 

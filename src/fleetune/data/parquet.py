@@ -77,7 +77,7 @@ def _opened(path: Path) -> Any:
 
     try:
         # Not read_table: it would add columns from folder names such as `x=1`.
-        return parquet.ParquetFile(path)
+        return parquet.ParquetFile(path, page_checksum_verification=True)
     except _UNREADABLE as error:
         raise _damaged(path, error) from error
 

@@ -134,26 +134,7 @@ def _read(
     names = (*texts, *(name for name in (label, group) if name is not None))
     _check_request(path, texts, names)
     check_wanted(path, header, names)
-    scalars = frozenset(names[len(texts) :])
-    problems: list[str] = []
-    columns: list[list[str]] = [[] for _ in names]
-    lines: list[int] = []
-    # A label is one string object however many rows have it.
-    known: dict[str, str] = {}
-    for line, cells in form.rows(path, names, scalars, problems):
-        lines.append(line)
-        for name, cell, column in zip(names, cells, columns, strict=True):
-            if not cell or cell.isspace():
-                what = "a text" if name in texts else "a value"
-                problem = f"empty; every row needs {what} here, or must be left out"
-                problems.append(f"{form.unit} {line}, column {name}: {problem}")
-            column.append(known.setdefault(cell, cell) if name in scalars else cell)
-        if len(problems) >= MAX_PROBLEMS:
-            break
-    if not problems and not lines:
-        problems.append("there are no rows, only the columns; add rows")
-    if problems:
-        raise DataError(str(path), problems)
+    lines, columns = _cells(path, form, names, frozenset(names[len(texts) :]))
     return RawTable(
         path=path,
         text_columns=texts,
@@ -164,6 +145,32 @@ def _read(
         lines=np.array(lines, dtype=np.int64),
         unit=form.unit,
     )
+
+
+def _cells(
+    path: Path, form: Format, names: tuple[str, ...], scalars: frozenset[str]
+) -> tuple[list[int], list[list[str]]]:
+    """Line of each row, and the cells of each named column; DataError with all that is wrong."""
+    problems: list[str] = []
+    columns: list[list[str]] = [[] for _ in names]
+    lines: list[int] = []
+    # A label is one string object however many rows have it.
+    known: dict[str, str] = {}
+    for line, cells in form.rows(path, names, scalars, problems):
+        lines.append(line)
+        for name, cell, column in zip(names, cells, columns, strict=True):
+            if not cell or cell.isspace():
+                what = "a value" if name in scalars else "a text"
+                problem = f"empty; every row needs {what} here, or must be left out"
+                problems.append(f"{form.unit} {line}, column {name}: {problem}")
+            column.append(known.setdefault(cell, cell) if name in scalars else cell)
+        if len(problems) >= MAX_PROBLEMS:
+            break
+    if not problems and not lines:
+        problems.append("there are no rows, only the columns; add rows")
+    if problems:
+        raise DataError(str(path), problems)
+    return lines, columns
 
 
 def _check_request(path: Path, texts: tuple[str, ...], names: tuple[str, ...]) -> None:

@@ -51,12 +51,13 @@ def text_problem(file: File) -> str | None:
             if done == 0 and chunk.startswith(_UTF16):
                 return "line 1, byte 0: this is UTF-16; save it as UTF-8"
             nul = chunk.find(b"\0")
+            part = chunk if nul < 0 else chunk[:nul]
             try:
                 # What stands before a NUL is checked first, so that the first problem is the one
                 # reported.
-                decoder.decode(chunk if nul < 0 else chunk[:nul], final=not chunk)
+                decoder.decode(part, final=not chunk or nul >= 0)
             except UnicodeDecodeError as error:
-                held_back = len(error.object) - len(chunk if nul < 0 else chunk[:nul])
+                held_back = len(error.object) - len(part)
                 at = done - held_back + error.start
                 byte = f"0x{error.object[error.start]:02x}"
                 remedy = "save it as UTF-8, e.g. with `iconv -f ISO-8859-1 -t UTF-8`"

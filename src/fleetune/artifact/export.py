@@ -1,0 +1,66 @@
+"""A saved trial as a plain transformers model: one folder that `AutoModelForSequenceClassification` loads."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fleetune.artifact import layout
+from fleetune.artifact.check import TOLERANCE, logits_of, padded_inputs
+from fleetune.artifact.load import check_against, check_backbone, load_saved
+from fleetune.artifact.merge import merge_into
+from fleetune.backbone.load import find_backbone
+from fleetune.backbone.sites import site_map
+from fleetune.data.base import Split
+from fleetune.data.tokens import tokenize
+from fleetune.durable import new_folder, sha256
+from fleetune.errors import FleetuneError, RefusedError
+
+# Texts on which the exported model is compared with the saved one.
+_PROBES = ("It works.", "This was not what they had promised us in the letter of 3 May.", "?", "a " * 60)
+
+
+def export_hf(folder: Path, output: Path) -> None:
+    """Write the merged model of a trial's folder, in float32, with tokenizer and labels.
+
+    RefusedError: the output exists, or the trial has biases that a plain model has no place for. FleetuneError: what was
+    written gives other logits than the saved model.
+    """
+    if output.exists() and any(output.iterdir()):
+        raise RefusedError(f"{output}: exists and is not empty; give --output a new folder")
+    saved = load_saved(folder)
+    record = saved.record
+    backbone = find_backbone(record.backbone, revision=record.backbone_revision)
+    check_backbone(record, backbone.checksum, folder)
+    kind = "regression" if record.regression else "single_label_classification"
+    model, fresh = backbone.classifier(record.num_labels, record.label_names, problem_type=kind)
+    low_rank = check_against(saved, site_map(model, fresh))
+    merged = merge_into(copy.deepcopy(model), saved.tensors, low_rank)
+    if output.exists():
+        output.rmdir()
+    with new_folder(output) as staging:
+        merged.config.name_or_path = ""
+        merged.save_pretrained(staging, safe_serialization=True)
+        backbone.tokenizer.save_pretrained(staging)
+        _compare(merged, staging, backbone.tokenizer, len(record.text_columns) == 2)
+        sums = {f.name: sha256(f) for f in sorted(staging.iterdir()) if f.is_file()}
+        body: dict[str, Any] = {**record.as_json(), "exported": "hf", "checksums": sums}
+        (staging / layout.RECORD).write_text(json.dumps(body, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _compare(merged: Any, staging: Path, tokenizer: Any, pairs: bool) -> None:
+    from transformers import AutoModelForSequenceClassification
+
+    read = AutoModelForSequenceClassification.from_pretrained(
+        staging, local_files_only=True, use_safetensors=True, trust_remote_code=False
+    )
+    ids = tuple(str(i) for i in range(len(_PROBES)))
+    split = Split(ids, _PROBES, _PROBES[::-1] if pairs else None, None)
+    inputs = padded_inputs(merged, tokenize(split, tokenizer, 64, None, ""), len(_PROBES))
+    expected, found = logits_of(merged, inputs), logits_of(read, inputs)
+    if not torch.allclose(found, expected, rtol=TOLERANCE, atol=TOLERANCE):
+        raise FleetuneError(f"{staging.name}: not exported, since reading it back gave other logits; please report this")

@@ -1,0 +1,144 @@
+"""Write a trained trial as a folder, and say "saved" only after it was read back and gave the same logits."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import safetensors.torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fleetune.artifact import layout
+from fleetune.artifact.card import model_card
+from fleetune.artifact.check import Checker
+from fleetune.artifact.layout import ModelRecord
+from fleetune.backbone.sites import SiteMap
+from fleetune.data.base import Split
+from fleetune.durable import new_folder, sha256
+from fleetune.methods.base import LowRank, Method
+from fleetune.methods.lora import Lora
+
+
+def save_trial(
+    folder: Path,
+    record: ModelRecord,
+    method: Method,
+    sites: SiteMap,
+    tensors: Mapping[str, Tensor],
+    low_rank: tuple[LowRank, ...],
+    metrics: Mapping[str, Any],
+    predictions: Sequence[tuple[str, Split, NDArray[Any]]],
+    checker: Checker,
+) -> None:
+    """Write a trial's folder; it appears under its name only when it is whole and checked.
+
+    predictions: name, rows and logits [n, C] of each test set. Raises FleetuneError where what was read back is not
+    what was trained.
+    """
+    with new_folder(folder) as staging:
+        named = {layout.peft_name(n): t.detach().cpu().contiguous() for n, t in tensors.items()}
+        safetensors.torch.save_file(named, staging / layout.WEIGHTS, metadata={"format": "pt"})
+        # safetensors makes files of mode 0600 whatever the umask says.
+        (staging / layout.WEIGHTS).chmod(0o666 & ~_umask())
+        _write(staging / layout.CONFIG, adapter_config(record, method, sites))
+        _write(staging / layout.METRICS, metrics)
+        (staging / layout.CARD).write_text(model_card(record, metrics), encoding="utf-8")
+        _write_predictions(staging / layout.PREDICTIONS, predictions)
+        sums = {f.name: sha256(f) for f in sorted(staging.iterdir())}
+        _write(staging / layout.RECORD, {**record.as_json(), "checksums": sums})
+        checker.check(staging, tensors, low_rank, peft=method.abilities.peft_format)
+
+
+def adapter_config(record: ModelRecord, method: Method, sites: SiteMap) -> dict[str, Any]:
+    """PEFT's adapter_config.json. Methods that PEFT has no tuner for get its common fields and a name of our own."""
+    common: dict[str, Any] = {
+        "base_model_name_or_path": record.backbone_source,
+        "revision": record.backbone_revision,
+        "task_type": "SEQ_CLS",
+        "inference_mode": True,
+        "modules_to_save": head_modules(sites),
+    }
+    if not isinstance(method, Lora):
+        return {"peft_type": f"FLEETUNE_{method.name.upper()}", **common}
+    from peft import LoraConfig
+
+    config = LoraConfig(
+        r=method.r,
+        lora_alpha=method.lora_alpha,  # type: ignore[arg-type]
+        lora_dropout=method.lora_dropout,
+        use_rslora=method.use_rslora,
+        target_modules=target_modules(method, sites),
+        bias="none",
+        **common,
+    )
+    return json.loads(json.dumps(config.to_dict(), default=_plain))
+
+
+def head_modules(sites: SiteMap) -> list[str]:
+    """PEFT's `modules_to_save`: the smallest set of modules that holds the whole head and nothing of the encoder."""
+    encoder = {site.name for site in sites.part("encoder")}
+    names: list[str] = []
+    for site in sites.part("head"):
+        parts = site.name.split(".")
+        for depth in range(1, len(parts) + 1):
+            prefix = ".".join(parts[:depth])
+            if not any(name == prefix or name.startswith(f"{prefix}.") for name in encoder):
+                break
+        names.append(prefix)
+    return list(dict.fromkeys(names))
+
+
+def target_modules(method: Lora, sites: SiteMap) -> list[str]:
+    """Short names where they mean exactly the same layers to PEFT, whole paths otherwise."""
+    targets = {site.name for site in method.targets(sites)}
+    short = sorted({name.rpartition(".")[2] for name in targets})
+    meant = {
+        s.name for s in sites if s.kind == "linear" and s.name.rpartition(".")[2] in short
+    }
+    return short if meant == targets else sorted(targets)
+
+
+def _write_predictions(
+    path: Path, predictions: Sequence[tuple[str, Split, NDArray[Any]]]
+) -> None:
+    """One row an example: test set, id, true label (class number or target), logits."""
+    tables: list[pa.Table] = []
+    for name, split, logits in predictions:
+        labels = split.labels
+        assert labels is not None
+        tables.append(
+            pa.table(
+                {
+                    "split": pa.array([name] * len(split)),
+                    "id": pa.array(split.ids),
+                    "label": pa.array(labels.astype(np.float64)),
+                    "logits": pa.array(list(logits.astype(np.float32))),
+                }
+            )
+        )
+    if tables:
+        pq.write_table(pa.concat_tables(tables), path)
+
+
+def _write(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _plain(value: Any) -> Any:
+    return sorted(value) if isinstance(value, set | frozenset) else str(value)
+
+
+def _umask() -> int:
+    import os
+
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+

@@ -1,0 +1,82 @@
+"""`fleetune evaluate`: metrics of one saved model on labelled rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fleetune.cli.options import (
+    AsJson,
+    DataDir,
+    DataFile,
+    Device,
+    Dtype,
+    LabelColumn,
+    Task,
+    TextColumn,
+    dump,
+    out,
+)
+from fleetune.errors import DataError, SettingsError
+
+
+def register(app: typer.Typer) -> None:
+    app.command("evaluate")(evaluate)
+
+
+def evaluate(
+    model: Annotated[Path, typer.Argument(help="A trial's folder, an exported folder, or a run (its winner).")],
+    task: Task = None,
+    data_dir: DataDir = None,
+    data: DataFile = None,
+    text_column: TextColumn = None,
+    label_column: LabelColumn = None,
+    dtype: Dtype = None,
+    device: Device = "cpu",
+    as_json: AsJson = False,
+) -> None:
+    """Metrics of a saved model on a task's test set, or on own labelled rows.
+
+    Example: fleetune evaluate runs/first --task demo-sentiment
+    """
+    from fleetune.serve.evaluation import evaluate_rows
+    from fleetune.serve.predictor import Predictor
+
+    if (task is None) == (data is None):
+        raise SettingsError("evaluate", ["give either --task or --data, and not both"])
+    predictor = Predictor(model, dtype=dtype, device=device)
+    sets = _sets(predictor, task, data_dir, data, text_column, label_column)
+    found = [evaluate_rows(predictor, name, split) for name, split in sets]
+    if as_json:
+        dump({"model": str(predictor.folder), "task": task or str(data), "sets": found})
+        return
+    from fleetune.report.tables import grid
+
+    rows = [
+        [e["set"], m, f"{100 * v['value']:.2f}", f"[{100 * v['low']:.2f}, {100 * v['high']:.2f}]", str(v["n"]), v["how"]]
+        for e in found
+        for m, v in e["metrics"].items()
+    ]
+    out(grid(["set", "metric", "value", "95% interval", "n", "how"], rows, right=(2, 4)))
+
+
+def _sets(
+    predictor: Any, task: str | None, data_dir: Path | None, data: Path | None, text: Any, label: str | None
+) -> list[tuple[str, Any]]:
+    from fleetune.serve.evaluation import labelled_file
+
+    record = predictor.record
+    if data is not None:
+        return [(data.name, labelled_file(data, text or record.text_columns, label, record))]
+    from fleetune.data.load import load_task
+
+    assert task is not None
+    dataset = load_task(task, data_dir)
+    if list(dataset.task.label_names) != record.label_names:
+        raise DataError(
+            task,
+            [f"its labels are {', '.join(dataset.task.label_names)}, but the model gives {', '.join(record.label_names)}"],
+        )
+    return list(dataset.tests.items())

@@ -1,0 +1,74 @@
+"""The command `fleetune`: every command is thin and imports what is heavy only when it runs.
+
+Data goes to stdout, everything else to stderr. Exit codes: see errors.py.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from typing import Any
+
+import typer
+
+from fleetune import __version__
+from fleetune.errors import INTERRUPTED, FleetuneError
+
+app = typer.Typer(
+    name="fleetune",
+    no_args_is_help=True,
+    add_completion=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Fine-tune a fleet of small adapters on one frozen encoder, and say honestly which one is best.",
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        sys.stdout.write(f"fleetune {__version__}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
+) -> None:
+    del version
+
+
+def main() -> None:
+    """Run the command line; the process ends with one of the exit codes of errors.py."""
+    from fleetune.cli import demo, evaluate, export, info, predict, show, train
+
+    for module in (demo, train, show, predict, evaluate, export, info):
+        module.register(app)
+    signal.signal(signal.SIGTERM, _terminated)
+    # Warnings of libraries are for those who program with them; FLEETUNE_WARNINGS=1 brings them back.
+    if not os.environ.get("FLEETUNE_WARNINGS"):
+        import warnings
+
+        warnings.simplefilter("ignore")
+    try:
+        app()
+    except FleetuneError as error:
+        sys.stderr.write(f"fleetune: {error}\n")
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.stderr.write("fleetune: interrupted; the same command goes on from here\n")
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:
+        # The reader of our output has gone (`| head`); nothing more can be said.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+def _terminated(number: int, frame: Any) -> None:
+    del frame
+    sys.stderr.write("fleetune: terminated; the same command goes on from here\n")
+    sys.exit(128 + number)
+
+
+if __name__ == "__main__":
+    main()

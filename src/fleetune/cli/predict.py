@@ -1,0 +1,81 @@
+"""`fleetune predict`: labels and probabilities of new texts."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fleetune.cli.options import AsJson, Device, Dtype, TextColumn, out, say
+from fleetune.errors import SettingsError
+
+
+def register(app: typer.Typer) -> None:
+    app.command("predict")(predict)
+
+
+def predict(
+    model: Annotated[Path, typer.Argument(help="A trial's folder, an exported folder, or a run (its winner).")],
+    text: Annotated[list[str] | None, typer.Option(help="A text; for a model of pairs give --text twice a pair.")] = None,
+    input_file: Annotated[Path | None, typer.Option("--input", help="CSV, TSV, JSONL or Parquet with texts.")] = None,
+    output_file: Annotated[Path | None, typer.Option("--output", help="Write JSONL here instead of stdout.")] = None,
+    text_column: TextColumn = None,
+    dtype: Dtype = None,
+    device: Device = "cpu",
+    as_json: AsJson = False,
+) -> None:
+    """Predict labels. Texts come from --text, or --input, or stdin, one a line.
+
+    Example: fleetune predict runs/first --text "Not once in three years has it let me down."
+    """
+    if text and input_file:
+        raise SettingsError("predict", ["give --text or --input, and not both"])
+    from fleetune.serve.predictor import Predictor
+
+    predictor = Predictor(model, dtype=dtype, device=device)
+    first, second = _texts(predictor, text, input_file, text_column)
+    found = predictor.predict(first, second)
+    if output_file is not None:
+        from fleetune.durable import write_bytes
+
+        lines = [json.dumps(p.as_json(), ensure_ascii=False) for p in found]
+        write_bytes(output_file, "".join(f"{line}\n" for line in lines).encode())
+        say(f"{len(found)} predictions written to {output_file}")
+    elif as_json:
+        out(json.dumps([p.as_json() for p in found], ensure_ascii=False))
+    else:
+        from fleetune.report.tables import grid
+
+        rows = [[p.label, f"{max(p.probabilities.values()):.3f}" if p.probabilities else "", _short(t)] for p, t in zip(found, first, strict=True)]  # fmt: skip
+        out(grid(["label", "probability", "text"], rows, right=(1,)))
+
+
+def _texts(
+    predictor: Any, text: Sequence[str] | None, file: Path | None, columns: Sequence[str] | None
+) -> tuple[Sequence[str], Sequence[str] | None]:
+    pairs, names = predictor.pairs, predictor.record.text_columns
+    if file is not None:
+        from fleetune.data.sources import read_file
+
+        rows = read_file(file, columns or names, None)
+        return rows.first, rows.second
+    texts = list(text) if text else _stdin()
+    if not pairs:
+        return texts, None
+    if len(texts) % 2:
+        raise SettingsError("--text", [f"this model reads pairs ({names[0]}, {names[1]}), but {len(texts)} texts were given"])
+    return texts[::2], texts[1::2]
+
+
+def _stdin() -> list[str]:
+    if sys.stdin.isatty():
+        raise SettingsError("predict", ["nothing to predict; give --text, --input, or lines on stdin"])
+    return [line.rstrip("\n") for line in sys.stdin if line.strip()]
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,38 @@
+"""`fleetune show`: what a run has found so far."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fleetune.cli.options import AsJson, dump, out, say
+
+
+def register(app: typer.Typer) -> None:
+    app.command("show")(show)
+
+
+def show(
+    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    as_json: AsJson = False,
+) -> None:
+    """Print the trials and estimates of a run, finished or not."""
+    from fleetune.report import tables
+    from fleetune.report.facts import run_facts, winner
+
+    facts = run_facts(run)
+    if as_json:
+        dump(facts)
+        return
+    study = facts["study"]
+    out(f"{study['data']['task']}, protocol {study['data']['protocol']}, {study['backbone']['name']}: {study['status']}\n")
+    out(tables.trials(facts))
+    out("")
+    out(tables.comparison(facts))
+    best = winner(facts)
+    if study["status"] != "done":
+        say("not finished: the same train command goes on where it stopped")
+    elif best is not None:
+        say(f'next: fleetune predict {run} --text "..."   (uses {best["id"]})')

@@ -1,0 +1,146 @@
+"""`fleetune train`: one setting of each named method, any number of seeds, all in one cohort."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fleetune.cli.options import (
+    AsJson,
+    DataDir,
+    DataFile,
+    Device,
+    LabelColumn,
+    Task,
+    TextColumn,
+    dump,
+    out,
+    parse_set,
+    say,
+    split_names,
+    with_training_flags,
+)
+from fleetune.errors import SOME_TRIALS_FAILED, SettingsError
+
+
+def register(app: typer.Typer) -> None:
+    app.command("train")(with_training_flags(train))
+
+
+def train(
+    output_dir: Annotated[Path, typer.Option(help="Folder of the run; the same command again goes on in it.")],
+    task: Task = None,
+    data_dir: DataDir = None,
+    data: DataFile = None,
+    test_data: Annotated[
+        Path | None, typer.Option(help="Own test rows; without them a fixed tenth of --data is the test set.")
+    ] = None,
+    text_column: TextColumn = None,
+    label_column: LabelColumn = None,
+    groups_column: Annotated[
+        str | None, typer.Option(help="Rows with the same value here stay on one side of every split.")
+    ] = None,
+    method: Annotated[
+        list[str] | None, typer.Option("--method", "--methods", help="Methods to train, e.g. bitfit,lora. Default: lora.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="A setting of the method: r=8, or lora.r=8 for one of several. See fleetune methods."),
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="How many seeds: --seed and the next ones.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="The first seed. It sets head, adapter, order, dropout and split.")] = 42,
+    protocol: Annotated[
+        str,
+        typer.Option(
+            help="holdout: the epoch is chosen on a tenth of train, the test set is used once. paper: the epoch is chosen "
+            "on the test set, as many papers do; its numbers are stamped optimistic."
+        ),
+    ] = "holdout",
+    backbone: Annotated[str, typer.Option(help="minilm, roberta-base, any hub id, or a local folder.")] = "minilm",
+    revision: Annotated[str | None, typer.Option(help="Commit, branch or tag of a hub id.")] = None,
+    dtype: Annotated[str, typer.Option(help="Compute dtype of the encoder: auto, bfloat16, float32, float64.")] = "auto",
+    max_length: Annotated[
+        int | None, typer.Option(help="Most tokens of a row; longer ones are cut and counted. Default: 256, or the backbone's limit.")
+    ] = None,
+    device: Device = "cpu",
+    as_json: AsJson = False,
+    *,
+    training: dict[str, Any],
+) -> None:
+    """Train one setting of each method, with any number of seeds, and compare.
+
+    Example: fleetune train --task demo-sentiment --methods bitfit,lora --seeds 3 --output-dir runs/first
+    """
+    from fleetune.study.prepare import DataSettings, MethodSettings, Settings
+
+    names = split_names(method or ["lora"])
+    if len(set(names)) != len(names):
+        raise SettingsError("--methods", [f"a method may be named once, but got {', '.join(names)}"])
+    own = parse_set(set_ or [], names)
+    settings = Settings(
+        data=DataSettings(
+            task=task,
+            data_dir=str(data_dir) if data_dir else None,
+            file=str(data) if data else None,
+            test_file=str(test_data) if test_data else None,
+            text_columns=tuple(text_column) if text_column else None,
+            label_column=label_column,
+            groups_column=groups_column,
+            protocol=protocol,
+        ),
+        methods=tuple(MethodSettings(name, own[name]) for name in names),
+        seeds=tuple(range(seed, seed + seeds)),
+        training=training,
+        backbone=backbone,
+        revision=revision,
+        dtype=dtype,
+        max_length=max_length,
+    )
+    failed = run(settings, output_dir, device=device, as_json=as_json)
+    if failed:
+        raise typer.Exit(SOME_TRIALS_FAILED)
+
+
+def run(settings: Any, output_dir: Path, *, device: str = "cpu", as_json: bool = False) -> int:
+    """Prepare, train with progress, print the comparison. Returns how many trials failed."""
+    from fleetune.cli.progress import progress
+    from fleetune.report import tables
+    from fleetune.report.facts import run_facts, winner
+    from fleetune.study.prepare import prepare
+    from fleetune.study.run import Run
+
+    prepared = prepare(settings)
+    _introduce(prepared)
+    with progress(prepared.inputs) as watch:
+        outcome = Run(output_dir, prepared, device).train(watch)
+    facts = run_facts(output_dir)
+    if as_json:
+        dump(facts)
+    else:
+        out(tables.comparison(facts))
+    if outcome.skipped:
+        say(f"{outcome.skipped} of {len(prepared.inputs)} trials had been finished before")
+    for trial in facts["trials"]:
+        if trial["status"] == "failed":
+            say(f"{trial['id']} failed: {trial['reason']}")
+    best = winner(facts)
+    if best is not None:
+        say(f"next: fleetune predict {output_dir} --text \"...\"   (uses {best['id']}, best on the selection rows)")
+    return outcome.failed
+
+
+def _introduce(prepared: Any) -> None:
+    data, first = prepared.dataset, prepared.inputs[0]
+    say(
+        f"{data.task.name}: {len(first.train)} train, {len(first.selection)} selection, "
+        + ", ".join(f"{len(split)} {name}" for name, split in data.tests.items())
+        + f" rows ({data.source}); text {' + '.join(data.task.columns)}, label {data.task.label_column}"
+    )
+    say(f"backbone {prepared.backbone.source} in {prepared.dtype}; {len(prepared.inputs)} trials")
+    for name, count in prepared.truncated.items():
+        if count:
+            say(f"{count} rows of {name} are longer than {prepared.max_length} tokens and were cut (--max-length)")
+    if prepared.optimistic:
+        say("protocol paper: the epoch is chosen on the test rows, so the numbers will be OPTIMISTIC")

@@ -1,0 +1,175 @@
+"""What a run found, as one dictionary; terminal, JSON and every later page print from it and from nothing else.
+
+The form is the contract of `fleetune show RUN --json`: study, trials, estimates, verdicts.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from fleetune.data import metrics
+from fleetune.errors import SettingsError
+from fleetune.records import Estimate, as_json
+from fleetune.stats.intervals import accuracy_estimate, bootstrap_estimate
+from fleetune.study import journal
+from fleetune.study.results import epochs
+
+# Fields of a trial's training that tell two settings of one method apart at a glance.
+_SHOWN = ("learning_rate", "num_train_epochs", "max_steps")
+
+
+def run_facts(folder: Path) -> dict[str, Any]:
+    """The facts of a run. SettingsError where the folder is none; DataError where its journal is damaged."""
+    path = folder / journal.NAME
+    if not path.is_file() or not (folder / "study.toml").is_file():
+        raise SettingsError(str(folder), ["no run: it has no journal; give the --output-dir of a train command"])
+    events = journal.read(path)
+    settings = tomllib.loads((folder / "study.toml").read_text(encoding="utf-8"))
+    environment = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
+    optimistic = settings["data"].get("protocol") == "paper"
+    trials = [_trial(ident, events) for ident in _started(events)]
+    return {
+        "study": {
+            **settings,
+            "status": _status(events),
+            "optimistic": optimistic,
+            "environment": environment,
+        },
+        "trials": trials,
+        "estimates": _estimates(folder, trials, environment, optimistic),
+        "verdicts": [],
+    }
+
+
+def winner(facts: dict[str, Any]) -> dict[str, Any] | None:
+    """The trial to use: of the method with the best mean selection score, its best one. Test scores are not looked at."""
+    groups: dict[str, list[tuple[float, dict[str, Any]]]] = {}
+    for trial in facts["trials"]:
+        if trial["status"] == "done":
+            groups.setdefault(_setting(trial), []).append((_selection_score(trial), trial))
+    if not groups:
+        return None
+    best = max(groups.values(), key=lambda group: float(np.mean([score for score, _ in group])))
+    return max(best, key=lambda pair: pair[0])[1]
+
+
+def _selection_score(trial: dict[str, Any]) -> float:
+    training = trial["training"]
+    chosen = next(e for e in trial["epochs"] if e["epoch"] == trial["best_epoch"])
+    score = float(chosen["selection"][training["metric_for_best_model"]])
+    return score if training["greater_is_better"] else -score
+
+
+def _started(events: list[dict[str, Any]]) -> list[str]:
+    order = [i for e in events if e["kind"] == "run-started" for i in e["trials"]]
+    begun = {e["id"] for e in events if e["kind"] == "trial-started"}
+    return [ident for ident in dict.fromkeys(order) if ident in begun]
+
+
+def _status(events: list[dict[str, Any]]) -> str:
+    last = next((e["kind"] for e in reversed(events) if e["kind"] in ("run-done", "stopped", "run-started")), "")
+    return {"run-done": "done", "stopped": "stopped"}.get(last, "unfinished")
+
+
+def _trial(ident: str, events: list[dict[str, Any]]) -> dict[str, Any]:
+    mine = [e for e in events if e.get("id") == ident]
+    start = next(e for e in mine if e["kind"] == "trial-started")
+    done = next((e for e in mine if e["kind"] == "trial-done"), None)
+    failed = next((e for e in mine if e["kind"] == "trial-failed"), None)
+    found = epochs(events, ident)
+    seconds = done["seconds"] if done else (found[-1]["seconds"] if found else 0.0)
+    return {
+        "id": ident,
+        "task": start["task"],
+        "method": start["method"],
+        "hyperparameters": start["hyperparameters"],
+        "training": start["training"],
+        "seed": start["seed"],
+        "phase": start["phase"],
+        "status": "done" if done else "failed" if failed else "unfinished",
+        "reason": failed["reason"] if failed else None,
+        "epochs": [{k: e[k] for k in ("epoch", "loss", "selection", "step", "seconds")} for e in found],
+        "best_epoch": done["best_epoch"] if done else None,
+        "test": done["test"] if done else None,
+        "tests": done["tests"] if done else {},
+        "optimistic": bool(done and done["optimistic"]),
+        "trainable_parameters": start["trainable_parameters"],
+        "seconds": seconds,
+    }
+
+
+def _setting(trial: dict[str, Any]) -> str:
+    """What is the same in all seeds of one method and setting."""
+    return json.dumps([trial["method"], trial["hyperparameters"], trial["training"]], sort_keys=True)
+
+
+def _estimates(
+    folder: Path, trials: list[dict[str, Any]], environment: dict[str, Any], optimistic: bool
+) -> list[dict[str, Any]]:
+    """One estimate a method, setting, test set and official metric, over the seeds that ended well."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for trial in trials:
+        if trial["status"] == "done":
+            groups.setdefault(_setting(trial), []).append(trial)
+    found: list[dict[str, Any]] = []
+    for group in groups.values():
+        first = group[0]
+        for name in first["tests"]:
+            labels, outputs = _outputs(folder, group, name)
+            for metric in (m for m in first["tests"][name] if m not in ("n", "loss")):
+                estimate = _estimate(metric, labels, outputs, optimistic)
+                found.append(
+                    {
+                        "task": first["task"],
+                        "set": name,
+                        "method": first["method"],
+                        "hyperparameters": first["hyperparameters"],
+                        "training": {k: first["training"][k] for k in _SHOWN},
+                        "metric": metric,
+                        **as_json(estimate),
+                        "failed_seeds": _failed(trials, first),
+                        "trainable_parameters": first["trainable_parameters"],
+                        "seconds": float(np.mean([t["seconds"] for t in group])),
+                        "trials": [t["id"] for t in group],
+                    }
+                )
+    return found
+
+
+def _failed(trials: list[dict[str, Any]], first: dict[str, Any]) -> int:
+    return sum(t["status"] == "failed" and _setting(t) == _setting(first) for t in trials)
+
+
+def _outputs(
+    folder: Path, group: list[dict[str, Any]], name: str
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Labels [n] and logits [S, n, C] of one test set."""
+    logits: list[NDArray[Any]] = []
+    labels: NDArray[Any] = np.empty(0)
+    for trial in group:
+        table = pq.read_table(folder / "trials" / trial["id"] / "predictions.parquet").to_pydict()
+        rows = [i for i, split in enumerate(table["split"]) if split == name]
+        labels = np.asarray([table["label"][i] for i in rows])
+        logits.append(np.asarray([table["logits"][i] for i in rows]))
+    return labels, np.stack(logits)
+
+
+def _estimate(
+    metric: str, labels: NDArray[Any], outputs: NDArray[Any], optimistic: bool
+) -> Estimate:
+    if metric == "accuracy":
+        correct = outputs.argmax(-1) == labels.astype(np.int64)[None]
+        return accuracy_estimate(correct, optimistic=optimistic)
+    whole = outputs.shape[-1] > 1
+    score: Callable[[NDArray[Any], NDArray[Any]], float] = lambda out, lab: metrics.compute(  # noqa: E731
+        (metric,), out, lab.astype(np.int64) if whole else lab
+    )[metric]
+    return bootstrap_estimate(score, outputs, labels, optimistic=optimistic)

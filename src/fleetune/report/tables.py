@@ -1,0 +1,115 @@
+"""Facts as plain text tables: aligned columns, no markup, so that any name prints as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+OPTIMISTIC = "optimistic"
+
+
+def grid(header: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
+    """Aligned columns under a ruled header; `right` names the columns that hold numbers."""
+    clean = [[_visible(cell) for cell in row] for row in (header, *rows)]
+    widths = [max(len(row[i]) for row in clean) for i in range(len(header))]
+
+    def line(row: Sequence[str]) -> str:
+        cells = [c.rjust(w) if i in right else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
+        return "  ".join(cells).rstrip()
+
+    return "\n".join([line(clean[0]), "  ".join("-" * w for w in widths), *map(line, clean[1:])])
+
+
+def comparison(facts: dict[str, Any]) -> str:
+    """One row a method and setting: the estimate with all that it is worth."""
+    names = labels(facts["estimates"])
+    rows = [
+        [
+            name,
+            _short_metric(e),
+            _percent(e, "value"),
+            f"[{_percent(e, 'low')}, {_percent(e, 'high')}]",
+            str(e["n"]),
+            str(e["seeds"]) + (f" ({e['failed_seeds']} failed)" if e["failed_seeds"] else ""),
+            f"{e['trainable_parameters']['encoder']:,}",
+            f"{e['trainable_parameters']['head']:,}",
+            duration(e["seconds"]),
+        ]
+        for name, e in zip(names, facts["estimates"], strict=True)
+    ]
+    if not rows:
+        return "no trial has ended yet"
+    header = ["method", "metric", "test", "95% interval", "n", "seeds", "encoder", "head", "time"]
+    table = grid(header, rows, right=(2, 4, 6, 7, 8))
+    notes = sorted({f"{e['metric']}: {e['how']}" for e in facts["estimates"]})
+    if facts["study"]["optimistic"]:
+        notes.insert(0, "OPTIMISTIC: protocol \"paper\" chose the epoch on these same test examples")
+    return "\n".join([table, *(f"  {note}" for note in notes)])
+
+
+def trials(facts: dict[str, Any]) -> str:
+    """One row a trial."""
+    rows: list[list[str]] = []
+    for t in facts["trials"]:
+        last = t["epochs"][-1] if t["epochs"] else None
+        best = next((e for e in t["epochs"] if e["epoch"] == t["best_epoch"]), last)
+        metric = t["training"]["metric_for_best_model"]
+        rows.append(
+            [
+                t["id"],
+                t["status"],
+                str(len(t["epochs"])),
+                str(t["best_epoch"] or "-"),
+                f"{last['loss']:.4f}" if last else "-",
+                f"{best['selection'][metric]:.4f}" if best else "-",
+                _test_score(t),
+                duration(t["seconds"]),
+            ]
+        )
+    header = ["trial", "status", "epochs", "best", "loss", "selection", "test", "time"]
+    table = grid(header, rows, right=(2, 3, 4, 5, 6, 7))
+    reasons = [f"  {t['id']}: {t['reason']}" for t in facts["trials"] if t["reason"]]
+    return "\n".join([table, *reasons])
+
+
+def labels(estimates: Sequence[dict[str, Any]]) -> list[str]:
+    """A name for each estimate: the method, with the settings in which others of the same method differ."""
+    names: list[str] = []
+    for e in estimates:
+        mine = {**e["hyperparameters"], **e["training"]}
+        others = [{**o["hyperparameters"], **o["training"]} for o in estimates if o["method"] == e["method"]]
+        differing = [k for k in mine if any(o.get(k) != mine[k] for o in others)]
+        if "r" in mine and "r" not in differing:
+            differing.insert(0, "r")
+        told = ", ".join(f"{k}={mine[k]}" for k in differing)
+        several = len({o["set"] for o in estimates}) > 1
+        names.append(e["method"] + (f" {told}" if told else "") + (f" on {e['set']}" if several else ""))
+    return names
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words short enough for a table."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = seconds / 60
+    return f"{minutes:.0f} min" if minutes < 100 else f"{minutes / 60:.1f} h"
+
+
+def _test_score(trial: dict[str, Any]) -> str:
+    if not trial["test"]:
+        return "-"
+    name = next(k for k in trial["test"] if k != "n")
+    return f"{trial['test'][name]:.4f}" + (f" ({OPTIMISTIC})" if trial["optimistic"] else "")
+
+
+def _short_metric(estimate: dict[str, Any]) -> str:
+    return estimate["metric"] + (f" ({OPTIMISTIC})" if estimate["optimistic"] else "")
+
+
+def _percent(estimate: dict[str, Any], key: str) -> str:
+    return f"{100 * estimate[key]:.2f}"
+
+
+def _visible(text: str) -> str:
+    """Control characters as escapes: a name may not move the cursor or forge a line."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -1,0 +1,134 @@
+"""A saved model at work: texts in, labels and probabilities out.
+
+A model is a trial's folder, an exported folder, or a run, which stands for its winner. A trial's folder computes through
+the same engine and dtype as in training; `dtype` overrides it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fleetune.artifact import layout
+from fleetune.artifact.load import check_against, check_backbone, load_saved, read_record
+from fleetune.artifact.layout import ModelRecord
+from fleetune.backbone.load import find_backbone
+from fleetune.backbone.sites import site_map
+from fleetune.cohort.engine import Engine
+from fleetune.cohort.owned import Owned
+from fleetune.cohort.trial import Rows
+from fleetune.data.base import Split
+from fleetune.data.tokens import tokenize
+from fleetune.errors import SettingsError
+from fleetune.report.facts import run_facts, winner
+from fleetune.study import journal
+from fleetune.study.prepare import DTYPES
+
+BATCH = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What a model says of one text."""
+
+    label: str
+    probabilities: dict[str, float]
+    """By label, in the order of the classes; empty for regression, whose label is the number itself."""
+
+    def as_json(self) -> dict[str, Any]:
+        return {"label": self.label, "probabilities": self.probabilities}
+
+
+class Predictor:
+    """One saved model, loaded and checked."""
+
+    def __init__(self, path: Path, *, dtype: str | None = None, device: str = "cpu") -> None:
+        self.folder = model_folder(path)
+        if (self.folder / layout.CONFIG).is_file():
+            self.record, engine, owned = _from_trial(self.folder, dtype, device)
+        else:
+            self.record, engine, owned = _from_export(self.folder, dtype, device)
+        self.engine, self.owned, self.tokenizer = engine[0], owned, engine[1]
+
+    @property
+    def pairs(self) -> bool:
+        """Whether the model reads two texts."""
+        return len(self.record.text_columns) == 2
+
+    def logits(self, first: Sequence[str], second: Sequence[str] | None = None) -> NDArray[Any]:
+        """Logits [n, C] in input order. ValueError where the number of texts is not what the model reads."""
+        if self.pairs != (second is not None):
+            wanted = " and ".join(self.record.text_columns)
+            raise ValueError(f"this model reads {wanted}, so give {'two texts' if self.pairs else 'one text'} a row.")
+        if not first:
+            return np.empty((0, self.record.num_labels), dtype=np.float32)
+        split = Split(
+            tuple(str(i) for i in range(len(first))), tuple(first), None if second is None else tuple(second), None
+        )  # fmt: skip
+        table = tokenize(split, self.tokenizer, self.record.max_length, None, "")
+        rows = Rows(table, np.arange(len(first)), np.zeros(len(first), dtype=np.int64))
+        return self.engine.predict([self.owned], [rows], [BATCH])[0]
+
+    def predict(
+        self, first: Sequence[str], second: Sequence[str] | None = None
+    ) -> list[Prediction]:
+        """A label and its probabilities for each row."""
+        logits = self.logits(first, second).astype(np.float64)
+        if self.record.regression:
+            return [Prediction(f"{value:.6g}", {}) for value in logits[:, 0].tolist()]
+        shifted = np.exp(logits - logits.max(axis=1, keepdims=True)) if len(logits) else logits
+        shares = shifted / shifted.sum(axis=1, keepdims=True) if len(logits) else logits
+        names = self.record.label_names
+        return [
+            Prediction(names[int(np.argmax(row))], dict(zip(names, row.tolist(), strict=True)))
+            for row in shares
+        ]
+
+
+def model_folder(path: Path) -> Path:
+    """The folder of a model: the path itself, or the winner where it is a run."""
+    if not path.exists():
+        raise SettingsError("model", [f"{path} does not exist; give a trial's folder, an exported one, or a run"])
+    if (path / journal.NAME).is_file():
+        found = winner(run_facts(path))
+        if found is None:
+            raise SettingsError("model", [f"{path}: no trial of this run has ended; run the same command again"])
+        return path / "trials" / found["id"]
+    if not (path / layout.RECORD).is_file():
+        raise SettingsError(
+            "model", [f"{path}: neither a run nor a saved model (no {layout.RECORD} in it)"]
+        )
+    return path
+
+
+def _from_trial(folder: Path, dtype: str | None, device: str) -> tuple[ModelRecord, Any, Owned]:
+    saved = load_saved(folder)
+    record = saved.record
+    backbone = find_backbone(record.backbone, revision=record.backbone_revision)
+    check_backbone(record, backbone.checksum, folder)
+    kind = "regression" if record.regression else "single_label_classification"
+    model, fresh = backbone.classifier(record.num_labels, record.label_names, problem_type=kind)
+    low_rank = check_against(saved, site_map(model, fresh))
+    engine = Engine(model, fresh, dtype=DTYPES[dtype or record.dtype], device=device)
+    values = {name: t.to(device) for name, t in saved.tensors.items()}
+    return record, (engine, backbone.tokenizer), Owned(values, low_rank, engine.sites)
+
+
+def _from_export(folder: Path, dtype: str | None, device: str) -> tuple[ModelRecord, Any, Owned]:
+    record, _ = read_record(folder)
+    backbone = find_backbone(str(folder.resolve()))
+    model, fresh = backbone.classifier(record.num_labels, record.label_names)
+    assert not fresh, f"an exported model is whole, but {sorted(fresh)} are missing"
+    engine = Engine(model, dtype=DTYPES[dtype or record.dtype], device=device)
+    return record, (engine, backbone.tokenizer), Owned({}, (), engine.sites)
+
+
+def as_lines(predictions: Sequence[Prediction]) -> str:
+    """Predictions as JSON, one list."""
+    return json.dumps([p.as_json() for p in predictions], ensure_ascii=False)

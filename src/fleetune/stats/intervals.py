@@ -1,0 +1,88 @@
+"""Intervals for the score of one method on one test set.
+
+Notation: S seeds (trainings), n examples; `correct` is a boolean array [S, n] on the same examples for every seed.
+
+What an interval is about: with one seed, that one model on new examples, nothing about other seeds; with several, the
+method over new seeds and new examples. numpy and scipy only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from fleetune.records import Estimate
+from fleetune.seeds import stream
+
+LEVEL = 0.95
+RESAMPLES = 2000
+
+
+def accuracy_estimate(correct: NDArray[np.bool_], *, optimistic: bool = False) -> Estimate:
+    """Mean accuracy with its 95 % interval.
+
+    One seed: Wilson's score interval over examples (Wilson 1927). More: `Var = s2_seeds / S + s2_examples / n` with
+    Satterthwaite's degrees of freedom, where s2_seeds is the variance of the seeds' means and s2_examples that of the
+    examples' means; it counts the residual variance twice and so errs on the wide side.
+    Misleads: with fewer than five seeds the spread between seeds is hardly known, and the interval is wide or lucky.
+    """
+    if correct.ndim != 2 or 0 in correct.shape:
+        raise ValueError(f"`correct` must be [seeds, examples] and not empty, but got {correct.shape}.")
+    seeds, n = correct.shape
+    value = float(correct.mean())
+    if seeds == 1:
+        found = stats.binomtest(int(correct.sum()), n).proportion_ci(LEVEL, method="wilson")
+        how = "95% Wilson over examples, one seed"
+        return Estimate(value, float(found.low), float(found.high), n, 1, how, optimistic)
+    parts = (
+        (float(correct.mean(1).var(ddof=1)) / seeds, seeds - 1),
+        (float(correct.mean(0).var(ddof=1)) / n if n > 1 else 0.0, max(n - 1, 1)),
+    )
+    half = _half_width(parts)
+    return Estimate(
+        value,
+        max(0.0, value - half),
+        min(1.0, value + half),
+        n,
+        seeds,
+        "95% over seeds and examples",
+        optimistic,
+    )
+
+
+def _half_width(parts: tuple[tuple[float, int], ...]) -> float:
+    variance = sum(part for part, _ in parts)
+    if variance == 0.0:
+        return 0.0
+    freedom = variance**2 / sum(part**2 / df for part, df in parts)
+    return float(stats.t.ppf((1 + LEVEL) / 2, freedom)) * variance**0.5
+
+
+def bootstrap_estimate(
+    score: Callable[[NDArray[Any], NDArray[Any]], float],
+    outputs: NDArray[Any],
+    labels: NDArray[Any],
+    *,
+    optimistic: bool = False,
+) -> Estimate:
+    """The mean over seeds of a score that is no mean over examples (F1, Matthews, Pearson), with a 95 % interval.
+
+    score: of (outputs [n, ...], labels [n]). outputs: [S, n, ...]. Percentile bootstrap over examples, and over seeds too
+    where there are several (crossed: every resample draws seeds and examples; Sellam et al. 2022, arXiv:2106.16163).
+    Misleads: with few seeds the percentile interval is too short.
+    """
+    seeds, n = outputs.shape[:2]
+    value = float(np.mean([score(one, labels) for one in outputs]))
+    draw = stream(0, "bootstrap", seeds, n)
+    values = np.empty(RESAMPLES)
+    for i in range(RESAMPLES):
+        examples = draw.integers(0, n, n)
+        chosen = draw.integers(0, seeds, seeds)
+        values[i] = np.mean([score(outputs[s][examples], labels[examples]) for s in chosen])
+    low, high = np.nanpercentile(values, [100 * (1 - LEVEL) / 2, 100 * (1 + LEVEL) / 2])
+    over = "examples, one seed" if seeds == 1 else "seeds and examples"
+    return Estimate(value, float(low), float(high), n, seeds, f"95% bootstrap over {over}", optimistic)

@@ -1,0 +1,105 @@
+"""What a run ran on: versions, machine, commit, checksums. Compared when a run is resumed."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fleetune import __version__
+from fleetune.errors import RefusedError
+from fleetune.study.prepare import Prepared
+
+PACKAGES = ("torch", "transformers", "tokenizers", "peft", "numpy", "safetensors", "pyarrow")
+
+
+def describe(prepared: Prepared, device: str) -> dict[str, Any]:
+    """The environment of a run, as written to environment.json."""
+    data, backbone = prepared.dataset, prepared.backbone
+    return {
+        "fleetune": __version__,
+        "commit": commit(),
+        "python": platform.python_version(),
+        "packages": {name: metadata.version(name) for name in PACKAGES},
+        "machine": hardware(device),
+        "data": {
+            "task": data.task.name,
+            "source": data.source,
+            "checksum": data.checksum,
+            "rows": {"train": len(data.train), **{n: len(s) for n, s in data.tests.items()}},
+            "truncated": dict(prepared.truncated),
+        },
+        "backbone": {
+            "name": backbone.name,
+            "source": backbone.source,
+            "revision": backbone.revision,
+            "checksum": backbone.checksum,
+        },
+    }
+
+
+def hardware(device: str) -> dict[str, Any]:
+    """Processor, cores, memory and device of this machine."""
+    page, pages = os.sysconf("SC_PAGE_SIZE"), os.sysconf("SC_PHYS_PAGES")
+    found: dict[str, Any] = {
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_gib": round(page * pages / 2**30, 1),
+        "device": device,
+    }
+    if device.startswith("cuda"):
+        found["gpu"] = torch.cuda.get_device_name(torch.device(device))
+    return found
+
+
+def commit() -> str | None:
+    """The git commit of the source that runs, with a mark where it was changed; None for an installed package."""
+    root = Path(__file__).resolve().parents[3]
+    if not (root / ".git").exists():
+        return None
+    try:
+        head = _git(root, "rev-parse", "--short=12", "HEAD")
+        return f"{head}+changes" if _git(root, "status", "--porcelain", "--untracked-files=no") else head
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def refuse_changes(path: Path, found: dict[str, Any]) -> None:
+    """RefusedError where a resume would go on with other data, another backbone, or another major version."""
+    before = json.loads(path.read_text(encoding="utf-8"))
+    pairs = [("data", before["data"]["checksum"], found["data"]["checksum"])]
+    pairs.append(("backbone", before["backbone"]["checksum"], found["backbone"]["checksum"]))
+    for name in ("torch", "transformers", "tokenizers"):
+        old, new = before["packages"][name], found["packages"][name]
+        pairs.append((f"{name} (major version)", old.partition(".")[0], new.partition(".")[0]))
+    changed = [f"  {name}: {old} there, {new} now" for name, old, new in pairs if old != new]
+    if changed:
+        listing = "\n".join(changed)
+        raise RefusedError(
+            f"{path.parent}: cannot be resumed, since its numbers would mix; give another --output-dir\n{listing}"
+        )
+
+
+def _git(root: Path, *words: str) -> str:
+    done = subprocess.run(
+        ["git", "-C", str(root), *words], capture_output=True, text=True, timeout=10, check=True
+    )
+    return done.stdout.strip()
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

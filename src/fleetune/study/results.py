@@ -1,0 +1,50 @@
+"""results.parquet: one row a trial and epoch, rebuilt from the journal."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from fleetune.durable import write_bytes
+
+NAME = "results.parquet"
+
+
+def epochs(events: Sequence[dict[str, Any]], ident: str) -> list[dict[str, Any]]:
+    """The epochs of one trial in order; a cut may have written one twice, with the same numbers."""
+    found = {e["epoch"]: e for e in events if e["kind"] == "epoch" and e["id"] == ident}
+    return [found[number] for number in sorted(found)]
+
+
+def write_results(folder: Path, events: Sequence[dict[str, Any]]) -> None:
+    """Rebuild the table."""
+    rows: list[dict[str, Any]] = []
+    started = {e["id"]: e for e in events if e["kind"] == "trial-started"}
+    for ident, trial in started.items():
+        for epoch in epochs(events, ident):
+            rows.append(
+                {
+                    "id": ident,
+                    "task": trial["task"],
+                    "method": trial["method"],
+                    "seed": trial["seed"],
+                    "phase": trial["phase"],
+                    "hyperparameters": json.dumps(trial["hyperparameters"], sort_keys=True),
+                    "learning_rate": trial["training"]["learning_rate"],
+                    "epoch": epoch["epoch"],
+                    "step": epoch["step"],
+                    "loss": epoch["loss"],
+                    **{f"selection_{k}": v for k, v in epoch["selection"].items()},
+                    "seconds": epoch["seconds"],
+                }
+            )
+    if rows:
+        out = io.BytesIO()
+        pq.write_table(pa.Table.from_pylist(rows), out)
+        write_bytes(folder / NAME, out.getvalue())

@@ -1,0 +1,286 @@
+"""Train the trials of a run and keep everything: the journal first, then checkpoints, models, results.
+
+The same command again goes on where the last one stopped: finished trials are not touched, started ones continue from
+their checkpoints, and the numbers come out the same. Other settings in the same folder are refused, with the difference.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+import tomllib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tomli_w
+from numpy.typing import NDArray
+
+from fleetune import __version__
+from fleetune.artifact.check import Checker
+from fleetune.artifact.layout import ModelRecord
+from fleetune.artifact.save import save_trial
+from fleetune.cohort.engine import Engine
+from fleetune.cohort.plan import cohorts, default_limits
+from fleetune.cohort.train import Cohort, EpochDone, Event, Started, TrialDone, TrialFailed
+from fleetune.cohort.train import Advanced as Advanced
+from fleetune.cohort.trial import Rows, Trial
+from fleetune.data import metrics
+from fleetune.durable import remove_leftovers, write_bytes, write_json
+from fleetune.errors import RefusedError
+from fleetune.methods.base import count_parameters
+from fleetune.study import checkpoints, journal, machine
+from fleetune.study.journal import Journal
+from fleetune.study.prepare import DTYPES, Prepared, as_toml
+from fleetune.study.results import write_results
+
+STUDY = "study.toml"
+ENVIRONMENT = "environment.json"
+TRIALS = "trials"
+CHECKPOINTS = "checkpoints"
+# A cut costs at most this much work. Writing a cohort's state takes well under a second.
+SAVE_SECONDS = 300.0
+
+Watch = Callable[[Event], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a run ended."""
+
+    done: int
+    failed: int
+    skipped: int
+    """Trials that an earlier command had finished."""
+
+
+class Run:
+    """The folder of one run, locked while it trains."""
+
+    def __init__(self, folder: Path, prepared: Prepared, device: str = "cpu") -> None:
+        self.folder = folder
+        self.prepared = prepared
+        self.device = device
+        self.saved_at = time.monotonic()
+
+    def train(self, watch: Watch) -> Outcome:
+        """Train what is not yet done. RefusedError: another command has the folder, or it holds another run."""
+        with locked(self.folder):
+            self._open_folder()
+            self.journal = Journal(self.folder / journal.NAME)
+            try:
+                return self._train(watch)
+            except BaseException as error:
+                self.journal.append("stopped", reason=type(error).__name__)
+                raise
+            finally:
+                self.journal.close()
+
+    def _open_folder(self) -> None:
+        text = tomli_w.dumps(as_toml(self.prepared.settings))
+        path = self.folder / STUDY
+        if path.exists():
+            _refuse_changes(path, text)
+        elif any(p.name not in (".lock",) for p in self.folder.iterdir()):
+            raise RefusedError(
+                f"{self.folder}: not empty, and not a run of fleetune; give --output-dir a new folder"
+            )
+        for folder in (self.folder, self.folder / TRIALS, self.folder / CHECKPOINTS):
+            folder.mkdir(exist_ok=True)
+            remove_leftovers(folder)
+        found = machine.describe(self.prepared, self.device)
+        environment = self.folder / ENVIRONMENT
+        if environment.exists():
+            machine.refuse_changes(environment, found)
+        else:
+            write_json(environment, found)
+        # Last, since its presence says that this is a run.
+        if not path.exists():
+            write_bytes(path, text.encode())
+
+    def _train(self, watch: Watch) -> Outcome:
+        inputs = self.prepared.inputs
+        ended = {e["id"]: e["kind"] for e in self.journal.events if e["kind"] in ("trial-done", "trial-failed")}
+        waiting = [given for given in inputs if given.spec.id not in ended]
+        self.journal.append("run-started", trials=[i.spec.id for i in inputs], waiting=len(waiting))
+        failed = sum(kind == "trial-failed" for kind in ended.values())
+        if waiting:
+            self._load()
+            for group in cohorts(waiting, self.engine.backbone.family.shares):
+                limits = default_limits(self.device)
+                cohort = Cohort(self.engine, group, size=limits.trials, max_tokens=limits.tokens)
+                for given in group:
+                    if (state := checkpoints.read(self._checkpoint(given.spec.id))) is not None:
+                        cohort.checkpoints[given.spec.id] = state
+                failed += self._follow(cohort, watch)
+        write_results(self.folder, self.journal.events)
+        self.journal.append("run-done", failed=failed)
+        return Outcome(len(inputs) - failed, failed, len(ended))
+
+    def _load(self) -> None:
+        task, backbone = self.prepared.dataset.task, self.prepared.backbone
+        kind = "regression" if task.regression else "single_label_classification"
+        pristine, fresh = backbone.classifier(
+            self.prepared.num_labels, task.label_names, problem_type=kind
+        )
+        opened, _ = backbone.classifier(self.prepared.num_labels, task.label_names, problem_type=kind)
+        dtype = DTYPES[self.prepared.dtype]
+        self.engine = Engine(opened, fresh, dtype=dtype, device=self.device)
+        self.checker = Checker(pristine, next(iter(self.prepared.test_tables.values())))
+
+    def _follow(self, cohort: Cohort, watch: Watch) -> int:
+        failed = 0
+        for event in cohort.run():
+            if isinstance(event, Started):
+                self._started(event.trial)
+            elif isinstance(event, EpochDone):
+                self._save_state(event.trial)
+                self._epoch(event.trial, event.result.epoch)
+            elif isinstance(event, TrialDone):
+                self._finish(event.trial)
+            elif isinstance(event, TrialFailed):
+                failed += 1
+                self.journal.append("trial-failed", id=event.trial.id, reason=event.reason)
+                self._checkpoint(event.trial.id).unlink(missing_ok=True)
+            elif time.monotonic() - self.saved_at > SAVE_SECONDS:
+                for trial in event.trials:
+                    self._save_state(trial)
+                self.saved_at = time.monotonic()
+            watch(event)
+        return failed
+
+    def _started(self, trial: Trial) -> None:
+        spec = trial.given.spec
+        counted = count_parameters(trial.given.method, self.engine.sites)
+        self.journal.append(
+            "trial-started",
+            id=spec.id,
+            task=spec.task,
+            method=spec.method,
+            hyperparameters=dict(spec.hyperparameters),
+            training=dict(spec.training),
+            seed=spec.seed,
+            phase=spec.phase,
+            trainable_parameters={"encoder": counted.encoder, "head": counted.head},
+            total_steps=trial.total_steps,
+            step=trial.step,
+        )
+        # A checkpoint may know epochs that a cut kept from the journal.
+        known = {e["epoch"] for e in self.journal.events if e["kind"] == "epoch" and e["id"] == spec.id}
+        for result in trial.results:
+            if result.epoch not in known:
+                self._epoch(trial, result.epoch)
+
+    def _epoch(self, trial: Trial, number: int) -> None:
+        r = trial.results[number - 1]
+        self.journal.append(
+            "epoch", id=trial.id, epoch=r.epoch, loss=r.loss, selection=dict(r.selection), step=r.step,
+            seconds=round(r.seconds, 3),
+        )  # fmt: skip
+
+    def _save_state(self, trial: Trial) -> None:
+        checkpoints.write(self._checkpoint(trial.id), *trial.checkpoint())
+
+    def _checkpoint(self, ident: str) -> Path:
+        return self.folder / CHECKPOINTS / f"{ident}.safetensors"
+
+    def _finish(self, trial: Trial) -> None:
+        """Open the test set, save the model, and only then say that the trial is done."""
+        prepared, given = self.prepared, trial.given
+        self.journal.append("test-opened", id=trial.id, sets=list(prepared.test_tables))
+        predictions: list[tuple[str, Any, NDArray[Any]]] = []
+        scores: dict[str, dict[str, float]] = {}
+        for name, table in prepared.test_tables.items():
+            split = prepared.dataset.tests[name]
+            assert split.labels is not None
+            rows = Rows(table, np.arange(len(split)), split.labels)
+            (logits,) = self.engine.predict([trial.owned], [rows], [given.settings.per_device_eval_batch_size])
+            predictions.append((name, split, logits))
+            scores[name] = {**metrics.compute(given.metrics, logits, split.labels), "n": len(split)}
+        best = trial.results[trial.best_epoch - 1]
+        facts: dict[str, Any] = {
+            "best_epoch": trial.best_epoch,
+            "selection": {**best.selection, "n": len(given.selection)},
+            "test": next(iter(scores.values())),
+            "tests": scores,
+            "optimistic": prepared.optimistic,
+            "seconds": round(trial.seconds, 3),
+        }
+        save_trial(
+            self.folder / TRIALS / trial.id,
+            self._record(trial),
+            given.method,
+            self.engine.sites,
+            trial.owned.state(),
+            trial.owned.low_rank,
+            {"id": trial.id, "seed": given.spec.seed, "method": given.method.name, **facts},
+            predictions,
+            self.checker,
+        )
+        self.journal.append("trial-done", id=trial.id, **facts)
+        self._checkpoint(trial.id).unlink(missing_ok=True)
+
+    def _record(self, trial: Trial) -> ModelRecord:
+        p, spec, task = self.prepared, trial.given.spec, self.prepared.dataset.task
+        return ModelRecord(
+            method=spec.method,
+            hyperparameters=dict(spec.hyperparameters),
+            seed=spec.seed,
+            task=task.name,
+            text_columns=list(task.columns),
+            label_names=list(task.label_names),
+            regression=task.regression,
+            metrics=list(task.metrics),
+            backbone=p.backbone.name,
+            backbone_source=p.backbone.source,
+            backbone_revision=p.backbone.revision,
+            backbone_checksum=p.backbone.checksum,
+            model_type=self.engine.sites.model_type,
+            dtype=p.dtype,
+            max_length=p.max_length,
+            best_epoch=trial.best_epoch,
+            fleetune_version=__version__,
+        )
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a run's folder; RefusedError (exit 6) while another process does. A killed process's lock is no lock."""
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise RefusedError(
+                f"{folder}: another fleetune command is working in it; wait for it, or give another --output-dir"
+            ) from None
+        yield
+    finally:
+        os.close(handle)
+
+
+def _refuse_changes(path: Path, text: str) -> None:
+    old, new = _flat(tomllib.loads(path.read_text(encoding="utf-8"))), _flat(tomllib.loads(text))
+    changed = [
+        f"  {key}: {old.get(key, 'unset')!r} there, {new.get(key, 'unset')!r} now"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key)
+    ]
+    if changed:
+        listing = "\n".join(changed)
+        raise RefusedError(
+            f"{path.parent}: holds a run with other settings; give another --output-dir, or the same settings to go on\n{listing}"
+        )
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(value, dict):
+        return {k: v for key, inner in value.items() for k, v in _flat(inner, f"{prefix}.{key}".strip(".")).items()}
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return {k: v for i, inner in enumerate(value) for k, v in _flat(inner, f"{prefix}.{i + 1}").items()}
+    return {prefix: value}

@@ -1,0 +1,43 @@
+"""The first look at a text file: where exactly it is damaged, also at the edges of chunks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fleetune.data import textfile
+
+
+def test_whole_files(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    for content in (b"", b"a\nb", "é\U0001f600".encode(), b"\xef\xbb\xbfa"):
+        path.write_bytes(content)
+        assert textfile.text_problem(path) is None
+
+
+@settings(max_examples=300, deadline=None)
+@given(content=st.binary(max_size=24), chunk=st.integers(1, 8))
+def test_byte_is_the_one_python_names(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes, chunk: int
+) -> None:
+    path = tmp_path_factory.mktemp("bytes") / "a.txt"
+    path.write_bytes(content)
+    try:
+        content.decode()
+        bad = len(content)
+    except UnicodeDecodeError as error:
+        bad = error.start
+    first = min(bad, content.index(0)) if 0 in content else bad
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(textfile, "_CHUNK", chunk)
+        found = textfile.text_problem(path)
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")) and chunk > 1:
+        assert found is not None and "UTF-16" in found
+    elif first == len(content):
+        assert found is None
+    else:
+        line = len(content[:first].replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n"))
+        assert found is not None and f"line {line}, byte {first}: " in found
