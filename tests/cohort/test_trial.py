@@ -272,8 +272,8 @@ class Outcome:
 
     epochs: list[dict[str, torch.Tensor]] = field(default_factory=list)
     """The weights at the end of each epoch, as trained."""
-    checkpoints: dict[int, tuple[bytes, str]] = field(default_factory=dict)
-    """By the number of micro-batches before it."""
+    checkpoints: dict[str, tuple[bytes, str]] = field(default_factory=dict)
+    """After so many micro-batches: "5" before the evaluation of an epoch that ends there, "5 evaluated" after it."""
     best: dict[str, torch.Tensor] = field(default_factory=dict)
     results: list[Any] = field(default_factory=list)
     best_epoch: int = 0
@@ -288,10 +288,9 @@ def outcome(engine: Engine, given: TrialInput, start: tuple[bytes, str] | None =
     for event in cohort.run():
         if isinstance(event, EpochDone):
             found.epochs.append(event.trial.owned.state())
-        if isinstance(event, EpochDone) or (
-            isinstance(event, Advanced) and not cohort.active[0].at_epoch_end
-        ):
-            found.checkpoints[cohort.active[0].micro_step] = stored(cohort.active[0])
+            found.checkpoints[f"{event.trial.micro_step} evaluated"] = stored(event.trial)
+        if isinstance(event, Advanced):
+            found.checkpoints[str(event.trials[0].micro_step)] = stored(event.trials[0])
         if isinstance(event, TrialDone):
             one = event.trial
             found.best, found.best_epoch = one.owned.state(), one.best_epoch
@@ -301,8 +300,8 @@ def outcome(engine: Engine, given: TrialInput, start: tuple[bytes, str] | None =
 
 @pytest.mark.parametrize("name", METHODS)
 def test_resumed_trial_is_the_uninterrupted_one(model: Any, name: str) -> None:
-    """Bit for bit: from the end of every epoch, and from within epochs and accumulation groups;
-    with dropout, in the midst of a schedule."""
+    """Bit for bit: from the end of every epoch, before its evaluation and after it, and from within
+    epochs and accumulation groups; with dropout, in the midst of a schedule."""
     given = trial(
         name,
         RESUMED[name],
@@ -315,15 +314,20 @@ def test_resumed_trial_is_the_uninterrupted_one(model: Any, name: str) -> None:
     )
     whole = outcome(Engine(copy.deepcopy(model), HEAD), given)
     # 5 micro-batches an epoch; the training ends after 8 steps, which are 14 of them.
-    assert list(whole.checkpoints) == list(range(1, 15))
+    assert [key for key in whole.checkpoints if "evaluated" not in key] == [
+        str(at) for at in range(1, 15)
+    ]
     assert len(whole.epochs) == 3
-    for at in (1, 4, 5, 8, 10, 13, 14):
-        again = outcome(Engine(copy.deepcopy(model), HEAD), given, whole.checkpoints[at])
-        assert (again.results, again.best_epoch) == (whole.results, whole.best_epoch), at
-        equal(again.best, whole.best, f"best, from {at}")
-        rest = whole.epochs[at // 5 if at < 14 else 3 :]
+    for key, epochs_left in {
+        "1": 3, "4": 3, "5": 3, "5 evaluated": 2, "8": 2, "10": 2, "10 evaluated": 1, "13": 1, "14": 1,
+        "14 evaluated": 0,
+    }.items():  # fmt: skip
+        again = outcome(Engine(copy.deepcopy(model), HEAD), given, whole.checkpoints[key])
+        assert (again.results, again.best_epoch) == (whole.results, whole.best_epoch), key
+        equal(again.best, whole.best, f"best, from {key}")
+        rest = whole.epochs[3 - epochs_left :]
         for mine, other in zip(again.epochs, rest, strict=True):
-            equal(mine, other, f"from {at}")
+            equal(mine, other, f"from {key}")
 
 
 def equal(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], where: str) -> None:

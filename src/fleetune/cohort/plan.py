@@ -32,6 +32,6 @@ def default_limits(device: str) -> Limits:
     """Enough for the machine's matrix rate and no more, since activations cost memory by the token."""
     if device.startswith("cuda"):
         return Limits(trials=64, tokens=65_536)  # assumption, not measured
-    # On two cores with MiniLM passes of 100,000 tokens ran at a third of the speed of passes of 2,500: fresh memory for
+    # On two cores with MiniLM passes of 100,000 tokens ran at a third of the speed of passes of 4,000: fresh memory for
     # each activation then costs more than the products. docs/lab-notes.md, "tokens in a pass".
-    return Limits(trials=32, tokens=2_560)
+    return Limits(trials=32, tokens=4_096)

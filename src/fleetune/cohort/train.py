@@ -92,6 +92,8 @@ class Cohort:
         """Train all trials to their ends."""
         while self.waiting or self.active:
             yield from self._admit()
+            # A checkpoint may lie between the last step of an epoch and its evaluation.
+            yield from self._evaluate()
             if not self.active:
                 continue
             yield from self._round()
@@ -105,7 +107,7 @@ class Cohort:
                 trial.restore(*self.checkpoints.pop(given.spec.id))
             self.active.append(trial)
             yield Started(trial)
-            if trial.ended:  # a checkpoint taken after the last epoch
+            if trial.ended and not trial.at_epoch_end:  # a checkpoint taken after the last epoch
                 yield from self._leave(trial)
 
     def _round(self) -> Iterator[Event]:

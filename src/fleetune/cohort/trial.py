@@ -141,8 +141,8 @@ class Trial:
 
     @property
     def at_epoch_end(self) -> bool:
-        """Whether the selection split is due: an epoch is over, or the training is."""
-        return self.ended or (self.rows_seen > 0 and self.micro_step % self.micro_per_epoch == 0)
+        """Whether the selection split is due: an epoch is over, or the training is, and it was not evaluated yet."""
+        return self.rows_seen > 0 and (self.ended or self.micro_step % self.micro_per_epoch == 0)
 
     def finish_epoch(self, selection: dict[str, float]) -> EpochResult:
         """Record an epoch and keep its weights if it is the best so far; the earliest of equals stays."""
