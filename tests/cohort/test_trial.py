@@ -273,7 +273,7 @@ class Outcome:
     epochs: list[dict[str, torch.Tensor]] = field(default_factory=list)
     """The weights at the end of each epoch, as trained."""
     checkpoints: dict[str, tuple[bytes, str]] = field(default_factory=dict)
-    """After so many micro-batches: "5" before the evaluation of an epoch that ends there, "5 evaluated" after it."""
+    """After so many micro-batches: "5" before the evaluation due there, "5 evaluated" after."""
     best: dict[str, torch.Tensor] = field(default_factory=dict)
     results: list[Any] = field(default_factory=list)
     best_epoch: int = 0
@@ -319,8 +319,8 @@ def test_resumed_trial_is_the_uninterrupted_one(model: Any, name: str) -> None:
     ]
     assert len(whole.epochs) == 3
     for key, epochs_left in {
-        "1": 3, "4": 3, "5": 3, "5 evaluated": 2, "8": 2, "10": 2, "10 evaluated": 1, "13": 1, "14": 1,
-        "14 evaluated": 0,
+        "1": 3, "4": 3, "5": 3, "5 evaluated": 2, "8": 2, "10": 2, "10 evaluated": 1, "13": 1,
+        "14": 1, "14 evaluated": 0,
     }.items():  # fmt: skip
         again = outcome(Engine(copy.deepcopy(model), HEAD), given, whole.checkpoints[key])
         assert (again.results, again.best_epoch) == (whole.results, whole.best_epoch), key

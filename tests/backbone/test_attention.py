@@ -1,0 +1,202 @@
+"""Packed attention against a plain loop over the sequences, in float64."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.testing import assert_close
+
+from fleetune.backbone.attention import packed_attention
+from fleetune.backbone.noise import Noise, NoiseKey
+from fleetune.backbone.stream import BUCKET_SHARE, Current, Stream
+
+HEADS, WIDTH = 2, 3
+SITE = "encoder.layer.3.attention"
+
+
+def stream_of(lengths: list[int], trials: list[int], noise: Noise | None) -> Stream:
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    owners = np.concatenate([[0], np.cumsum(trials)]).astype(np.int64)
+    assert owners[-1] == len(lengths)
+    return Stream(offsets, owners, "packed", torch.device("cpu"), noise)
+
+
+def noise_of(rates: list[float | None]) -> Noise:
+    return Noise([NoiseKey(seed=100 + k, step=7 + k, rate=rate) for k, rate in enumerate(rates)])
+
+
+def packed(
+    stream: Stream, q: Tensor, k: Tensor, v: Tensor, dropout: float, **rest: Any
+) -> tuple[Tensor, Any]:
+    current = Current()
+    current.stream = stream
+    module: Any = SimpleNamespace(fleetune_current=current, fleetune_site=SITE)
+    return packed_attention(module, q, k, v, None, dropout=dropout, **rest)
+
+
+def loop(
+    stream: Stream,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    dropout: float,
+    *,
+    scaling: float = WIDTH**-0.5,
+    sliding_window: int | None = None,
+    call: int = 0,
+) -> Tensor:
+    """Sequence by sequence, head by head; bits of dropout straight from their source."""
+    out = []
+    for sequence, n in enumerate(stream.lengths.tolist()):
+        start = int(stream.sequence_offsets[sequence])
+        trial = max(t for t in range(stream.n_trials) if stream.trial_offsets[t] <= sequence)
+        multipliers = torch.ones(HEADS, n, n, dtype=q.dtype)
+        if stream.noise is not None:
+            own = stream.noise.keys[trial].rate
+            levels = round((dropout if own is None else own) * 65_536)
+            number = sequence - int(stream.trial_offsets[trial])
+            bits = stream.noise.bits(trial, HEADS * n * n, SITE, call, number)
+            kept = torch.from_numpy(bits.astype(np.int64)) + 32_768 >= levels
+            multipliers = kept.view(HEADS, n, n).to(q.dtype) * (65_536 / (65_536 - levels))
+        heads = []
+        for h in range(HEADS):
+            qh, kh, vh = (x[0, h, start : start + n] for x in (q, k, v))
+            scores = scaling * qh @ kh.T
+            if sliding_window is not None:
+                for i in range(n):
+                    for j in range(n):
+                        if abs(i - j) > sliding_window - 1:
+                            scores[i, j] = -torch.inf
+            heads.append((scores.softmax(-1) * multipliers[h]) @ vh)
+        out.append(torch.stack(heads, dim=1))
+    return torch.cat(out)[None]
+
+
+def check(
+    lengths: list[int],
+    trials: list[int] | None = None,
+    *,
+    rates: list[float | None] | None = None,
+    dropout: float = 0.0,
+    **rest: Any,
+) -> None:
+    """Output and the gradients of query, key and value."""
+    noise = None if rates is None else noise_of(rates)
+    trials = trials or [len(lengths)]
+    rng = np.random.default_rng(sum(lengths))
+    shape = (1, HEADS, sum(lengths), WIDTH)
+    q, k, v = (torch.from_numpy(2 * rng.normal(size=shape)).requires_grad_() for _ in range(3))
+    found, weights = packed(stream_of(lengths, trials, noise), q, k, v, dropout, **rest)
+    assert weights is None
+    expected = loop(stream_of(lengths, trials, noise), q, k, v, dropout, **rest)
+    assert_close(found, expected, rtol=1e-11, atol=1e-11)
+    direction = torch.from_numpy(rng.normal(size=tuple(expected.shape)))
+    mine = torch.autograd.grad(found, (q, k, v), direction)
+    other = torch.autograd.grad(expected, (q, k, v), direction)
+    for name, a, b in zip("qkv", mine, other, strict=True):
+        assert_close(a, b, rtol=1e-10, atol=1e-10, msg=lambda m, name=name: f"{name}: {m}")
+
+
+# Buckets start anew where a sequence is shorter than BUCKET_SHARE of the longest in them.
+EDGES = {
+    "one sequence": [9],
+    "one token": [1],
+    "one token each": [1, 1, 1],
+    "all equal": [6, 6, 6, 6],
+    "one bucket with padding": [20, 18, 19, 17],
+    "a bucket each": [3, 20, 1, 8],
+    "shortest first": [1, 2, 3, 20, 19],
+    "at the bucket's edge": [20, 17, 16],
+}
+
+
+@pytest.mark.parametrize("window", [None, 1, 2, 5, 19, 20, 50])
+@pytest.mark.parametrize("name", EDGES)
+def test_edges(name: str, window: int | None) -> None:
+    check(EDGES[name], sliding_window=window)
+
+
+@pytest.mark.parametrize("window", [None, 1, 4])
+@pytest.mark.parametrize("name", EDGES)
+def test_edges_with_dropout(name: str, window: int | None) -> None:
+    check(EDGES[name], rates=[None], dropout=0.3, sliding_window=window)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True, database=None)
+@given(
+    lengths=st.lists(st.lists(st.integers(1, 24), min_size=1, max_size=4), min_size=1, max_size=4),
+    window=st.one_of(st.none(), st.integers(1, 26)),
+    dropout=st.sampled_from([0.0, 0.1, 0.5]),
+    noisy=st.booleans(),
+    data=st.data(),
+)
+def test_random_lengths(
+    lengths: list[list[int]], window: int | None, dropout: float, noisy: bool, data: Any
+) -> None:
+    """Up to four trials, each with its sequences' lengths and a dropout rate of its own or none."""
+    rates = None
+    if noisy:
+        own = st.sampled_from([None, 0.0, 0.25, 0.9])
+        rates = data.draw(st.lists(own, min_size=len(lengths), max_size=len(lengths)))
+    flat = [n for trial in lengths for n in trial]
+    trials = [len(trial) for trial in lengths]
+    check(flat, trials, rates=rates, dropout=dropout, sliding_window=window)
+
+
+def test_scale_is_the_models_own() -> None:
+    check([5, 9, 8], scaling=0.125)
+    check([5, 9, 8], scaling=0.125, rates=[0.4])
+
+
+def test_each_call_in_a_pass_draws_anew() -> None:
+    """A shared layer (albert) runs more than once in a pass."""
+    stream = stream_of([4, 6], [1, 1], noise_of([0.5, 0.5]))
+    rng = np.random.default_rng(0)
+    q, k, v = (torch.from_numpy(rng.normal(size=(1, HEADS, 10, WIDTH))) for _ in range(3))
+    first, second = (packed(stream, q, k, v, 0.0)[0] for _ in range(2))
+    assert not torch.allclose(first, second)
+    for call, found in enumerate((first, second)):
+        assert_close(found, loop(stream, q, k, v, 0.0, call=call), rtol=1e-12, atol=1e-12)
+
+
+def test_a_neighbour_that_is_not_a_number_stays_alone() -> None:
+    """One sequence full of nan leaves the others, in the same bucket and beyond, as they were."""
+    lengths = [9, 10, 9, 3]
+    rng = np.random.default_rng(0)
+    shape = (1, HEADS, sum(lengths), WIDTH)
+    clean = [torch.from_numpy(rng.normal(size=shape)) for _ in range(3)]
+    broken = [x.clone() for x in clean]
+    for x in broken:
+        x[:, :, 9:19] = torch.nan
+    for dropout, noise in ((0.0, None), (0.2, noise_of([None]))):
+        expected, found = (
+            packed(stream_of(lengths, [4], noise), q, k, v, dropout, sliding_window=4)[0]
+            for q, k, v in (clean, broken)
+        )
+        others = [i for i in range(sum(lengths)) if not 9 <= i < 19]
+        assert torch.equal(found[:, others], expected[:, others])
+        assert found[:, 9:19].isnan().all()
+
+
+@settings(max_examples=100, deadline=None, derandomize=True, database=None)
+@given(lengths=st.lists(st.integers(1, 200), min_size=1, max_size=30))
+def test_buckets_hold_each_sequence_once_with_little_padding(lengths: list[int]) -> None:
+    stream = stream_of(lengths, [len(lengths)], None)
+    held = np.concatenate([bucket.sequences for bucket in stream.buckets])
+    assert sorted(held.tolist()) == list(range(len(lengths)))
+    for bucket in stream.buckets:
+        own = stream.lengths[bucket.sequences]
+        assert bucket.length == own.max() and own.min() >= BUCKET_SHARE * bucket.length
+        if bucket.valid is None:
+            assert (own == bucket.length).all()
+        else:
+            assert bucket.valid.sum(1).tolist() == own.tolist()
+    there, back = stream.regrouping
+    assert torch.equal(there[back], torch.arange(stream.n_tokens)), "there and back again"
