@@ -29,7 +29,12 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "camembert": _ROBERTA,
     "electra": {**_BERT, "embedding_size": 24},
     "distilbert": dict(
-        vocab_size=VOCABULARY, dim=32, n_layers=2, n_heads=4, hidden_dim=48, max_position_embeddings=80
+        vocab_size=VOCABULARY,
+        dim=32,
+        n_layers=2,
+        n_heads=4,
+        hidden_dim=48,
+        max_position_embeddings=80,
     ),
     "albert": {**_BERT, "embedding_size": 24, "num_hidden_groups": 1, "num_hidden_layers": 3},
     "modernbert": {

@@ -40,7 +40,9 @@ class TrainingSettings(BaseModel):
         default=3.0, gt=0, description="Passes over the training rows; may end within one."
     )
     max_steps: int = Field(
-        default=-1, ge=-1, description="Optimizer steps; when positive it overrides num_train_epochs."
+        default=-1,
+        ge=-1,
+        description="Optimizer steps; when positive it overrides num_train_epochs.",
     )
     per_device_train_batch_size: int = Field(
         default=16, ge=1, description="Rows of one micro-batch of one trial (transformers: 8)."
@@ -49,7 +51,9 @@ class TrainingSettings(BaseModel):
         default=64, ge=1, description="Rows of one trial in one evaluation pass (transformers: 8)."
     )
     gradient_accumulation_steps: int = Field(
-        default=1, ge=1, description="Micro-batches of one optimizer step; their losses are averaged."
+        default=1,
+        ge=1,
+        description="Micro-batches of one optimizer step; their losses are averaged.",
     )
     warmup_steps: float = Field(
         default=0, ge=0, description="Steps of warm-up; below 1 a share of all steps."
@@ -58,7 +62,8 @@ class TrainingSettings(BaseModel):
         default="linear", description="Schedule of the learning rate, as transformers names it."
     )
     lr_scheduler_kwargs: dict[str, Any] = Field(
-        default_factory=dict, description="Settings of the schedule itself, as transformers names them."
+        default_factory=dict,
+        description="Settings of the schedule itself, as transformers names them.",
     )
     weight_decay: float = Field(
         default=0.0, ge=0, description="AdamW's decoupled decay; never on biases and norms."
@@ -67,7 +72,9 @@ class TrainingSettings(BaseModel):
     adam_beta2: float = Field(default=0.999, ge=0, lt=1, description="AdamW's beta2.")
     adam_epsilon: float = Field(default=1e-8, gt=0, description="AdamW's epsilon.")
     max_grad_norm: float = Field(
-        default=1.0, ge=0, description="The trial's gradient is clipped to this norm; 0 does not clip."
+        default=1.0,
+        ge=0,
+        description="The trial's gradient is clipped to this norm; 0 does not clip.",
     )
     label_smoothing_factor: float = Field(
         default=0.0, ge=0, lt=1, description="Share of the target spread over all classes."
@@ -89,7 +96,9 @@ class TrainingSettings(BaseModel):
     @model_validator(mode="after")
     def _check(self) -> TrainingSettings:
         if self.max_steps == 0:
-            raise ValueError("`max_steps` must be positive, or -1 to train for num_train_epochs; got 0")
+            raise ValueError(
+                "`max_steps` must be positive, or -1 to train for num_train_epochs; got 0"
+            )
         if self.warmup_steps >= 1 and self.warmup_steps != int(self.warmup_steps):
             raise ValueError(
                 "`warmup_steps` is a whole number of steps, or a share below 1; "

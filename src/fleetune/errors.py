@@ -54,7 +54,7 @@ class DataError(FleetuneError):
         super().__init__(_listing(where, self.problems))
 
 
-class EnvironmentProblem(FleetuneError):  # noqa: N818 (EnvironmentError is taken)
+class EnvironmentProblem(FleetuneError):
     """This machine lacks what the command needs."""
 
     exit_code = 5

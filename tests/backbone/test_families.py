@@ -7,13 +7,13 @@ import copy
 import numpy as np
 import pytest
 import torch
-from tests.tiny import CONFIGS, tiny_model, tiny_table
 from torch.testing import assert_close
 
 from fleetune.backbone.families import FAMILIES
 from fleetune.cohort.engine import Engine
 from fleetune.cohort.layers import Active
 from fleetune.data.packing import pack
+from tests.tiny import CONFIGS, tiny_model, tiny_table
 
 NOBODY = Active({}, {})
 POOLINGS = [
@@ -55,7 +55,11 @@ def test_packed_hidden_states_equal_padded_ones(family: str) -> None:
                        ("roberta", "xlm-roberta", "camembert", "mpnet"))  # fmt: skip
     expected, _, mask = padded(copy.deepcopy(model), table)
     engine = Engine(model)
-    packed = pack([(table, np.arange(4)), (table, np.arange(4, 9))]) if FAMILIES[family].shares else pack([(table, np.arange(9))])
+    packed = (
+        pack([(table, np.arange(4)), (table, np.arange(4, 9))])
+        if FAMILIES[family].shares
+        else pack([(table, np.arange(9))])
+    )
     with torch.no_grad():
         hidden = engine.backbone.hidden(packed, NOBODY)
     found = hidden[0] if engine.backbone.family.layout == "packed" else hidden[mask]
@@ -70,6 +74,10 @@ def test_packed_logits_equal_padded_ones(family: str, settings: dict) -> None:
     table = tiny_table(9, seed=4)
     _, expected, _ = padded(copy.deepcopy(model), table)
     engine = Engine(model)
-    packed = pack([(table, np.arange(2)), (table, np.arange(2, 9))]) if FAMILIES[family].shares else pack([(table, np.arange(9))])
+    packed = (
+        pack([(table, np.arange(2)), (table, np.arange(2, 9))])
+        if FAMILIES[family].shares
+        else pack([(table, np.arange(9))])
+    )
     with torch.no_grad():
         assert_close(engine.backbone.forward(packed, NOBODY), expected, rtol=1e-4, atol=2e-5)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -147,7 +147,7 @@ def ours(
 
 
 @contextmanager
-def generators_kept() -> Iterator[None]:
+def generators_kept() -> Generator[None]:
     """Trainer seeds the global generators; give them back as they were."""
     python, numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[]):

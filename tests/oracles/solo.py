@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import get_scheduler
 
+from fleetune.backbone.sites import site_map
 from fleetune.cohort.owned import decays, initial_values
 from fleetune.cohort.trial import TrialInput
-from fleetune.backbone.sites import site_map
 from fleetune.seeds import stream
 
 
@@ -32,7 +32,9 @@ class LowRankLinear(nn.Module):
         return self.leaf(x) + self.scale * (x @ self.down.T @ self.up.T)
 
 
-def prepare(model: Any, given: TrialInput, fresh: frozenset[str]) -> tuple[Any, dict[str, nn.Parameter]]:
+def prepare(
+    model: Any, given: TrialInput, fresh: frozenset[str]
+) -> tuple[Any, dict[str, nn.Parameter]]:
     """A private copy of the model with only what the trial owns left trainable, and those parameters by name."""
     sites = site_map(model, fresh)
     pretrained = {name: p.detach() for name, p in model.named_parameters()}
@@ -71,13 +73,18 @@ def padded_batch(model: Any, table: Any, rows: Any) -> dict[str, Tensor]:
     return {"input_ids": ids, "attention_mask": mask}
 
 
-def train(model: Any, given: TrialInput, fresh: frozenset[str] = frozenset()) -> tuple[dict[str, Tensor], list[float]]:
+def train(
+    model: Any, given: TrialInput, fresh: frozenset[str] = frozenset()
+) -> tuple[dict[str, Tensor], list[float]]:
     """Train to the end without dropout; the final weights by name and the loss of every micro-batch."""
     sites = site_map(model, fresh)
     alone, owned = prepare(model, given, fresh)
     settings = given.settings
     groups = [
-        {"params": [p for n, p in owned.items() if decays(n, sites)], "weight_decay": settings.weight_decay},
+        {
+            "params": [p for n, p in owned.items() if decays(n, sites)],
+            "weight_decay": settings.weight_decay,
+        },
         {"params": [p for n, p in owned.items() if not decays(n, sites)], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
@@ -99,7 +106,9 @@ def train(model: Any, given: TrialInput, fresh: frozenset[str] = frozenset()) ->
             for rows in group:
                 logits = alone(**padded_batch(alone, given.train.table, rows)).logits
                 labels = torch.from_numpy(given.train.labels[rows])
-                loss = functional.cross_entropy(logits, labels, label_smoothing=settings.label_smoothing_factor)
+                loss = functional.cross_entropy(
+                    logits, labels, label_smoothing=settings.label_smoothing_factor
+                )
                 (loss / len(group)).backward()
                 losses.append(loss.item())
             if settings.max_grad_norm > 0:

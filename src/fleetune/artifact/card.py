@@ -12,7 +12,11 @@ from fleetune.artifact.layout import ModelRecord
 def model_card(record: ModelRecord, metrics: Mapping[str, Any]) -> str:
     """README.md of a trial's folder."""
     test = metrics.get("test")
-    stamp = " (optimistic: the epoch was chosen on these same examples)" if metrics.get("optimistic") else ""
+    stamp = (
+        " (optimistic: the epoch was chosen on these same examples)"
+        if metrics.get("optimistic")
+        else ""
+    )
     scores = (
         "\n".join(
             f"- {name}: {value:.4f} on {test['n']} test examples{stamp}"

@@ -78,7 +78,9 @@ class Checker:
         if read.keys() != tensors.keys() or any(
             not torch.equal(read[name], tensors[name].cpu()) for name in read
         ):
-            raise FleetuneError(f"{folder.name}: not saved, since reading it back gave other tensors")
+            raise FleetuneError(
+                f"{folder.name}: not saved, since reading it back gave other tensors"
+            )
 
     def _logits(self, model: Any) -> Tensor:
         return logits_of(model, self.inputs)

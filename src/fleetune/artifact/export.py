@@ -21,7 +21,12 @@ from fleetune.durable import new_folder, sha256
 from fleetune.errors import FleetuneError, RefusedError
 
 # Texts on which the exported model is compared with the saved one.
-_PROBES = ("It works.", "This was not what they had promised us in the letter of 3 May.", "?", "a " * 60)
+_PROBES = (
+    "It works.",
+    "This was not what they had promised us in the letter of 3 May.",
+    "?",
+    "a " * 60,
+)
 
 
 def export_hf(folder: Path, output: Path) -> None:
@@ -49,7 +54,9 @@ def export_hf(folder: Path, output: Path) -> None:
         _compare(merged, staging, backbone.tokenizer, len(record.text_columns) == 2)
         sums = {f.name: sha256(f) for f in sorted(staging.iterdir()) if f.is_file()}
         body: dict[str, Any] = {**record.as_json(), "exported": "hf", "checksums": sums}
-        (staging / layout.RECORD).write_text(json.dumps(body, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        (staging / layout.RECORD).write_text(
+            json.dumps(body, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
 
 
 def _compare(merged: Any, staging: Path, tokenizer: Any, pairs: bool) -> None:
@@ -63,4 +70,6 @@ def _compare(merged: Any, staging: Path, tokenizer: Any, pairs: bool) -> None:
     inputs = padded_inputs(merged, tokenize(split, tokenizer, 64, None, ""), len(_PROBES))
     expected, found = logits_of(merged, inputs), logits_of(read, inputs)
     if not torch.allclose(found, expected, rtol=TOLERANCE, atol=TOLERANCE):
-        raise FleetuneError(f"{staging.name}: not exported, since reading it back gave other logits; please report this")
+        raise FleetuneError(
+            f"{staging.name}: not exported, since reading it back gave other logits; please report this"
+        )

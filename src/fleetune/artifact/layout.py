@@ -1,10 +1,10 @@
 """What a saved model's folder holds, and the record that describes it.
 
-    adapter_config.json        PEFT's; for methods without a tuner in PEFT, the same fields with fleetune's name for it
-    adapter_model.safetensors  every tensor that the trial owns, under PEFT's names: values, not differences
-    README.md                  a model card
-    fleetune.json              what PEFT's files do not say: method, labels, backbone checksum, lengths, file checksums
-    metrics.json, predictions.parquet
+adapter_config.json        PEFT's; for methods without a tuner in PEFT, the same fields with fleetune's name for it
+adapter_model.safetensors  every tensor that the trial owns, under PEFT's names: values, not differences
+README.md                  a model card
+fleetune.json              what PEFT's files do not say: method, labels, backbone checksum, lengths, file checksums
+metrics.json, predictions.parquet
 """
 
 from __future__ import annotations
@@ -63,4 +63,8 @@ def peft_name(name: str) -> str:
 def own_name(name: str) -> str:
     """The way back from `peft_name`."""
     bare = name.removeprefix(PREFIX)
-    return bare.removesuffix(".weight") if bare.endswith((".lora_A.weight", ".lora_B.weight")) else bare
+    return (
+        bare.removesuffix(".weight")
+        if bare.endswith((".lora_A.weight", ".lora_B.weight"))
+        else bare
+    )

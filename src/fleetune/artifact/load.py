@@ -87,7 +87,9 @@ def check_against(saved: SavedModel, sites: SiteMap) -> tuple[LowRank, ...]:
     owned = saved.method.ownership(sites)
     shapes = sites.parameters()
     expected = {name: shapes[name] for name in owned.parameters}
-    expected |= {name: (shapes[f"{name.rpartition('.')[0]}.weight"][0],) for name in owned.zero_biases}
+    expected |= {
+        name: (shapes[f"{name.rpartition('.')[0]}.weight"][0],) for name in owned.zero_biases
+    }
     for f in owned.low_rank:
         site = sites[f.site]
         expected[f"{f.site}.lora_A"] = (f.r, site.d_in)
@@ -95,9 +97,13 @@ def check_against(saved: SavedModel, sites: SiteMap) -> tuple[LowRank, ...]:
     problems = [f"{name}: missing" for name in expected if name not in saved.tensors]
     for name, tensor in saved.tensors.items():
         if name not in expected:
-            problems.append(f"{name}: not a tensor that {saved.record.method} owns on this backbone")
+            problems.append(
+                f"{name}: not a tensor that {saved.record.method} owns on this backbone"
+            )
         elif tuple(tensor.shape) != tuple(expected[name]):
-            problems.append(f"{name}: must have shape {expected[name]}, but has {tuple(tensor.shape)}")
+            problems.append(
+                f"{name}: must have shape {expected[name]}, but has {tuple(tensor.shape)}"
+            )
         elif not tensor.is_floating_point() or not bool(tensor.isfinite().all()):
             problems.append(f"{name}: must hold finite floating-point numbers")
     if problems:

@@ -85,7 +85,7 @@ def head_modules(sites: SiteMap) -> list[str]:
     encoder = {site.name for site in sites.part("encoder")}
     names: list[str] = []
     for site in sites.part("head"):
-        parts = site.name.split(".")
+        parts, prefix = site.name.split("."), site.name
         for depth in range(1, len(parts) + 1):
             prefix = ".".join(parts[:depth])
             if not any(name == prefix or name.startswith(f"{prefix}.") for name in encoder):
@@ -98,15 +98,11 @@ def target_modules(method: Lora, sites: SiteMap) -> list[str]:
     """Short names where they mean exactly the same layers to PEFT, whole paths otherwise."""
     targets = {site.name for site in method.targets(sites)}
     short = sorted({name.rpartition(".")[2] for name in targets})
-    meant = {
-        s.name for s in sites if s.kind == "linear" and s.name.rpartition(".")[2] in short
-    }
+    meant = {s.name for s in sites if s.kind == "linear" and s.name.rpartition(".")[2] in short}
     return short if meant == targets else sorted(targets)
 
 
-def _write_predictions(
-    path: Path, predictions: Sequence[tuple[str, Split, NDArray[Any]]]
-) -> None:
+def _write_predictions(path: Path, predictions: Sequence[tuple[str, Split, NDArray[Any]]]) -> None:
     """One row an example: test set, id, true label (class number or target), logits."""
     tables: list[pa.Table] = []
     for name, split, logits in predictions:
@@ -140,5 +136,3 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
-
-

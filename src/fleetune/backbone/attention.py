@@ -136,7 +136,13 @@ def _attend_with_dropout(
     probabilities = torch.softmax(scores, dim=-1)
     assert stream.noise is not None
     kept = stream.noise.attention(
-        rate, bucket.sequences, stream.lengths, stream.trial_offsets, torch.ones_like(scores), site, call
+        rate,
+        bucket.sequences,
+        stream.lengths,
+        stream.trial_offsets,
+        torch.ones_like(scores),
+        site,
+        call,
     )
     return torch.matmul(probabilities * kept, value)
 

@@ -43,7 +43,9 @@ class Family:
     def pooling(self, config: Any) -> Pooling:
         """How a sequence becomes one vector: its first token, the mean, or the mean after the head ("late")."""
         said = getattr(config, self.pooling_setting) if self.pooling_setting else "first"
-        return {"cls": "first", "bos": "first", "first": "first", "mean": "mean", "late": "late"}[said]  # type: ignore[return-value]
+        return {"cls": "first", "bos": "first", "first": "first", "mean": "mean", "late": "late"}[
+            said
+        ]  # type: ignore[return-value]
 
 
 _ROWS = (
@@ -86,13 +88,19 @@ _ROLES: tuple[tuple[str, str], ...] = (
     (r"\.(key|k_lin|k_proj|key_proj|attn\.k)$", "key"),
     (r"\.(value|v_lin|v_proj|value_proj|attn\.v)$", "value"),
     (r"\.(Wqkv|qkv_proj)$", "query_key_value"),
-    (r"(attention\.output\.dense|attention\.dense|out_lin|o_proj|attn\.Wo|attn\.o|attn\.out_proj)$", "attention_output"),
+    (
+        r"(attention\.output\.dense|attention\.dense|out_lin|o_proj|attn\.Wo|attn\.o|attn\.out_proj)$",
+        "attention_output",
+    ),
     (
         r"(attention\.output\.LayerNorm|attention\.LayerNorm|sa_layer_norm|attn_norm|attn_ln|input_layernorm"
         r"|post_attention_layernorm|attention_layernorm|norm1)$",
         "attention_norm",
     ),
-    (r"(intermediate\.dense|ffn\.lin1|\.ffn|mlp\.Wi|gate_proj|up_proj|fc1|fc11|fc12)$", "intermediate"),
+    (
+        r"(intermediate\.dense|ffn\.lin1|\.ffn|mlp\.Wi|gate_proj|up_proj|fc1|fc11|fc12)$",
+        "intermediate",
+    ),
     (r"(output\.dense|ffn\.lin2|ffn_output|mlp\.Wo|down_proj|fc2)$", "output"),
     (r"(LayerNorm|layer_norm|layernorm|mlp_norm|final_norm|norm2|norm)$", "output_norm"),
 )

@@ -94,7 +94,9 @@ class Noise:
         """
         rates = self.rates(rate)
         owners = np.searchsorted(trial_offsets, sequences, side="right") - 1
-        for place, (sequence, trial) in enumerate(zip(sequences.tolist(), owners.tolist(), strict=True)):
+        for place, (sequence, trial) in enumerate(
+            zip(sequences.tolist(), owners.tolist(), strict=True)
+        ):
             if rates[trial] == 0.0:
                 continue
             n, heads = int(lengths[sequence]), out.shape[1]

@@ -22,7 +22,9 @@ def demo(
     from fleetune.cli.train import run
     from fleetune.study.prepare import DataSettings, MethodSettings, Settings
 
-    say("demo-sentiment: 4 methods x 3 seeds on all-MiniLM-L6-v2, offline; a few minutes on two cores")
+    say(
+        "demo-sentiment: 4 methods x 3 seeds on all-MiniLM-L6-v2, offline; a few minutes on two cores"
+    )
     settings = Settings(
         data=DataSettings(task="demo-sentiment"),
         methods=(

@@ -27,7 +27,9 @@ def register(app: typer.Typer) -> None:
 
 
 def evaluate(
-    model: Annotated[Path, typer.Argument(help="A trial's folder, an exported folder, or a run (its winner).")],
+    model: Annotated[
+        Path, typer.Argument(help="A trial's folder, an exported folder, or a run (its winner).")
+    ],
     task: Task = None,
     data_dir: DataDir = None,
     data: DataFile = None,
@@ -55,7 +57,14 @@ def evaluate(
     from fleetune.report.tables import grid
 
     rows = [
-        [e["set"], m, f"{100 * v['value']:.2f}", f"[{100 * v['low']:.2f}, {100 * v['high']:.2f}]", str(v["n"]), v["how"]]
+        [
+            e["set"],
+            m,
+            f"{100 * v['value']:.2f}",
+            f"[{100 * v['low']:.2f}, {100 * v['high']:.2f}]",
+            str(v["n"]),
+            v["how"],
+        ]
         for e in found
         for m, v in e["metrics"].items()
     ]
@@ -63,7 +72,12 @@ def evaluate(
 
 
 def _sets(
-    predictor: Any, task: str | None, data_dir: Path | None, data: Path | None, text: Any, label: str | None
+    predictor: Any,
+    task: str | None,
+    data_dir: Path | None,
+    data: Path | None,
+    text: Any,
+    label: str | None,
 ) -> list[tuple[str, Any]]:
     from fleetune.serve.evaluation import labelled_file
 
@@ -77,6 +91,8 @@ def _sets(
     if list(dataset.task.label_names) != record.label_names:
         raise DataError(
             task,
-            [f"its labels are {', '.join(dataset.task.label_names)}, but the model gives {', '.join(record.label_names)}"],
+            [
+                f"its labels are {', '.join(dataset.task.label_names)}, but the model gives {', '.join(record.label_names)}"
+            ],
         )
     return list(dataset.tests.items())

@@ -17,7 +17,9 @@ def register(app: typer.Typer) -> None:
 
 def methods(
     name: Annotated[str | None, typer.Argument(help="One method, with all its settings.")] = None,
-    backbone: Annotated[str | None, typer.Option(help="Also count the parameters on this backbone.")] = None,
+    backbone: Annotated[
+        str | None, typer.Option(help="Also count the parameters on this backbone.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """List the methods, or the settings of one.
@@ -36,7 +38,12 @@ def methods(
     out(grid(header + (["encoder", "head"] if backbone else []), rows, right=(2, 4, 5)))
     for m in facts if name else []:
         out("")
-        out(grid(["setting", "default", "meaning"], [[s["name"], s["default"], s["meaning"]] for s in m["settings"]]))
+        out(
+            grid(
+                ["setting", "default", "meaning"],
+                [[s["name"], s["default"], s["meaning"]] for s in m["settings"]],
+            )
+        )
         if m["roles"]:
             out(f"\nroles on {backbone}: {', '.join(m['roles'])}")
     if not name:
@@ -60,7 +67,12 @@ def doctor(as_json: AsJson = False) -> None:
     if as_json:
         dump(found)
     else:
-        out(grid(["", "what", "found"], [["ok" if c["ok"] else "!!", c["name"], c["found"]] for c in found]))
+        out(
+            grid(
+                ["", "what", "found"],
+                [["ok" if c["ok"] else "!!", c["name"], c["found"]] for c in found],
+            )
+        )
     wrong = [c for c in found if not c["ok"]]
     for c in wrong:
         say(f"{c['name']}: {c['remedy']}")

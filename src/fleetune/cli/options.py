@@ -16,18 +16,27 @@ from fleetune.errors import SettingsError, did_you_mean
 
 Task = Annotated[
     str | None,
-    typer.Option(help="A GLUE task (cola, sst2, mrpc, qqp, stsb, mnli, qnli, rte, wnli), demo-sentiment or demo-entailment."),
+    typer.Option(
+        help="A GLUE task (cola, sst2, mrpc, qqp, stsb, mnli, qnli, rte, wnli), demo-sentiment or demo-entailment."
+    ),
 ]
 DataDir = Annotated[
-    Path | None, typer.Option(help="Folder of the task in GLUE's TSV layout, or its parent; without it the hub is asked.")
+    Path | None,
+    typer.Option(
+        help="Folder of the task in GLUE's TSV layout, or its parent; without it the hub is asked."
+    ),
 ]
 DataFile = Annotated[
-    Path | None, typer.Option("--data", help="Own rows instead of a task: CSV, TSV, JSONL or Parquet.")
+    Path | None,
+    typer.Option("--data", help="Own rows instead of a task: CSV, TSV, JSONL or Parquet."),
 ]
 TextColumn = Annotated[
-    list[str] | None, typer.Option(help="Column of the text; twice for pairs. Guessed from the names when left out.")
+    list[str] | None,
+    typer.Option(help="Column of the text; twice for pairs. Guessed from the names when left out."),
 ]
-LabelColumn = Annotated[str | None, typer.Option(help="Column of the label. Guessed when left out.")]
+LabelColumn = Annotated[
+    str | None, typer.Option(help="Column of the label. Guessed when left out.")
+]
 Dtype = Annotated[
     str | None,
     typer.Option(help="Compute dtype of the encoder: auto, bfloat16, float32 or float64."),
@@ -76,7 +85,10 @@ def _flag(name: str) -> inspect.Parameter:
         flag, help=f"{field.description}{shown}", show_default=False, rich_help_panel="Training"
     )
     return inspect.Parameter(
-        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
+        name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=None,
+        annotation=Annotated[kind | None, option],
     )
 
 
@@ -109,12 +121,18 @@ def parse_set(pairs: Sequence[str], methods: Sequence[str]) -> dict[str, dict[st
         prefix, dot, rest = key.rpartition(".")
         targets = [prefix] if dot else [n for n, c in classes.items() if rest in c.model_fields]
         if dot and prefix not in classes:
-            problems.append(f'--set {pair}: method "{prefix}" is not trained here{did_you_mean(prefix, classes)}')
+            problems.append(
+                f'--set {pair}: method "{prefix}" is not trained here{did_you_mean(prefix, classes)}'
+            )
             continue
         if not targets or (dot and rest not in classes[prefix].model_fields):
-            known = [f for n, c in classes.items() if not dot or n == prefix for f in c.model_fields]
+            known = [
+                f for n, c in classes.items() if not dot or n == prefix for f in c.model_fields
+            ]
             hint = _training_hint(rest) or did_you_mean(rest, set(known))
-            problems.append(f"--set {pair}: unknown setting of {', '.join([prefix] if dot else methods)}{hint}")
+            problems.append(
+                f"--set {pair}: unknown setting of {', '.join([prefix] if dot else methods)}{hint}"
+            )
             continue
         for name in targets:
             found[name][rest] = _value(text)
@@ -124,7 +142,11 @@ def parse_set(pairs: Sequence[str], methods: Sequence[str]) -> dict[str, dict[st
 
 
 def _training_hint(name: str) -> str:
-    return f"; it is a training setting: --{name.replace('_', '-')}" if name in TrainingSettings.model_fields else ""
+    return (
+        f"; it is a training setting: --{name.replace('_', '-')}"
+        if name in TrainingSettings.model_fields
+        else ""
+    )
 
 
 def _value(text: str) -> Any:
@@ -137,7 +159,10 @@ def _value(text: str) -> Any:
 def _json_object(name: str, text: str) -> dict[str, Any]:
     value = _value(text)
     if not isinstance(value, dict):
-        raise SettingsError("training", [f'{name}: must be a JSON object such as {{"min_lr": 1e-5}}, but got {text!r}'])
+        raise SettingsError(
+            "training",
+            [f'{name}: must be a JSON object such as {{"min_lr": 1e-5}}, but got {text!r}'],
+        )
     return value
 
 

@@ -19,10 +19,19 @@ def register(app: typer.Typer) -> None:
 
 
 def predict(
-    model: Annotated[Path, typer.Argument(help="A trial's folder, an exported folder, or a run (its winner).")],
-    text: Annotated[list[str] | None, typer.Option(help="A text; for a model of pairs give --text twice a pair.")] = None,
-    input_file: Annotated[Path | None, typer.Option("--input", help="CSV, TSV, JSONL or Parquet with texts.")] = None,
-    output_file: Annotated[Path | None, typer.Option("--output", help="Write JSONL here instead of stdout.")] = None,
+    model: Annotated[
+        Path, typer.Argument(help="A trial's folder, an exported folder, or a run (its winner).")
+    ],
+    text: Annotated[
+        list[str] | None,
+        typer.Option(help="A text; for a model of pairs give --text twice a pair."),
+    ] = None,
+    input_file: Annotated[
+        Path | None, typer.Option("--input", help="CSV, TSV, JSONL or Parquet with texts.")
+    ] = None,
+    output_file: Annotated[
+        Path | None, typer.Option("--output", help="Write JSONL here instead of stdout.")
+    ] = None,
     text_column: TextColumn = None,
     dtype: Dtype = None,
     device: Device = "cpu",
@@ -50,7 +59,10 @@ def predict(
     else:
         from fleetune.report.tables import grid
 
-        rows = [[p.label, f"{max(p.probabilities.values()):.3f}" if p.probabilities else "", _short(t)] for p, t in zip(found, first, strict=True)]  # fmt: skip
+        rows = [
+            [p.label, f"{max(p.probabilities.values()):.3f}" if p.probabilities else "", _short(t)]
+            for p, t in zip(found, first, strict=True)
+        ]
         out(grid(["label", "probability", "text"], rows, right=(1,)))
 
 
@@ -62,18 +74,23 @@ def _texts(
         from fleetune.data.sources import read_file
 
         rows = read_file(file, columns or names, None)
-        return rows.first, rows.second
+        return rows.texts[0], rows.texts[1] if len(rows.texts) == 2 else None
     texts = list(text) if text else _stdin()
     if not pairs:
         return texts, None
     if len(texts) % 2:
-        raise SettingsError("--text", [f"this model reads pairs ({names[0]}, {names[1]}), but {len(texts)} texts were given"])
+        raise SettingsError(
+            "--text",
+            [f"this model reads pairs ({names[0]}, {names[1]}), but {len(texts)} texts were given"],
+        )
     return texts[::2], texts[1::2]
 
 
 def _stdin() -> list[str]:
     if sys.stdin.isatty():
-        raise SettingsError("predict", ["nothing to predict; give --text, --input, or lines on stdin"])
+        raise SettingsError(
+            "predict", ["nothing to predict; give --text, --input, or lines on stdin"]
+        )
     return [line.rstrip("\n") for line in sys.stdin if line.strip()]
 
 

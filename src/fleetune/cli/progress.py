@@ -5,11 +5,11 @@ from __future__ import annotations
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from fleetune.cohort.train import Advanced, EpochDone, Event, Started, TrialDone, TrialFailed
@@ -21,7 +21,7 @@ MAX_BARS = 24
 
 
 @contextmanager
-def progress(inputs: Sequence[TrialInput]) -> Iterator[Watch]:
+def progress(inputs: Sequence[TrialInput]) -> Generator[Watch]:
     """A function to be told every event of a run."""
     console = Console(stderr=True)
     if console.is_terminal and not console.is_dumb_terminal and len(inputs) <= MAX_BARS:
@@ -66,7 +66,7 @@ class _Bars:
             TimeRemainingColumn(),
             console=console,
         )
-        self.tasks: dict[str, int] = {}
+        self.tasks: dict[str, TaskID] = {}
 
     def __enter__(self) -> _Bars:
         self.bars.start()
@@ -87,11 +87,13 @@ class _Bars:
                 self.bars.update(self.tasks[trial.id], completed=trial.step, told=_told(trial))
         elif isinstance(event, TrialFailed):
             self.bars.console.print(Text(f"{event.trial.id} failed: {event.reason}"))
-            self.bars.update(self.tasks[event.trial.id], told="failed")  # type: ignore[arg-type]
+            self.bars.update(self.tasks[event.trial.id], told="failed")
         elif isinstance(event, TrialDone):
             self.bars.update(
-                self.tasks[event.trial.id], completed=event.trial.total_steps, told=_told(event.trial)
-            )  # type: ignore[arg-type]
+                self.tasks[event.trial.id],
+                completed=event.trial.total_steps,
+                told=_told(event.trial),
+            )
 
 
 class _Lines:
@@ -107,13 +109,17 @@ class _Lines:
             self.active = event.trials
         elif isinstance(event, EpochDone):
             left = _clock(self.speed.left(self.active))
-            self._say(f"{event.trial.id}: {_told(event.trial)}; {self.speed.examples:.0f} examples/s, {left} left")
+            self._say(
+                f"{event.trial.id}: {_told(event.trial)}; {self.speed.examples:.0f} examples/s, {left} left"
+            )
         elif isinstance(event, TrialFailed):
             self.ended += 1
             self._say(f"{event.trial.id}: failed, {event.reason}")
         elif isinstance(event, TrialDone):
             self.ended += 1
-            self._say(f"{event.trial.id}: saved, best epoch {event.trial.best_epoch} ({self.ended}/{self.total} trials)")
+            self._say(
+                f"{event.trial.id}: saved, best epoch {event.trial.best_epoch} ({self.ended}/{self.total} trials)"
+            )
 
     def _say(self, line: str) -> None:
         sys.stderr.write(f"{line}\n")

@@ -27,7 +27,9 @@ def show(
         dump(facts)
         return
     study = facts["study"]
-    out(f"{study['data']['task']}, protocol {study['data']['protocol']}, {study['backbone']['name']}: {study['status']}\n")
+    out(
+        f"{study['data']['task']}, protocol {study['data']['protocol']}, {study['backbone']['name']}: {study['status']}\n"
+    )
     out(tables.trials(facts))
     out("")
     out(tables.comparison(facts))

@@ -30,27 +30,44 @@ def register(app: typer.Typer) -> None:
 
 
 def train(
-    output_dir: Annotated[Path, typer.Option(help="Folder of the run; the same command again goes on in it.")],
+    output_dir: Annotated[
+        Path, typer.Option(help="Folder of the run; the same command again goes on in it.")
+    ],
     task: Task = None,
     data_dir: DataDir = None,
     data: DataFile = None,
     test_data: Annotated[
-        Path | None, typer.Option(help="Own test rows; without them a fixed tenth of --data is the test set.")
+        Path | None,
+        typer.Option(help="Own test rows; without them a fixed tenth of --data is the test set."),
     ] = None,
     text_column: TextColumn = None,
     label_column: LabelColumn = None,
     groups_column: Annotated[
-        str | None, typer.Option(help="Rows with the same value here stay on one side of every split.")
+        str | None,
+        typer.Option(help="Rows with the same value here stay on one side of every split."),
     ] = None,
     method: Annotated[
-        list[str] | None, typer.Option("--method", "--methods", help="Methods to train, e.g. bitfit,lora. Default: lora.")
+        list[str] | None,
+        typer.Option(
+            "--method", "--methods", help="Methods to train, e.g. bitfit,lora. Default: lora."
+        ),
     ] = None,
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", help="A setting of the method: r=8, or lora.r=8 for one of several. See fleetune methods."),
+        typer.Option(
+            "--set",
+            help="A setting of the method: r=8, or lora.r=8 for one of several. See fleetune methods.",
+        ),
     ] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="How many seeds: --seed and the next ones.")] = 1,
-    seed: Annotated[int, typer.Option(min=0, help="The first seed. It sets head, adapter, order, dropout and split.")] = 42,
+    seeds: Annotated[
+        int, typer.Option(min=1, help="How many seeds: --seed and the next ones.")
+    ] = 1,
+    seed: Annotated[
+        int,
+        typer.Option(
+            min=0, help="The first seed. It sets head, adapter, order, dropout and split."
+        ),
+    ] = 42,
     protocol: Annotated[
         str,
         typer.Option(
@@ -58,11 +75,18 @@ def train(
             "on the test set, as many papers do; its numbers are stamped optimistic."
         ),
     ] = "holdout",
-    backbone: Annotated[str, typer.Option(help="minilm, roberta-base, any hub id, or a local folder.")] = "minilm",
+    backbone: Annotated[
+        str, typer.Option(help="minilm, roberta-base, any hub id, or a local folder.")
+    ] = "minilm",
     revision: Annotated[str | None, typer.Option(help="Commit, branch or tag of a hub id.")] = None,
-    dtype: Annotated[str, typer.Option(help="Compute dtype of the encoder: auto, bfloat16, float32, float64.")] = "auto",
+    dtype: Annotated[
+        str, typer.Option(help="Compute dtype of the encoder: auto, bfloat16, float32, float64.")
+    ] = "auto",
     max_length: Annotated[
-        int | None, typer.Option(help="Most tokens of a row; longer ones are cut and counted. Default: 256, or the backbone's limit.")
+        int | None,
+        typer.Option(
+            help="Most tokens of a row; longer ones are cut and counted. Default: 256, or the backbone's limit."
+        ),
     ] = None,
     device: Device = "cpu",
     as_json: AsJson = False,
@@ -77,7 +101,9 @@ def train(
 
     names = split_names(method or ["lora"])
     if len(set(names)) != len(names):
-        raise SettingsError("--methods", [f"a method may be named once, but got {', '.join(names)}"])
+        raise SettingsError(
+            "--methods", [f"a method may be named once, but got {', '.join(names)}"]
+        )
     own = parse_set(set_ or [], names)
     settings = Settings(
         data=DataSettings(
@@ -127,7 +153,9 @@ def run(settings: Any, output_dir: Path, *, device: str = "cpu", as_json: bool =
             say(f"{trial['id']} failed: {trial['reason']}")
     best = winner(facts)
     if best is not None:
-        say(f"next: fleetune predict {output_dir} --text \"...\"   (uses {best['id']}, best on the selection rows)")
+        say(
+            f'next: fleetune predict {output_dir} --text "..."   (uses {best["id"]}, best on the selection rows)'
+        )
     return outcome.failed
 
 
@@ -141,6 +169,10 @@ def _introduce(prepared: Any) -> None:
     say(f"backbone {prepared.backbone.source} in {prepared.dtype}; {len(prepared.inputs)} trials")
     for name, count in prepared.truncated.items():
         if count:
-            say(f"{count} rows of {name} are longer than {prepared.max_length} tokens and were cut (--max-length)")
+            say(
+                f"{count} rows of {name} are longer than {prepared.max_length} tokens and were cut (--max-length)"
+            )
     if prepared.optimistic:
-        say("protocol paper: the epoch is chosen on the test rows, so the numbers will be OPTIMISTIC")
+        say(
+            "protocol paper: the epoch is chosen on the test rows, so the numbers will be OPTIMISTIC"
+        )

@@ -38,17 +38,19 @@ class Engine:
         self.sites: SiteMap = site_map(model, fresh)
         self._wide = torch.float64 if dtype == torch.float64 else torch.float32
         # The values a trial starts from are the checkpoint's, before any rounding to the compute dtype.
-        self.pretrained = {n: p.detach().to(self._wide, copy=True) for n, p in model.named_parameters()}
+        self.pretrained = {
+            n: p.detach().to(self._wide, copy=True) for n, p in model.named_parameters()
+        }
         self._draws = _Drawer(model, self.sites)
         self.backbone = OpenBackbone(model, dtype, torch.device(device))
 
     def owned(self, method: Method, seed: int) -> Owned:
         """The starting state of a trial."""
-        values, low_rank = initial_values(
-            method, seed, self.sites, self.pretrained, self._draws
-        )
+        values, low_rank = initial_values(method, seed, self.sites, self.pretrained, self._draws)
         device = self.backbone.device
-        return Owned({name: value.to(device) for name, value in values.items()}, low_rank, self.sites)
+        return Owned(
+            {name: value.to(device) for name, value in values.items()}, low_rank, self.sites
+        )
 
     def start(self, given: TrialInput) -> Owned:
         """The starting state of the trial of an input."""
@@ -69,7 +71,9 @@ class Engine:
         with torch.inference_mode():
             while left := [k for k in range(len(rows)) if place[k] < len(rows[k])]:
                 parts = [orders[k][place[k] : place[k] + batch_sizes[k]] for k in left]
-                packed = pack([(rows[k].table, rows[k].rows[p]) for k, p in zip(left, parts, strict=True)])
+                packed = pack(
+                    [(rows[k].table, rows[k].rows[p]) for k, p in zip(left, parts, strict=True)]
+                )
                 logits = self.logits([owned[k] for k in left], packed, None).cpu().numpy()
                 for i, k in enumerate(left):
                     found[k].append(logits[packed.trials[i] : packed.trials[i + 1]])
@@ -83,7 +87,9 @@ class _Drawer:
     def __init__(self, model: Any, sites: SiteMap) -> None:
         import copy
 
-        self._leaves = {s.name: copy.deepcopy(model.get_submodule(s.name)) for s in sites if s.fresh}
+        self._leaves = {
+            s.name: copy.deepcopy(model.get_submodule(s.name)) for s in sites if s.fresh
+        }
         self._init_weights = model._init_weights
 
     def get_submodule(self, name: str) -> Any:

@@ -88,15 +88,13 @@ class CohortLinear(Leaf):
             return y.view(*x.shape[:-1], self.out_features)
 
         def alone(part: Tensor, k: int) -> Tensor:
-            own = biases and [biases[k]]
+            own = None if biases is None else [biases[k]]
             if (weight := weights[k]) is not None:
-                bias = _or(own and own[0], self.bias)
+                bias = _or(None if own is None else own[0], self.bias)
                 cast = None if bias is None else bias.to(part.dtype)
                 return functional.linear(part, weight.to(part.dtype), cast)
-            slot, mask = low_rank and [low_rank[k]], [masks[k]]
-            return _cohort_linear(
-                part, self.weight, self.bias, [0, part.shape[0]], own, slot, mask
-            )
+            slot, mask = None if low_rank is None else [low_rank[k]], [masks[k]]
+            return _cohort_linear(part, self.weight, self.bias, [0, part.shape[0]], own, slot, mask)
 
         return by_slices(rows, bounds, alone).view(*x.shape[:-1], self.out_features)
 
@@ -231,9 +229,7 @@ class CohortOther(Leaf):
         return functional_call(self.leaf, cast, (x, *rest), named)
 
 
-def by_slices(
-    rows: Tensor, bounds: Sequence[int], run: Callable[[Tensor, int], Tensor]
-) -> Tensor:
+def by_slices(rows: Tensor, bounds: Sequence[int], run: Callable[[Tensor, int], Tensor]) -> Tensor:
     """Run each trial's rows on their own and lay the results end to end."""
     parts = [run(rows[bounds[k] : bounds[k + 1]], k) for k in range(len(bounds) - 1)]
     return parts[0] if len(parts) == 1 else torch.cat(parts)

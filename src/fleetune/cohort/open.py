@@ -181,5 +181,7 @@ class OpenBackbone:
 def _child(module: nn.Module, path: str) -> nn.Module:
     """The submodule at a path that may count a list from its end (`layers.-1`)."""
     for part in path.split("."):
-        module = list(module.children())[int(part)] if part.startswith("-") else getattr(module, part)
+        module = (
+            list(module.children())[int(part)] if part.startswith("-") else getattr(module, part)
+        )
     return module

@@ -5,7 +5,6 @@ torch's own fused AdamW and transformers' own schedules, on the trial's two flat
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import torch
@@ -78,9 +77,8 @@ class TrialOptimizer:
             found = {k.rpartition(".")[0]: v for k, v in tensors.items() if k.endswith(f".{i}")}
             self.adam.state[flat] = {key: value.clone() for key, value in found.items()}
         self.schedule.last_epoch = steps
-        rates = [base * rule(steps) for base, rule in zip(self.schedule.base_lrs, self.schedule.lr_lambdas, strict=True)]  # fmt: skip
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            for group, rate in zip(self.adam.param_groups, rates, strict=True):
-                group["lr"] = rate
+        rules = zip(self.schedule.base_lrs, self.schedule.lr_lambdas, strict=True)
+        rates = [base * rule(steps) for base, rule in rules]
+        for group, rate in zip(self.adam.param_groups, rates, strict=True):
+            group["lr"] = rate
         self.schedule._last_lr = rates

@@ -75,7 +75,9 @@ def count_parameters(method: Method, sites: SiteMap) -> ParameterCount:
     """Trainable parameters of one trial, encoder and head apart."""
     owned = method.ownership(sites)
     shapes = sites.parameters()
-    head = {name for site in sites.part("head") for name in (site.parameter(o) for o in site.shapes)}
+    head = {
+        name for site in sites.part("head") for name in (site.parameter(o) for o in site.shapes)
+    }
     encoder = sum(_size(shapes[name]) for name in owned.parameters if name not in head)
     for factors in owned.low_rank:
         site = sites[factors.site]

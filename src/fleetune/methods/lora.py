@@ -32,7 +32,9 @@ class Lora(Method):
 
     r: int = Field(default=8, ge=1, description="Rank. Adds r * (d_in + d_out) parameters a site.")
     lora_alpha: float = Field(
-        default=8, gt=0, description="The update is scaled by lora_alpha / r (sqrt(r) with use_rslora)."
+        default=8,
+        gt=0,
+        description="The update is scaled by lora_alpha / r (sqrt(r) with use_rslora).",
     )
     lora_dropout: float = Field(
         default=0.0, ge=0, lt=1, description="Dropout on the input of the low-rank update."
@@ -43,7 +45,8 @@ class Lora(Method):
         "(all of the encoder, never the head), or a list of module names such as query,key,value.",
     )
     use_rslora: bool = Field(
-        default=False, description="Scale by lora_alpha / sqrt(r), which keeps the update's size as r grows."
+        default=False,
+        description="Scale by lora_alpha / sqrt(r), which keeps the update's size as r grows.",
     )
 
     @field_validator("target_modules", mode="before")
@@ -60,7 +63,8 @@ class Lora(Method):
 
     def ownership(self, sites: SiteMap) -> Ownership:
         factors = tuple(
-            LowRank(site.name, self.r, self.scale, self.lora_dropout) for site in self.targets(sites)
+            LowRank(site.name, self.r, self.scale, self.lora_dropout)
+            for site in self.targets(sites)
         )
         return Ownership(self.head_parameters(sites), low_rank=factors)
 

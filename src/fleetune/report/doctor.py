@@ -34,7 +34,9 @@ def examine() -> list[dict[str, Any]]:
     ]
 
 
-def _found(name: str, found: str, ok: bool = True, remedy: str = "", needed: bool = False) -> dict[str, Any]:
+def _found(
+    name: str, found: str, ok: bool = True, remedy: str = "", needed: bool = False
+) -> dict[str, Any]:
     return {"name": name, "found": found, "ok": ok, "remedy": remedy, "needed": needed}
 
 
@@ -51,7 +53,10 @@ def _machine() -> dict[str, Any]:
 
 def _speed() -> dict[str, Any]:
     """Matrix rates, measured here and now for about a second."""
-    rates = {name: _rate(dtype) for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16))}
+    rates = {
+        name: _rate(dtype)
+        for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16))
+    }
     told = ", ".join(f"{name} {rate:.0f} GFLOP/s" for name, rate in rates.items())
     return _found("matrix rate", f"{told}; --dtype auto takes {resolve_dtype('auto')}")
 
@@ -81,8 +86,15 @@ def _cache() -> dict[str, Any]:
     writable = os.access(parent, os.W_OK)
     told = f"{folder}, {free / 2**30:.0f} GiB free"
     if not writable:
-        return _found("cache", f"{told}, not writable", False, "set FLEETUNE_CACHE to a folder you can write to")
-    return _found("cache", told, free > _LITTLE_DISK, "free some disk space, or set FLEETUNE_CACHE elsewhere")
+        return _found(
+            "cache",
+            f"{told}, not writable",
+            False,
+            "set FLEETUNE_CACHE to a folder you can write to",
+        )
+    return _found(
+        "cache", told, free > _LITTLE_DISK, "free some disk space, or set FLEETUNE_CACHE elsewhere"
+    )
 
 
 def _backbone() -> dict[str, Any]:
@@ -98,4 +110,6 @@ def _hub() -> dict[str, Any]:
     endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
     offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON")
     token = "a token is set" if os.environ.get("HF_TOKEN") else "no token"
-    return _found("hub", f"{endpoint}, {'offline' if offline else 'asked when a hub id is used'}, {token}")
+    return _found(
+        "hub", f"{endpoint}, {'offline' if offline else 'asked when a hub id is used'}, {token}"
+    )

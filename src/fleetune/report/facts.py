@@ -30,7 +30,9 @@ def run_facts(folder: Path) -> dict[str, Any]:
     """The facts of a run. SettingsError where the folder is none; DataError where its journal is damaged."""
     path = folder / journal.NAME
     if not path.is_file() or not (folder / "study.toml").is_file():
-        raise SettingsError(str(folder), ["no run: it has no journal; give the --output-dir of a train command"])
+        raise SettingsError(
+            str(folder), ["no run: it has no journal; give the --output-dir of a train command"]
+        )
     events = journal.read(path)
     settings = tomllib.loads((folder / "study.toml").read_text(encoding="utf-8"))
     environment = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
@@ -75,7 +77,14 @@ def _started(events: list[dict[str, Any]]) -> list[str]:
 
 
 def _status(events: list[dict[str, Any]]) -> str:
-    last = next((e["kind"] for e in reversed(events) if e["kind"] in ("run-done", "stopped", "run-started")), "")
+    last = next(
+        (
+            e["kind"]
+            for e in reversed(events)
+            if e["kind"] in ("run-done", "stopped", "run-started")
+        ),
+        "",
+    )
     return {"run-done": "done", "stopped": "stopped"}.get(last, "unfinished")
 
 
@@ -96,7 +105,9 @@ def _trial(ident: str, events: list[dict[str, Any]]) -> dict[str, Any]:
         "phase": start["phase"],
         "status": "done" if done else "failed" if failed else "unfinished",
         "reason": failed["reason"] if failed else None,
-        "epochs": [{k: e[k] for k in ("epoch", "loss", "selection", "step", "seconds")} for e in found],
+        "epochs": [
+            {k: e[k] for k in ("epoch", "loss", "selection", "step", "seconds")} for e in found
+        ],
         "best_epoch": done["best_epoch"] if done else None,
         "test": done["test"] if done else None,
         "tests": done["tests"] if done else {},
@@ -108,7 +119,9 @@ def _trial(ident: str, events: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _setting(trial: dict[str, Any]) -> str:
     """What is the same in all seeds of one method and setting."""
-    return json.dumps([trial["method"], trial["hyperparameters"], trial["training"]], sort_keys=True)
+    return json.dumps(
+        [trial["method"], trial["hyperparameters"], trial["training"]], sort_keys=True
+    )
 
 
 def _estimates(

@@ -14,7 +14,10 @@ def grid(header: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[i
     widths = [max(len(row[i]) for row in clean) for i in range(len(header))]
 
     def line(row: Sequence[str]) -> str:
-        cells = [c.rjust(w) if i in right else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
+        cells = [
+            c.rjust(w) if i in right else c.ljust(w)
+            for i, (c, w) in enumerate(zip(row, widths, strict=True))
+        ]
         return "  ".join(cells).rstrip()
 
     return "\n".join([line(clean[0]), "  ".join("-" * w for w in widths), *map(line, clean[1:])])
@@ -43,7 +46,7 @@ def comparison(facts: dict[str, Any]) -> str:
     table = grid(header, rows, right=(2, 4, 6, 7, 8))
     notes = sorted({f"{e['metric']}: {e['how']}" for e in facts["estimates"]})
     if facts["study"]["optimistic"]:
-        notes.insert(0, "OPTIMISTIC: protocol \"paper\" chose the epoch on these same test examples")
+        notes.insert(0, 'OPTIMISTIC: protocol "paper" chose the epoch on these same test examples')
     return "\n".join([table, *(f"  {note}" for note in notes)])
 
 
@@ -77,13 +80,19 @@ def labels(estimates: Sequence[dict[str, Any]]) -> list[str]:
     names: list[str] = []
     for e in estimates:
         mine = {**e["hyperparameters"], **e["training"]}
-        others = [{**o["hyperparameters"], **o["training"]} for o in estimates if o["method"] == e["method"]]
+        others = [
+            {**o["hyperparameters"], **o["training"]}
+            for o in estimates
+            if o["method"] == e["method"]
+        ]
         differing = [k for k in mine if any(o.get(k) != mine[k] for o in others)]
         if "r" in mine and "r" not in differing:
             differing.insert(0, "r")
         told = ", ".join(f"{k}={mine[k]}" for k in differing)
         several = len({o["set"] for o in estimates}) > 1
-        names.append(e["method"] + (f" {told}" if told else "") + (f" on {e['set']}" if several else ""))
+        names.append(
+            e["method"] + (f" {told}" if told else "") + (f" on {e['set']}" if several else "")
+        )
     return names
 
 

@@ -53,4 +53,4 @@ def labelled_file(
             raise DataError(str(path), problems)
         values = np.asarray([numbers[label] for label in rows.labels], dtype=np.int64)
     ids = tuple(str(i + 1) for i in range(len(rows)))
-    return Split(ids, tuple(rows.first), None if rows.second is None else tuple(rows.second), values)
+    return Split(ids, rows.texts[0], rows.texts[1] if len(rows.texts) == 2 else None, values)

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fleetune.artifact import layout
-from fleetune.artifact.load import check_against, check_backbone, load_saved, read_record
 from fleetune.artifact.layout import ModelRecord
+from fleetune.artifact.load import check_against, check_backbone, load_saved, read_record
 from fleetune.backbone.load import find_backbone
 from fleetune.backbone.sites import site_map
 from fleetune.cohort.engine import Engine
@@ -65,7 +65,9 @@ class Predictor:
         """Logits [n, C] in input order. ValueError where the number of texts is not what the model reads."""
         if self.pairs != (second is not None):
             wanted = " and ".join(self.record.text_columns)
-            raise ValueError(f"this model reads {wanted}, so give {'two texts' if self.pairs else 'one text'} a row.")
+            raise ValueError(
+                f"this model reads {wanted}, so give {'two texts' if self.pairs else 'one text'} a row."
+            )
         if not first:
             return np.empty((0, self.record.num_labels), dtype=np.float32)
         split = Split(
@@ -94,11 +96,15 @@ class Predictor:
 def model_folder(path: Path) -> Path:
     """The folder of a model: the path itself, or the winner where it is a run."""
     if not path.exists():
-        raise SettingsError("model", [f"{path} does not exist; give a trial's folder, an exported one, or a run"])
+        raise SettingsError(
+            "model", [f"{path} does not exist; give a trial's folder, an exported one, or a run"]
+        )
     if (path / journal.NAME).is_file():
         found = winner(run_facts(path))
         if found is None:
-            raise SettingsError("model", [f"{path}: no trial of this run has ended; run the same command again"])
+            raise SettingsError(
+                "model", [f"{path}: no trial of this run has ended; run the same command again"]
+            )
         return path / "trials" / found["id"]
     if not (path / layout.RECORD).is_file():
         raise SettingsError(

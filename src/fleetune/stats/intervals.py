@@ -31,7 +31,9 @@ def accuracy_estimate(correct: NDArray[np.bool_], *, optimistic: bool = False) -
     Misleads: with fewer than five seeds the spread between seeds is hardly known, and the interval is wide or lucky.
     """
     if correct.ndim != 2 or 0 in correct.shape:
-        raise ValueError(f"`correct` must be [seeds, examples] and not empty, but got {correct.shape}.")
+        raise ValueError(
+            f"`correct` must be [seeds, examples] and not empty, but got {correct.shape}."
+        )
     seeds, n = correct.shape
     value = float(correct.mean())
     if seeds == 1:
@@ -85,4 +87,6 @@ def bootstrap_estimate(
         values[i] = np.mean([score(outputs[s][examples], labels[examples]) for s in chosen])
     low, high = np.nanpercentile(values, [100 * (1 - LEVEL) / 2, 100 * (1 + LEVEL) / 2])
     over = "examples, one seed" if seeds == 1 else "seeds and examples"
-    return Estimate(value, float(low), float(high), n, seeds, f"95% bootstrap over {over}", optimistic)
+    return Estimate(
+        value, float(low), float(high), n, seeds, f"95% bootstrap over {over}", optimistic
+    )

@@ -81,8 +81,7 @@ def _read(path: Path) -> tuple[list[dict[str, Any]], int]:
 
 
 def _lines(content: bytes) -> Iterator[tuple[int, bytes]]:
-    for number, line in enumerate(content.splitlines(keepends=True), start=1):
-        yield number, line
+    yield from enumerate(content.splitlines(keepends=True), start=1)
 
 
 def _event(line: bytes) -> dict[str, Any] | None:

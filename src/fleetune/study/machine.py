@@ -67,7 +67,11 @@ def commit() -> str | None:
         return None
     try:
         head = _git(root, "rev-parse", "--short=12", "HEAD")
-        return f"{head}+changes" if _git(root, "status", "--porcelain", "--untracked-files=no") else head
+        return (
+            f"{head}+changes"
+            if _git(root, "status", "--porcelain", "--untracked-files=no")
+            else head
+        )
     except (OSError, subprocess.SubprocessError):
         return None
 

@@ -117,11 +117,15 @@ def prepare(settings: Settings) -> Prepared:
         for m in settings.methods
     ]
     for _, method, _ in made:
-        method.ownership(sites)  # what cannot be used on this backbone is refused before anything is written
+        method.ownership(
+            sites
+        )  # what cannot be used on this backbone is refused before anything is written
     resolved = replace(
         settings,
         methods=tuple(
-            MethodSettings(m.method, method.model_dump(mode="json"), training.model_dump(mode="json"))
+            MethodSettings(
+                m.method, method.model_dump(mode="json"), training.model_dump(mode="json")
+            )
             for m, method, training in made
         ),
         training={},
@@ -159,7 +163,10 @@ def read_dataset(data: DataSettings) -> Dataset:
     if not dataset.tests:
         kept, held = three_way(dataset.train)
         dataset = Dataset(
-            dataset.task, dataset.train.take(kept), {"test": dataset.train.take(held)}, dataset.source
+            dataset.task,
+            dataset.train.take(kept),
+            {"test": dataset.train.take(held)},
+            dataset.source,
         )
     return dataset
 
@@ -205,15 +212,23 @@ def _check(settings: Settings) -> None:
     problems: list[str] = []
     data = settings.data
     if (data.task is None) == (data.file is None):
-        problems.append("give either a task (--task rte) or a file (--data reviews.csv), and not both")
+        problems.append(
+            "give either a task (--task rte) or a file (--data reviews.csv), and not both"
+        )
     if data.protocol not in PROTOCOLS:
-        problems.append(f'protocol "{data.protocol}" is not known{did_you_mean(data.protocol, PROTOCOLS)}')
+        problems.append(
+            f'protocol "{data.protocol}" is not known{did_you_mean(data.protocol, PROTOCOLS)}'
+        )
     if settings.dtype not in ("auto", *DTYPES):
-        problems.append(f'dtype "{settings.dtype}" is not known{did_you_mean(settings.dtype, DTYPES)}')
+        problems.append(
+            f'dtype "{settings.dtype}" is not known{did_you_mean(settings.dtype, DTYPES)}'
+        )
     if not settings.methods:
         problems.append("at least one method must be named")
     if not settings.seeds or len(set(settings.seeds)) != len(settings.seeds):
-        problems.append(f"seeds must be different numbers, at least one; got {list(settings.seeds)}")
+        problems.append(
+            f"seeds must be different numbers, at least one; got {list(settings.seeds)}"
+        )
     if any(seed < 0 for seed in settings.seeds):
         problems.append(f"`seed >= 0` must hold, but got {min(settings.seeds)}")
     if settings.max_length is not None and settings.max_length < 4:
@@ -236,7 +251,8 @@ def _training(
     known = ("loss", *task.metrics)
     if metric not in known:
         raise SettingsError(
-            "training", [f'metric_for_best_model: {task.name} has no "{metric}"{did_you_mean(metric, known)}']
+            "training",
+            [f'metric_for_best_model: {task.name} has no "{metric}"{did_you_mean(metric, known)}'],
         )
     values["metric_for_best_model"] = metric
     if values.get("greater_is_better") is None:

@@ -10,7 +10,7 @@ import fcntl
 import os
 import time
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,8 +26,8 @@ from fleetune.artifact.layout import ModelRecord
 from fleetune.artifact.save import save_trial
 from fleetune.cohort.engine import Engine
 from fleetune.cohort.plan import cohorts, default_limits
-from fleetune.cohort.train import Cohort, EpochDone, Event, Started, TrialDone, TrialFailed
 from fleetune.cohort.train import Advanced as Advanced
+from fleetune.cohort.train import Cohort, EpochDone, Event, Started, TrialDone, TrialFailed
 from fleetune.cohort.trial import Rows, Trial
 from fleetune.data import metrics
 from fleetune.durable import remove_leftovers, write_bytes, write_json
@@ -104,7 +104,11 @@ class Run:
 
     def _train(self, watch: Watch) -> Outcome:
         inputs = self.prepared.inputs
-        ended = {e["id"]: e["kind"] for e in self.journal.events if e["kind"] in ("trial-done", "trial-failed")}
+        ended = {
+            e["id"]: e["kind"]
+            for e in self.journal.events
+            if e["kind"] in ("trial-done", "trial-failed")
+        }
         waiting = [given for given in inputs if given.spec.id not in ended]
         self.journal.append("run-started", trials=[i.spec.id for i in inputs], waiting=len(waiting))
         failed = sum(kind == "trial-failed" for kind in ended.values())
@@ -127,7 +131,9 @@ class Run:
         pristine, fresh = backbone.classifier(
             self.prepared.num_labels, task.label_names, problem_type=kind
         )
-        opened, _ = backbone.classifier(self.prepared.num_labels, task.label_names, problem_type=kind)
+        opened, _ = backbone.classifier(
+            self.prepared.num_labels, task.label_names, problem_type=kind
+        )
         dtype = DTYPES[self.prepared.dtype]
         self.engine = Engine(opened, fresh, dtype=dtype, device=self.device)
         self.checker = Checker(pristine, next(iter(self.prepared.test_tables.values())))
@@ -170,7 +176,9 @@ class Run:
             step=trial.step,
         )
         # A checkpoint may know epochs that a cut kept from the journal.
-        known = {e["epoch"] for e in self.journal.events if e["kind"] == "epoch" and e["id"] == spec.id}
+        known = {
+            e["epoch"] for e in self.journal.events if e["kind"] == "epoch" and e["id"] == spec.id
+        }
         for result in trial.results:
             if result.epoch not in known:
                 self._epoch(trial, result.epoch)
@@ -198,7 +206,9 @@ class Run:
             split = prepared.dataset.tests[name]
             assert split.labels is not None
             rows = Rows(table, np.arange(len(split)), split.labels)
-            (logits,) = self.engine.predict([trial.owned], [rows], [given.settings.per_device_eval_batch_size])
+            (logits,) = self.engine.predict(
+                [trial.owned], [rows], [given.settings.per_device_eval_batch_size]
+            )
             predictions.append((name, split, logits))
             scores[name] = {**metrics.compute(given.metrics, logits, split.labels), "n": len(split)}
         best = trial.results[trial.best_epoch - 1]
@@ -248,7 +258,7 @@ class Run:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Generator[None]:
     """Hold a run's folder; RefusedError (exit 6) while another process does. A killed process's lock is no lock."""
     folder.mkdir(parents=True, exist_ok=True)
     handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
@@ -280,7 +290,15 @@ def _refuse_changes(path: Path, text: str) -> None:
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     if isinstance(value, dict):
-        return {k: v for key, inner in value.items() for k, v in _flat(inner, f"{prefix}.{key}".strip(".")).items()}
+        return {
+            k: v
+            for key, inner in value.items()
+            for k, v in _flat(inner, f"{prefix}.{key}".strip(".")).items()
+        }
     if isinstance(value, list) and value and isinstance(value[0], dict):
-        return {k: v for i, inner in enumerate(value) for k, v in _flat(inner, f"{prefix}.{i + 1}").items()}
+        return {
+            k: v
+            for i, inner in enumerate(value)
+            for k, v in _flat(inner, f"{prefix}.{i + 1}").items()
+        }
     return {prefix: value}

@@ -1,0 +1,49 @@
+# Fleetune: every target works alone on a fresh clone and sets up what it needs.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.ready
+# Several processes of one thread each: threads of two processes on two cores wait for one another at every product.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+.PHONY: help setup demo test test-slow lint bench docs clean
+
+help:
+	@echo "make setup      a .venv with the demo and dev extras"
+	@echo "make demo       train and compare four methods on the embedded task, offline"
+	@echo "make test       the default tests"
+	@echo "make test-slow  the long tests; some need the GLUE files in ../shared/data/glue"
+	@echo "make lint       ruff and pyright"
+	@echo "make bench      the benchmarks, into bench/results"
+	@echo "make docs       regenerate the generated pages of docs/"
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Fleetune needs Python 3.11 or newer, but $(PYTHON) is " + sys.version.split()[0] + "; run make with PYTHON=python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[demo,dev]'
+	touch $@
+
+demo: $(STAMP)
+	$(BIN)/fleetune demo
+
+test: $(STAMP)
+	$(PYTEST) -n 2 --dist loadscope
+
+test-slow: $(STAMP)
+	$(PYTEST) -n 2 --dist loadscope -m slow
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+bench: $(STAMP)
+	$(BIN)/python -m bench.side_by_side
+
+docs: $(STAMP)
+	$(BIN)/python scripts/make_docs.py
+
+clean:
+	rm -rf .venv .pytest_cache .ruff_cache .hypothesis
