@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import json
 import sys
@@ -129,7 +130,7 @@ def parse_set(pairs: Sequence[str], methods: Sequence[str]) -> dict[str, dict[st
             known = [
                 f for n, c in classes.items() if not dot or n == prefix for f in c.model_fields
             ]
-            hint = _training_hint(rest) or did_you_mean(rest, set(known))
+            hint = _training_hint(rest) or _nearest(rest, set(known))
             problems.append(
                 f"--set {pair}: unknown setting of {', '.join([prefix] if dot else methods)}{hint}"
             )
@@ -139,6 +140,23 @@ def parse_set(pairs: Sequence[str], methods: Sequence[str]) -> dict[str, dict[st
     if problems:
         raise SettingsError("--set", problems)
     return found
+
+
+# What other tools and papers call them.
+_OTHER_NAMES = {
+    "rank": "r",
+    "alpha": "lora_alpha",
+    "dropout": "lora_dropout",
+    "targets": "target_modules",
+}
+
+
+def _nearest(name: str, known: set[str]) -> str:
+    others = {other: own for other, own in _OTHER_NAMES.items() if own in known}
+    near = difflib.get_close_matches(name, [*known, *others], n=1, cutoff=0.6)
+    return (
+        f', did you mean "{others.get(near[0], near[0])}"?' if near else did_you_mean(name, known)
+    )
 
 
 def _training_hint(name: str) -> str:
