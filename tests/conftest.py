@@ -1,36 +1,30 @@
-"""What many tests share: a tiny backbone, small data, and one finished run, made once a session."""
+"""Fixtures for all tests: a tiny backbone, and finished runs that many tests read and none changes."""
 
 from __future__ import annotations
 
-import contextlib
-import io
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.runs import Made
+from tests import runs
+from tests.backbone.hub import save_tiny
 
 
 @pytest.fixture(scope="session")
-def token_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Tokens of these tests go to a folder of their own, not to the user's."""
-    folder = tmp_path_factory.mktemp("cache")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FLEETUNE_CACHE", str(folder))
-        yield folder
+def tiny_backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a BERT of two layers and its tokenizer."""
+    return save_tiny(tmp_path_factory.mktemp("backbone") / "tiny")
 
 
 @pytest.fixture(scope="session")
-def made(token_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
-    """All four methods with two seeds on small CSV files."""
-    from tests.backbone.hub import save_tiny
-    from tests.runs import settings, train, write_csv
+def reviews(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sixty own rows with two labels."""
+    return runs.write_csv(tmp_path_factory.mktemp("data") / "reviews.csv", 60)
 
-    folder = tmp_path_factory.mktemp("made")
-    with contextlib.redirect_stderr(io.StringIO()):  # transformers draws a bar
-        save_tiny(folder / "backbone")
-    write_csv(folder / "train.csv", 60)
-    write_csv(folder / "test.csv", 24, seed=7)
-    train(folder / "run", settings(folder, folder / "backbone"))
-    return Made(folder, folder / "backbone", folder / "run")
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Path, reviews: Path) -> Path:
+    """A run of all four methods with two seeds. Tests only read it."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    runs.train(folder, runs.settings(tiny_backbone, reviews))
+    return folder

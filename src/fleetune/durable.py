@@ -17,13 +17,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-_TEMPORARY = ".tmp-"
+TEMPORARY = ".tmp-"
 
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file so that it is there whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{_TEMPORARY}{uuid.uuid4().hex}-{path.name}")
+    temporary = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex}-{path.name}")
     try:
         with open(temporary, "xb") as file:
             file.write(content)
@@ -46,7 +46,7 @@ def write_json(path: Path, value: Any) -> None:
 def new_folder(path: Path) -> Generator[Path]:
     """A folder that appears under its name only when the block ends well; one that was there is replaced."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{_TEMPORARY}{uuid.uuid4().hex}-{path.name}")
+    temporary = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex}-{path.name}")
     temporary.mkdir()
     try:
         yield temporary
@@ -54,7 +54,7 @@ def new_folder(path: Path) -> Generator[Path]:
             if file.is_file():
                 _sync_file(file)
         sync_folder(temporary)
-        old = path.with_name(f"{_TEMPORARY}{uuid.uuid4().hex}-old-{path.name}")
+        old = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex}-old-{path.name}")
         if path.exists():
             os.rename(path, old)
         os.rename(temporary, path)
@@ -67,8 +67,15 @@ def new_folder(path: Path) -> Generator[Path]:
 
 def remove_leftovers(folder: Path) -> None:
     """Delete what a cut writer left under temporary names."""
-    for path in folder.glob(f"{_TEMPORARY}*"):
+    for path in folder.glob(f"{TEMPORARY}*"):
         shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def plain_mode() -> int:
+    """The mode that an ordinary new file has here."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return 0o666 & ~mask
 
 
 def sha256(path: Path) -> str:

@@ -121,8 +121,9 @@ def test_classifier_leaves_the_generator_alone(tiny: Path) -> None:
     before = torch.random.get_rng_state()
     first, _ = backbone.classifier(2, ["a", "b"])
     assert_close(torch.random.get_rng_state(), before, rtol=0, atol=0)
-    torch.rand(1)
-    second, _ = backbone.classifier(2, ["a", "b"])
+    with torch.random.fork_rng(devices=[]):
+        torch.rand(1)
+        second, _ = backbone.classifier(2, ["a", "b"])
     for one, other in zip(first.parameters(), second.parameters(), strict=True):
         assert_close(one, other, rtol=0, atol=0)
         assert one.data_ptr() != other.data_ptr()
@@ -149,7 +150,8 @@ def test_half_precision_is_read_as_float32(tiny: Path) -> None:
 
 def test_head_of_another_task_is_replaced(tiny: Path) -> None:
     config = BertConfig.from_pretrained(tiny, num_labels=5)
-    BertForSequenceClassification(config).save_pretrained(tiny)
+    with torch.random.fork_rng(devices=[]):
+        BertForSequenceClassification(config).save_pretrained(tiny)
     model, new = find_backbone(str(tiny)).classifier(2, ["a", "b"])
     assert new == HEAD
     assert dict(model.named_parameters())["classifier.weight"].shape == (2, 16)
@@ -207,7 +209,8 @@ def test_max_length_is_what_the_position_table_takes() -> None:
     sizes: dict[str, Any] = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
     sizes |= {"intermediate_size": 8, "max_position_embeddings": 12, "vocab_size": 9}
     config = RobertaConfig(**sizes)
-    model = RobertaModel(config).eval()
+    with torch.random.fork_rng(devices=[]):
+        model = RobertaModel(config).eval()
     limit = _max_length(config, SimpleNamespace(model_max_length=int(1e30)))
     model(torch.full((1, limit), 5))
     with pytest.raises((IndexError, RuntimeError)):

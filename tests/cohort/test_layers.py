@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -168,7 +169,9 @@ def stream_of(layout: Any, noise: Noise | None = None) -> Stream:
     return Stream(offsets, TRIALS, layout, torch.device("cpu"), noise)
 
 
-def frozen(leaf: nn.Module) -> nn.Module:
+def frozen(make: Callable[[], nn.Module]) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):  # a new leaf draws from the global generator
+        leaf = make()
     with torch.no_grad():
         for i, parameter in enumerate(leaf.parameters()):
             parameter.copy_(draw(*parameter.shape, seed=60 + i))
@@ -225,7 +228,7 @@ def test_fast_leaf_is_the_generic_one(kind: str, share: dict[str, str], rows: st
         "padded tokens": (stream.n_sequences, stream.longest),
         "sequences": (stream.n_sequences, 1),
     }[rows]
-    own = frozen(nn.Linear(D, E) if kind == "linear" else nn.LayerNorm(D, eps=1e-3))
+    own = frozen(lambda: nn.Linear(D, E) if kind == "linear" else nn.LayerNorm(D, eps=1e-3))
     current = Current()
     fast_class = CohortLinear if kind == "linear" else CohortLayerNorm
     fast, slow = fast_class("leaf", current, own), CohortOther("leaf", current, own)  # type: ignore[arg-type]
@@ -241,7 +244,7 @@ def test_fast_leaf_is_the_generic_one(kind: str, share: dict[str, str], rows: st
 
 @pytest.mark.parametrize("kind", ["linear", "layer norm", "other"])
 def test_leaf_that_nobody_owns_is_the_frozen_one(kind: str) -> None:
-    own = frozen(nn.Linear(D, E) if kind == "linear" else nn.LayerNorm(D))
+    own = frozen(lambda: nn.Linear(D, E) if kind == "linear" else nn.LayerNorm(D))
     current = Current()
     classes = {"linear": CohortLinear, "layer norm": CohortLayerNorm, "other": CohortOther}
     leaf = classes[kind]("leaf", current, own)  # type: ignore[arg-type]
@@ -252,7 +255,7 @@ def test_leaf_that_nobody_owns_is_the_frozen_one(kind: str) -> None:
 
 def test_each_trial_runs_its_own_embedding() -> None:
     """`CohortOther` on token numbers, where a trial owns the table, as with `full`."""
-    own = frozen(nn.Embedding(11, D))
+    own = frozen(lambda: nn.Embedding(11, D))
     current = Current()
     leaf = CohortOther("leaf", current, own)
     table = draw(11, D, seed=8)
@@ -271,7 +274,7 @@ def test_low_rank_leaf_is_the_papers_formula(layout: Any, noisy: bool) -> None:
     """Trials with factors and dropout, with a bias too, and with a weight of their own."""
     noise = Noise([NoiseKey(seed=k, step=5) for k in range(3)]) if noisy else None
     stream = stream_of(layout, noise)
-    own = frozen(nn.Linear(D, E))
+    own = frozen(lambda: nn.Linear(D, E))
     current = Current()
     leaf = CohortLinear("leaf", current, own)  # type: ignore[arg-type]
     slots = [

@@ -47,13 +47,12 @@ class Checker:
         *,
         peft: bool,
     ) -> None:
-        """FleetuneError where the folder's logits are not those of the tensors."""
+        """FleetuneError where the folder's tensors or logits are not those of the trial."""
+        self._same_tensors(folder, tensors)
         try:
             expected = self._logits(merge_into(copy.deepcopy(self.model), tensors, low_rank))
         except RefusedError:
-            # Biases that a plain model has no place for: compare the tensors themselves.
-            self._same_tensors(folder, tensors)
-            return
+            return  # biases that a plain model has no place for: the tensors themselves are compared
         found = self._logits(self._by_peft(folder) if peft else self._by_files(folder, low_rank))
         worst = float((found - expected).abs().max())
         if not worst <= TOLERANCE * max(1.0, float(expected.abs().max())):

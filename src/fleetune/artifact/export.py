@@ -17,7 +17,7 @@ from fleetune.backbone.load import find_backbone
 from fleetune.backbone.sites import site_map
 from fleetune.data.base import Split
 from fleetune.data.tokens import tokenize
-from fleetune.durable import new_folder, sha256
+from fleetune.durable import new_folder, plain_mode, sha256
 from fleetune.errors import FleetuneError, RefusedError
 
 # Texts on which the exported model is compared with the saved one.
@@ -35,8 +35,8 @@ def export_hf(folder: Path, output: Path) -> None:
     RefusedError: the output exists, or the trial has biases that a plain model has no place for. FleetuneError: what was
     written gives other logits than the saved model.
     """
-    if output.exists() and any(output.iterdir()):
-        raise RefusedError(f"{output}: exists and is not empty; give --output a new folder")
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise RefusedError(f"{output}: exists and is no empty folder; give --output a new folder")
     saved = load_saved(folder)
     record = saved.record
     backbone = find_backbone(record.backbone, revision=record.backbone_revision)
@@ -51,6 +51,8 @@ def export_hf(folder: Path, output: Path) -> None:
         merged.config.name_or_path = ""
         merged.save_pretrained(staging, safe_serialization=True)
         backbone.tokenizer.save_pretrained(staging)
+        for file in staging.iterdir():
+            file.chmod(plain_mode())  # safetensors makes files of mode 0600
         _compare(merged, staging, backbone.tokenizer, len(record.text_columns) == 2)
         sums = {f.name: sha256(f) for f in sorted(staging.iterdir()) if f.is_file()}
         body: dict[str, Any] = {**record.as_json(), "exported": "hf", "checksums": sums}

@@ -37,6 +37,13 @@ class SavedModel:
 def load_saved(folder: Path) -> SavedModel:
     """Read a trial's folder. SettingsError: it is none; RefusedError: a file is not what was saved; DataError: damaged."""
     record, sums = read_record(folder)
+    if layout.CONFIG not in sums or layout.WEIGHTS not in sums:
+        raise SettingsError(
+            str(folder),
+            [
+                f"no trial: {layout.RECORD} lists no {layout.WEIGHTS}; give a folder such as RUN/trials/ID"
+            ],
+        )
     for name, expected in sums.items():
         path = folder / name
         if not path.is_file():

@@ -20,7 +20,7 @@ from fleetune.artifact.check import Checker
 from fleetune.artifact.layout import ModelRecord
 from fleetune.backbone.sites import SiteMap
 from fleetune.data.base import Split
-from fleetune.durable import new_folder, sha256
+from fleetune.durable import new_folder, plain_mode, sha256
 from fleetune.methods.base import LowRank, Method
 from fleetune.methods.lora import Lora
 
@@ -45,7 +45,7 @@ def save_trial(
         named = {layout.peft_name(n): t.detach().cpu().contiguous() for n, t in tensors.items()}
         safetensors.torch.save_file(named, staging / layout.WEIGHTS, metadata={"format": "pt"})
         # safetensors makes files of mode 0600 whatever the umask says.
-        (staging / layout.WEIGHTS).chmod(0o666 & ~_umask())
+        (staging / layout.WEIGHTS).chmod(plain_mode())
         _write(staging / layout.CONFIG, adapter_config(record, method, sites))
         _write(staging / layout.METRICS, metrics)
         (staging / layout.CARD).write_text(model_card(record, metrics), encoding="utf-8")
@@ -128,11 +128,3 @@ def _write(path: Path, value: Any) -> None:
 
 def _plain(value: Any) -> Any:
     return sorted(value) if isinstance(value, set | frozenset) else str(value)
-
-
-def _umask() -> int:
-    import os
-
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from fleetune.cli.options import AsJson, say
+from fleetune.errors import SOME_TRIALS_FAILED
 
 
 def register(app: typer.Typer) -> None:
@@ -35,4 +36,5 @@ def demo(
         seeds=(0, 1, 2),
         training={"num_train_epochs": 4, "warmup_steps": 0.1, "weight_decay": 0.01},
     )
-    run(settings, output_dir, as_json=as_json)
+    if run(settings, output_dir, as_json=as_json):
+        raise typer.Exit(SOME_TRIALS_FAILED)

@@ -80,6 +80,7 @@ def _sets(
     label: str | None,
 ) -> list[tuple[str, Any]]:
     from fleetune.serve.evaluation import labelled_file
+    from fleetune.serve.predictor import check_columns
 
     record = predictor.record
     if data is not None:
@@ -95,4 +96,5 @@ def _sets(
                 f"its labels are {', '.join(dataset.task.label_names)}, but the model gives {', '.join(record.label_names)}"
             ],
         )
+    check_columns(dataset.task.columns, record)
     return list(dataset.tests.items())

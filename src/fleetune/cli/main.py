@@ -43,6 +43,7 @@ def _root(
 def main() -> None:
     """Run the command line; the process ends with one of the exit codes of errors.py."""
     from fleetune.cli import demo, evaluate, export, info, predict, show, train
+    from fleetune.cli.options import say
 
     for module in (demo, train, show, predict, evaluate, export, info):
         module.register(app)
@@ -55,7 +56,7 @@ def main() -> None:
     try:
         app()
     except FleetuneError as error:
-        sys.stderr.write(f"fleetune: {error}\n")
+        say(f"fleetune: {error}")
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.stderr.write("fleetune: interrupted; the same command goes on from here\n")

@@ -14,6 +14,7 @@ import typer
 
 from fleetune.config import TrainingSettings
 from fleetune.errors import SettingsError, did_you_mean
+from fleetune.report.tables import visible
 
 Task = Annotated[
     str | None,
@@ -191,12 +192,22 @@ def out(text: str) -> None:
 
 def say(text: str) -> None:
     """Print talk."""
-    sys.stderr.write(f"{text}\n")
+    sys.stderr.write(f"{visible_lines(text)}\n")
 
 
 def dump(value: Any) -> None:
     """Print a value as JSON for machines."""
-    out(json.dumps(value, indent=2, ensure_ascii=False))
+    out(visible_json(json.dumps(value, indent=2, ensure_ascii=False)))
+
+
+def visible_lines(text: str) -> str:
+    """Several lines with what else could move the cursor escaped."""
+    return "\n".join(visible(line) for line in text.split("\n"))
+
+
+def visible_json(text: str) -> str:
+    """The same JSON with everything escaped that does not print; JSON itself leaves some of it raw."""
+    return "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
 
 
 def split_names(values: Sequence[str]) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fleetune.cli.options import AsJson, Device, Dtype, TextColumn, out, say
+from fleetune.cli.options import AsJson, Device, Dtype, TextColumn, out, say, visible_json
 from fleetune.errors import SettingsError
 
 
@@ -55,7 +55,7 @@ def predict(
         write_bytes(output_file, "".join(f"{line}\n" for line in lines).encode())
         say(f"{len(found)} predictions written to {output_file}")
     elif as_json:
-        out(json.dumps([p.as_json() for p in found], ensure_ascii=False))
+        out(visible_json(json.dumps([p.as_json() for p in found], ensure_ascii=False)))
     else:
         from fleetune.report.tables import grid
 
@@ -72,7 +72,9 @@ def _texts(
     pairs, names = predictor.pairs, predictor.record.text_columns
     if file is not None:
         from fleetune.data.sources import read_file
+        from fleetune.serve.predictor import check_columns
 
+        check_columns(columns or names, predictor.record)
         rows = read_file(file, columns or names, None)
         return rows.texts[0], rows.texts[1] if len(rows.texts) == 2 else None
     texts = list(text) if text else _stdin()

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fleetune.cli.options import AsJson, dump, out, say
+from fleetune.cli.options import AsJson, dump, out, say, visible_lines
 
 
 def register(app: typer.Typer) -> None:
@@ -27,9 +27,9 @@ def show(
         dump(facts)
         return
     study = facts["study"]
-    out(
-        f"{study['data']['task']}, protocol {study['data']['protocol']}, {study['backbone']['name']}: {study['status']}\n"
-    )
+    data, backbone = study["data"], study["backbone"]["name"]
+    told = f"{data['task']}, protocol {data['protocol']}, {backbone}: {study['status']}"
+    out(f"{visible_lines(told)}\n")
     out(tables.trials(facts))
     out("")
     out(tables.comparison(facts))

@@ -134,9 +134,10 @@ def run(settings: Any, output_dir: Path, *, device: str = "cpu", as_json: bool =
     from fleetune.cli.progress import progress
     from fleetune.report import tables
     from fleetune.report.facts import run_facts, winner
-    from fleetune.study.prepare import prepare
+    from fleetune.study.prepare import check_compute, prepare
     from fleetune.study.run import Run
 
+    check_compute(None, device)
     prepared = prepare(settings)
     _introduce(prepared)
     with progress(prepared.inputs) as watch:

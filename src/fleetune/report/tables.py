@@ -10,7 +10,7 @@ OPTIMISTIC = "optimistic"
 
 def grid(header: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
     """Aligned columns under a ruled header; `right` names the columns that hold numbers."""
-    clean = [[_visible(cell) for cell in row] for row in (header, *rows)]
+    clean = [[visible(cell) for cell in row] for row in (header, *rows)]
     widths = [max(len(row[i]) for row in clean) for i in range(len(header))]
 
     def line(row: Sequence[str]) -> str:
@@ -119,6 +119,6 @@ def _percent(estimate: dict[str, Any], key: str) -> str:
     return f"{100 * estimate[key]:.2f}"
 
 
-def _visible(text: str) -> str:
+def visible(text: str) -> str:
     """Control characters as escapes: a name may not move the cursor or forge a line."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -13,7 +13,7 @@ from fleetune.data.base import Split
 from fleetune.data.sources import read_file
 from fleetune.errors import DataError
 from fleetune.records import as_json
-from fleetune.serve.predictor import Predictor
+from fleetune.serve.predictor import Predictor, check_columns
 from fleetune.stats.intervals import accuracy_estimate, bootstrap_estimate
 
 
@@ -38,11 +38,18 @@ def labelled_file(
     path: Path, text_columns: list[str], label_column: str | None, record: ModelRecord
 ) -> Split:
     """Rows of a file with the model's labels. DataError with the lines of labels that the model does not know."""
+    check_columns(text_columns, record)
     rows = read_file(path, text_columns, label_column or "label")
     assert rows.labels is not None
     numbers = {label: i for i, label in enumerate(record.label_names)}
     if record.regression:
-        values = np.asarray([float(label) for label in rows.labels])
+        values = np.asarray([_number(label) for label in rows.labels])
+        problems = [
+            f'{rows.place(i, label_column or "label")}: "{rows.labels[i]}" is not a number'
+            for i in np.flatnonzero(~np.isfinite(values)).tolist()
+        ]
+        if problems:
+            raise DataError(str(path), problems)
     else:
         problems = [
             f'{rows.place(i, label_column or "label")}: label "{label}" is not one of {", ".join(record.label_names)}'
@@ -54,3 +61,10 @@ def labelled_file(
         values = np.asarray([numbers[label] for label in rows.labels], dtype=np.int64)
     ids = tuple(str(i + 1) for i in range(len(rows)))
     return Split(ids, rows.texts[0], rows.texts[1] if len(rows.texts) == 2 else None, values)
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return float("nan")

@@ -25,10 +25,10 @@ from fleetune.cohort.owned import Owned
 from fleetune.cohort.trial import Rows
 from fleetune.data.base import Split
 from fleetune.data.tokens import tokenize
-from fleetune.errors import SettingsError
+from fleetune.errors import DataError, RefusedError, SettingsError
 from fleetune.report.facts import run_facts, winner
 from fleetune.study import journal
-from fleetune.study.prepare import DTYPES
+from fleetune.study.prepare import DTYPES, check_compute, resolve_dtype
 
 BATCH = 64
 
@@ -49,6 +49,7 @@ class Predictor:
     """One saved model, loaded and checked."""
 
     def __init__(self, path: Path, *, dtype: str | None = None, device: str = "cpu") -> None:
+        check_compute(dtype, device)
         self.folder = model_folder(path)
         if (self.folder / layout.CONFIG).is_file():
             self.record, engine, owned = _from_trial(self.folder, dtype, device)
@@ -93,6 +94,15 @@ class Predictor:
         ]
 
 
+def check_columns(columns: Sequence[str], record: ModelRecord) -> None:
+    """SettingsError where there are not as many text columns as the model reads."""
+    if len(columns) != len(record.text_columns):
+        wanted = " and ".join(record.text_columns)
+        raise SettingsError(
+            "--text-column", [f"this model reads {wanted}, but got {', '.join(columns)}"]
+        )
+
+
 def model_folder(path: Path) -> Path:
     """The folder of a model: the path itself, or the winner where it is a run."""
     if not path.exists():
@@ -121,17 +131,22 @@ def _from_trial(folder: Path, dtype: str | None, device: str) -> tuple[ModelReco
     kind = "regression" if record.regression else "single_label_classification"
     model, fresh = backbone.classifier(record.num_labels, record.label_names, problem_type=kind)
     low_rank = check_against(saved, site_map(model, fresh))
-    engine = Engine(model, fresh, dtype=DTYPES[dtype or record.dtype], device=device)
+    engine = Engine(model, fresh, dtype=DTYPES[resolve_dtype(dtype or record.dtype)], device=device)
     values = {name: t.to(device) for name, t in saved.tensors.items()}
     return record, (engine, backbone.tokenizer), Owned(values, low_rank, engine.sites)
 
 
 def _from_export(folder: Path, dtype: str | None, device: str) -> tuple[ModelRecord, Any, Owned]:
-    record, _ = read_record(folder)
+    record, sums = read_record(folder)
     backbone = find_backbone(str(folder.resolve()))
+    if backbone.checksum not in sums.values():
+        raise RefusedError(
+            f"{folder}: its weights changed since it was exported (their sha256 is not in {layout.RECORD}); export it again"
+        )
     model, fresh = backbone.classifier(record.num_labels, record.label_names)
-    assert not fresh, f"an exported model is whole, but {sorted(fresh)} are missing"
-    engine = Engine(model, dtype=DTYPES[dtype or record.dtype], device=device)
+    if fresh:
+        raise DataError(str(folder), [f"{name}: missing" for name in sorted(fresh)])
+    engine = Engine(model, dtype=DTYPES[resolve_dtype(dtype or record.dtype)], device=device)
     return record, (engine, backbone.tokenizer), Owned({}, (), engine.sites)
 
 

@@ -7,6 +7,7 @@ journal is opened for writing, and told; a damaged line before the last is an er
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import time
@@ -19,6 +20,7 @@ from fleetune.durable import sync_folder
 from fleetune.errors import DataError
 
 NAME = "journal.jsonl"
+_START = b'{"crc":"'
 
 
 class Journal:
@@ -39,7 +41,12 @@ class Journal:
     def append(self, kind: str, **facts: Any) -> dict[str, Any]:
         """Write one event; when this returns, it lasts."""
         event = {"kind": kind, "time": round(time.time(), 3), **facts}
-        os.write(self._handle, _line(event))
+        line = _line(event)
+        before = os.fstat(self._handle).st_size
+        if os.write(self._handle, line) != len(line):
+            # A full disk took a part: what comes next must not stand behind half a line.
+            os.ftruncate(self._handle, before)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
         os.fsync(self._handle)
         self.events.append(event)
         return event
@@ -66,7 +73,8 @@ def _read(path: Path) -> tuple[list[dict[str, Any]], int]:
     for number, line in _lines(content):
         event = _event(line)
         if event is None:
-            if good + len(line) < len(content):
+            # Two lines that lost the end between them are not one torn line.
+            if good + len(line) < len(content) or line.count(_START) > 1:
                 raise DataError(
                     str(path),
                     [

@@ -24,7 +24,7 @@ from fleetune.data.load import load_task
 from fleetune.data.sources import dataset_from_files
 from fleetune.data.splits import holdout, three_way
 from fleetune.data.tokens import TokenTable, default_cache_dir, tokenize, tokenizer_fingerprint
-from fleetune.errors import DataError, SettingsError, did_you_mean
+from fleetune.errors import DataError, EnvironmentProblem, SettingsError, did_you_mean
 from fleetune.methods.base import Method
 from fleetune.methods.table import make_method
 from fleetune.records import TrialSpec
@@ -180,6 +180,26 @@ def resolve_dtype(name: str) -> str:
     cpu: Any = torch.cpu
     fast = cpu._is_avx512_bf16_supported() or cpu._is_amx_tile_supported()
     return "bfloat16" if fast else "float32"
+
+
+def check_compute(dtype: str | None, device: str) -> None:
+    """SettingsError for a dtype or device that there is not; EnvironmentProblem for one that this machine lacks."""
+    if dtype is not None and dtype not in ("auto", *DTYPES):
+        raise SettingsError(
+            "settings", [f'dtype "{dtype}" is not known{did_you_mean(dtype, ("auto", *DTYPES))}']
+        )
+    try:
+        kind = torch.device(device)
+    except RuntimeError:
+        kind = None
+    if kind is None or kind.type not in ("cpu", "cuda"):
+        raise SettingsError(
+            "settings", [f'device "{device}" is not known; give cpu, cuda or cuda:N']
+        )
+    if kind.type == "cuda" and (kind.index or 0) >= torch.cuda.device_count():
+        raise EnvironmentProblem(
+            f"device {device}: this machine has {torch.cuda.device_count()} CUDA devices; give --device cpu"
+        )
 
 
 def as_toml(settings: Settings) -> dict[str, Any]:

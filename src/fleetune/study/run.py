@@ -10,7 +10,7 @@ import fcntl
 import os
 import time
 import tomllib
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,16 +27,16 @@ from fleetune.artifact.save import save_trial
 from fleetune.cohort.engine import Engine
 from fleetune.cohort.plan import cohorts, default_limits
 from fleetune.cohort.train import Advanced as Advanced
-from fleetune.cohort.train import Cohort, EpochDone, Event, Started, TrialDone, TrialFailed
-from fleetune.cohort.trial import Rows, Trial
+from fleetune.cohort.train import Cohort, EpochDone, Event, Started, TrialDone
+from fleetune.cohort.trial import Rows, Trial, TrialInput
 from fleetune.data import metrics
-from fleetune.durable import remove_leftovers, write_bytes, write_json
+from fleetune.durable import TEMPORARY, remove_leftovers, write_bytes, write_json
 from fleetune.errors import RefusedError
 from fleetune.methods.base import count_parameters
 from fleetune.study import checkpoints, journal, machine
 from fleetune.study.journal import Journal
 from fleetune.study.prepare import DTYPES, Prepared, as_toml
-from fleetune.study.results import write_results
+from fleetune.study.results import epochs, write_results
 
 STUDY = "study.toml"
 ENVIRONMENT = "environment.json"
@@ -69,6 +69,7 @@ class Run:
 
     def train(self, watch: Watch) -> Outcome:
         """Train what is not yet done. RefusedError: another command has the folder, or it holds another run."""
+        _refuse_foreign(self.folder)
         with locked(self.folder):
             self._open_folder()
             self.journal = Journal(self.folder / journal.NAME)
@@ -85,16 +86,12 @@ class Run:
         path = self.folder / STUDY
         if path.exists():
             _refuse_changes(path, text)
-        elif any(p.name not in (".lock",) for p in self.folder.iterdir()):
-            raise RefusedError(
-                f"{self.folder}: not empty, and not a run of fleetune; give --output-dir a new folder"
-            )
         for folder in (self.folder, self.folder / TRIALS, self.folder / CHECKPOINTS):
             folder.mkdir(exist_ok=True)
             remove_leftovers(folder)
         found = machine.describe(self.prepared, self.device)
         environment = self.folder / ENVIRONMENT
-        if environment.exists():
+        if environment.exists() and path.exists():
             machine.refuse_changes(environment, found)
         else:
             write_json(environment, found)
@@ -104,26 +101,44 @@ class Run:
 
     def _train(self, watch: Watch) -> Outcome:
         inputs = self.prepared.inputs
-        ended = {
+        self.ended = {
             e["id"]: e["kind"]
             for e in self.journal.events
             if e["kind"] in ("trial-done", "trial-failed")
         }
-        waiting = [given for given in inputs if given.spec.id not in ended]
-        self.journal.append("run-started", trials=[i.spec.id for i in inputs], waiting=len(waiting))
-        failed = sum(kind == "trial-failed" for kind in ended.values())
+        skipped = len(self.ended)
+        waiting = len(inputs) - skipped
+        self.journal.append("run-started", trials=[i.spec.id for i in inputs], waiting=waiting)
         if waiting:
             self._load()
-            for group in cohorts(waiting, self.engine.backbone.family.shares):
-                limits = default_limits(self.device)
-                cohort = Cohort(self.engine, group, size=limits.trials, max_tokens=limits.tokens)
-                for given in group:
-                    if (state := checkpoints.read(self._checkpoint(given.spec.id))) is not None:
-                        cohort.checkpoints[given.spec.id] = state
-                failed += self._follow(cohort, watch)
+            states = checkpoints.read_all(self.folder / CHECKPOINTS)
+            for group in cohorts(inputs, self.engine.backbone.family.shares):
+                self._train_group(group, states, watch)
+        checkpoints.clear(self.folder / CHECKPOINTS)
         write_results(self.folder, self.journal.events)
+        failed = sum(kind == "trial-failed" for kind in self.ended.values())
         self.journal.append("run-done", failed=failed)
-        return Outcome(len(inputs) - failed, failed, len(ended))
+        return Outcome(len(inputs) - failed, failed, skipped)
+
+    def _train_group(
+        self, group: list[TrialInput], states: Mapping[str, checkpoints.State], watch: Watch
+    ) -> None:
+        """Train what is left of one cohort, from its last snapshot.
+
+        Who shares a pass changes the last bits of a product. So the cohort goes on with exactly the trials that it held,
+        at the same round: those of the snapshot that have ended since end a second time, and leave no trace.
+        """
+        ids = [given.spec.id for given in group]
+        if all(ident in self.ended for ident in ids):
+            return
+        again = {ident for ident in ids if ident in states}
+        if not again and "trial-done" not in [self.ended.get(ident) for ident in ids]:
+            again = set(ids)  # from the beginning, with those that have failed since
+        members = [g for g in group if g.spec.id in again or g.spec.id not in self.ended]
+        limits = default_limits(self.device)
+        cohort = Cohort(self.engine, members, size=limits.trials, max_tokens=limits.tokens)
+        cohort.checkpoints.update({ident: states[ident] for ident in ids if ident in states})
+        self._follow(cohort, watch)
 
     def _load(self) -> None:
         task, backbone = self.prepared.dataset.task, self.prepared.backbone
@@ -138,26 +153,23 @@ class Run:
         self.engine = Engine(opened, fresh, dtype=dtype, device=self.device)
         self.checker = Checker(pristine, next(iter(self.prepared.test_tables.values())))
 
-    def _follow(self, cohort: Cohort, watch: Watch) -> int:
-        failed = 0
+    def _follow(self, cohort: Cohort, watch: Watch) -> None:
         for event in cohort.run():
-            if isinstance(event, Started):
+            if isinstance(event, Advanced):
+                self._save_states(event.trials)
+            elif event.trial.id in self.ended:
+                pass  # ended before the cut; see _train_group
+            elif isinstance(event, Started):
                 self._started(event.trial)
             elif isinstance(event, EpochDone):
-                self._save_state(event.trial)
                 self._epoch(event.trial, event.result.epoch)
             elif isinstance(event, TrialDone):
                 self._finish(event.trial)
-            elif isinstance(event, TrialFailed):
-                failed += 1
+                self.ended[event.trial.id] = "trial-done"
+            else:
                 self.journal.append("trial-failed", id=event.trial.id, reason=event.reason)
-                self._checkpoint(event.trial.id).unlink(missing_ok=True)
-            elif time.monotonic() - self.saved_at > SAVE_SECONDS:
-                for trial in event.trials:
-                    self._save_state(trial)
-                self.saved_at = time.monotonic()
+                self.ended[event.trial.id] = "trial-failed"
             watch(event)
-        return failed
 
     def _started(self, trial: Trial) -> None:
         spec = trial.given.spec
@@ -175,31 +187,31 @@ class Run:
             total_steps=trial.total_steps,
             step=trial.step,
         )
-        # A checkpoint may know epochs that a cut kept from the journal.
-        known = {
-            e["epoch"] for e in self.journal.events if e["kind"] == "epoch" and e["id"] == spec.id
-        }
-        for result in trial.results:
-            if result.epoch not in known:
-                self._epoch(trial, result.epoch)
 
     def _epoch(self, trial: Trial, number: int) -> None:
         r = trial.results[number - 1]
+        for e in epochs(self.journal.events, trial.id):
+            if e["epoch"] == number and (e["loss"], e["selection"]) == (r.loss, dict(r.selection)):
+                return  # written before a cut
         self.journal.append(
             "epoch", id=trial.id, epoch=r.epoch, loss=r.loss, selection=dict(r.selection), step=r.step,
             seconds=round(r.seconds, 3),
         )  # fmt: skip
 
-    def _save_state(self, trial: Trial) -> None:
-        checkpoints.write(self._checkpoint(trial.id), *trial.checkpoint())
-
-    def _checkpoint(self, ident: str) -> Path:
-        return self.folder / CHECKPOINTS / f"{ident}.safetensors"
+    def _save_states(self, trials: Sequence[Trial]) -> None:
+        """A snapshot of the whole cohort where an epoch ends, just before its evaluation, and from time to time."""
+        due = any(trial.at_epoch_end for trial in trials)
+        if due or (trials and time.monotonic() - self.saved_at > SAVE_SECONDS):
+            checkpoints.write_all(
+                self.folder / CHECKPOINTS, {trial.id: trial.checkpoint() for trial in trials}
+            )
+            self.saved_at = time.monotonic()
 
     def _finish(self, trial: Trial) -> None:
         """Open the test set, save the model, and only then say that the trial is done."""
         prepared, given = self.prepared, trial.given
-        self.journal.append("test-opened", id=trial.id, sets=list(prepared.test_tables))
+        if not any(e["kind"] == "test-opened" and e["id"] == trial.id for e in self.journal.events):
+            self.journal.append("test-opened", id=trial.id, sets=list(prepared.test_tables))
         predictions: list[tuple[str, Any, NDArray[Any]]] = []
         scores: dict[str, dict[str, float]] = {}
         for name, table in prepared.test_tables.items():
@@ -232,7 +244,6 @@ class Run:
             self.checker,
         )
         self.journal.append("trial-done", id=trial.id, **facts)
-        self._checkpoint(trial.id).unlink(missing_ok=True)
 
     def _record(self, trial: Trial) -> ModelRecord:
         p, spec, task = self.prepared, trial.given.spec, self.prepared.dataset.task
@@ -272,6 +283,20 @@ def locked(folder: Path) -> Generator[None]:
         yield
     finally:
         os.close(handle)
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """RefusedError for a folder that holds anything but a run, or the beginning of one that a cut left."""
+    if folder.exists() and not folder.is_dir():
+        raise RefusedError(f"{folder}: is a file; give --output-dir a new folder")
+    if not folder.exists() or (folder / STUDY).exists():
+        return
+    for path in folder.iterdir():
+        empty = path.name in (TRIALS, CHECKPOINTS) and path.is_dir() and not any(path.iterdir())
+        if not (empty or path.name in (".lock", ENVIRONMENT) or path.name.startswith(TEMPORARY)):
+            raise RefusedError(
+                f"{folder}: not empty, and not a run of fleetune; give --output-dir a new folder"
+            )
 
 
 def _refuse_changes(path: Path, text: str) -> None:
