@@ -5,7 +5,7 @@ STAMP := .venv/.ready
 # Several processes of one thread each: threads of two processes on two cores wait for one another at every product.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: help setup demo test test-slow lint bench docs clean
+.PHONY: help setup demo test test-slow lint bench clean
 
 help:
 	@echo "make setup      a .venv with the demo and dev extras"
@@ -14,7 +14,6 @@ help:
 	@echo "make test-slow  the long tests; some need the GLUE files in ../shared/data/glue"
 	@echo "make lint       ruff and pyright"
 	@echo "make bench      the benchmarks, into bench/results"
-	@echo "make docs       regenerate the generated pages of docs/"
 
 setup: $(STAMP)
 
@@ -41,9 +40,6 @@ lint: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m bench.side_by_side
-
-docs: $(STAMP)
-	$(BIN)/python scripts/make_docs.py
 
 clean:
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis
