@@ -9,6 +9,9 @@ import pytest
 from tests import runs
 from tests.backbone.hub import save_tiny
 
+# Guards that apply to every test because they are known here.
+from tests.guards import generators_stay, one_thread, own_environment  # noqa: F401
+
 
 @pytest.fixture(scope="session")
 def tiny_backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -1,0 +1,55 @@
+"""Guards around every test; conftest.py imports them, and pytest then applies them by itself.
+
+Every test runs on one thread, offline, with a token cache of its own session, and must leave the global generators of
+torch and numpy where they were: draws come from named streams (`fleetune.seeds`), so that no test depends on another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+
+def _global_state() -> tuple[bytes, bytes]:
+    """Where torch's and numpy's global generators stand."""
+    _, keys, *rest = np.random.get_state()
+    numpy_state = np.asarray(keys).tobytes() + repr(rest).encode()
+    return torch.random.get_rng_state().numpy().tobytes(), numpy_state
+
+
+@pytest.fixture(autouse=True)
+def generators_stay() -> Iterator[None]:
+    """Fail a test that draws from a global generator, or seeds one."""
+    before = _global_state()
+    yield
+    moved = [
+        name
+        for name, old, new in zip(("torch", "numpy"), before, _global_state(), strict=True)
+        if old != new
+    ]
+    if moved:
+        pytest.fail(
+            f"the test moved the global generator of {' and '.join(moved)}; draw from `fleetune.seeds`, "
+            "or put what other libraries draw inside `torch.random.fork_rng(devices=[])`",
+            pytrace=False,
+        )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Processes of one thread each: threads of two test processes on two cores wait for one another."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Tokens go to a folder of this session, and no test asks a hub unless it sets the variable itself."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FLEETUNE_CACHE", str(folder))
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        yield folder

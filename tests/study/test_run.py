@@ -1,0 +1,562 @@
+"""Runs end to end: folders, resuming at any moment, refusals, protocols, failures, other layouts."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from fleetune.artifact import layout
+from fleetune.cohort.train import Advanced, EpochDone, TrialDone
+from fleetune.errors import RefusedError
+from fleetune.report import tables
+from fleetune.report.facts import run_facts
+from fleetune.study import checkpoints, journal
+from fleetune.study import run as study_run
+from fleetune.study.prepare import MethodSettings, Prepared, prepare
+from fleetune.study.run import Run, locked
+from tests.runs import (
+    METHODS,
+    Made,
+    on_task,
+    run_cli,
+    settings,
+    train,
+    tree,
+    write_csv,
+    write_glue,
+)
+
+IDS = [f"{method}-s{seed}" for method in METHODS for seed in (0, 1)]
+EXACT = (layout.WEIGHTS, layout.PREDICTIONS, layout.CONFIG, layout.CARD)
+
+
+def kinds(run: Path) -> Counter[tuple[str, str]]:
+    return Counter((e["kind"], e.get("id", "")) for e in journal.read(run / journal.NAME))
+
+
+def without_time(value):
+    """The same JSON value without its times, and without checksums of files that hold times."""
+    if isinstance(value, dict):
+        left = (k for k in value if k not in ("seconds", "time", "metrics.json"))
+        return {k: without_time(value[k]) for k in left}
+    return [without_time(v) for v in value] if isinstance(value, list) else value
+
+
+def assert_same_run(found: Path, expected: Path) -> None:
+    """The same models, predictions and numbers, byte by byte; only times may differ."""
+    assert sorted(p.name for p in (found / "trials").iterdir()) == sorted(
+        p.name for p in (expected / "trials").iterdir()
+    )
+    for trial in sorted((expected / "trials").iterdir()):
+        mine = found / "trials" / trial.name
+        for name in EXACT:
+            assert (mine / name).read_bytes() == (trial / name).read_bytes(), (trial.name, name)
+        for name in (layout.METRICS, layout.RECORD):
+            a, b = (json.loads((f / name).read_bytes()) for f in (mine, trial))
+            assert without_time(a) == without_time(b), (trial.name, name)
+    a, b = (pq.read_table(f / "results.parquet").drop(["seconds"]) for f in (found, expected))
+    assert a.equals(b)
+    assert without_time(run_facts(found)["trials"]) == without_time(run_facts(expected)["trials"])
+    counted = kinds(found)
+    for ident in (p.name for p in (expected / "trials").iterdir()):
+        assert counted["test-opened", ident] == counted["trial-done", ident] == 1
+    assert not list((found / "checkpoints").iterdir())
+    assert not list(found.rglob(".tmp-*"))
+
+
+def stop_after(events: int):
+    left = iter(range(events))
+
+    def watch(event) -> None:
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+
+    return watch
+
+
+def resume(folder: Path, prepared: Prepared, *stops: int) -> None:
+    """Stop after so many events, again and again, and then run to the end."""
+    for stop in stops:
+        try:
+            train(folder, prepared, stop_after(stop))
+        except KeyboardInterrupt:
+            assert run_facts(folder)["study"]["status"] == "stopped"
+    train(folder, prepared)
+
+
+@pytest.fixture(scope="module")
+def wide(token_cache, tmp_path_factory) -> tuple[Prepared, Path, list]:
+    """A run wide enough that the rounding of a product depends on who shares it, and its events."""
+    from tests.backbone.hub import save_tiny
+
+    folder = tmp_path_factory.mktemp("wide")
+    save_tiny(folder / "backbone", hidden_size=64, intermediate_size=128)
+    write_csv(folder / "train.csv", 60)
+    write_csv(folder / "test.csv", 24, seed=7)
+    methods = ("bitfit", MethodSettings("lora", {"lora_dropout": 0.1}), "full")
+    prepared = prepare(
+        replace(
+            settings(folder, folder / "backbone", methods),
+            # Trials of unequal length: one leaves early, the others go on.
+            methods=(
+                MethodSettings("bitfit", training={"num_train_epochs": 3}),
+                MethodSettings("lora", {"lora_dropout": 0.1}),
+                MethodSettings("full", training={"num_train_epochs": 1}),
+            ),
+        )
+    )
+    events: list = []
+    train(folder / "whole", prepared, events.append)
+    return prepared, folder / "whole", events
+
+
+def test_folder_is_as_the_design_says(made: Made) -> None:
+    names = {p.name for p in made.run.iterdir()} - {".lock"}
+    assert names == {
+        "study.toml",
+        "environment.json",
+        "journal.jsonl",
+        "results.parquet",
+        "trials",
+        "checkpoints",
+    }
+    assert sorted(p.name for p in (made.run / "trials").iterdir()) == sorted(IDS)
+    for ident in IDS:
+        assert {p.name for p in (made.run / "trials" / ident).iterdir()} == {
+            layout.CONFIG,
+            layout.WEIGHTS,
+            layout.CARD,
+            layout.METRICS,
+            layout.PREDICTIONS,
+            layout.RECORD,
+        }
+    stored = tomllib.loads((made.run / "study.toml").read_text())
+    assert [m["method"] for m in stored["methods"]] == list(METHODS)
+    assert stored["seeds"] == [0, 1]
+    for method in stored["methods"]:
+        assert method["learning_rate"] == 1e-2
+        assert method["adam_epsilon"] == 1e-8  # a default, resolved
+    environment = json.loads((made.run / "environment.json").read_bytes())
+    assert environment["data"]["rows"] == {"train": 60, "test": 24}
+    assert len(environment["backbone"]["checksum"]) == 64
+    results = pq.read_table(made.run / "results.parquet").to_pylist()
+    assert [(r["id"], r["epoch"]) for r in results] == [(i, e) for i in IDS for e in (1, 2)]
+    predictions = pq.read_table(made.run / "trials/lora-s0/predictions.parquet").to_pydict()
+    assert len(predictions["id"]) == 24 and len(predictions["logits"][0]) == 2
+    metrics = json.loads((made.run / "trials/lora-s0/metrics.json").read_bytes())
+    right = [
+        int(np.argmax(logits)) == int(label)
+        for logits, label in zip(predictions["logits"], predictions["label"], strict=True)
+    ]
+    assert metrics["test"] == metrics["tests"]["test"]
+    assert metrics["test"]["accuracy"] == np.mean(right) and metrics["test"]["n"] == 24
+
+
+def test_seeds_and_methods_give_different_models(made: Made) -> None:
+    weights = {(made.run / "trials" / i / layout.WEIGHTS).read_bytes() for i in IDS}
+    assert len(weights) == len(IDS)
+
+
+def test_the_same_command_again_changes_nothing(made: Made) -> None:
+    before, seen = tree(made.run), []
+    outcome = train(made.run, settings(made.folder, made.backbone), seen.append)
+    assert (outcome.done, outcome.failed, outcome.skipped) == (8, 0, 8)
+    assert seen == []
+    after = tree(made.run)
+    assert {k for k in after if after[k] != before.get(k)} == {"journal.jsonl"}
+    assert after["journal.jsonl"].startswith(before["journal.jsonl"])
+
+
+def test_the_test_set_is_opened_once_a_trial(made: Made) -> None:
+    counted = kinds(made.run)
+    assert {i: counted["test-opened", i] for i in IDS} == dict.fromkeys(IDS, 1)
+    order = [(e["kind"], e.get("id")) for e in journal.read(made.run / journal.NAME)]
+    for ident in IDS:
+        assert order.index(("test-opened", ident)) > max(
+            i for i, found in enumerate(order) if found == ("epoch", ident)
+        )
+
+
+def interesting(events: list) -> list[int]:
+    """The first rounds, and every place where an epoch or a trial ends, thinned out."""
+    at = [i for i, e in enumerate(events) if isinstance(e, EpochDone | TrialDone)]
+    return [0, 1, 5, *at[::2], len(events) - 1]
+
+
+def test_resumed_at_many_events_is_the_uninterrupted_run(wide, tmp_path: Path) -> None:
+    prepared, whole, events = wide
+    for stop in interesting(events):
+        resume(tmp_path / str(stop), prepared, stop)
+        assert_same_run(tmp_path / str(stop), whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [300.0, 0.0])
+def test_resumed_at_every_event_is_the_uninterrupted_run(
+    wide, tmp_path: Path, monkeypatch, seconds: float
+) -> None:
+    monkeypatch.setattr(study_run, "SAVE_SECONDS", seconds)
+    prepared, whole, events = wide
+    for stop in range(len(events)):
+        resume(tmp_path / str(stop), prepared, stop)
+        assert_same_run(tmp_path / str(stop), whole)
+
+
+def test_stopped_again_and_again_with_saving_within_epochs(
+    wide, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr(study_run, "SAVE_SECONDS", 0.0)
+    prepared, whole, events = wide
+    resume(tmp_path / "run", prepared, *[7] * (len(events) // 4))
+    assert_same_run(tmp_path / "run", whole)
+
+
+def test_an_epoch_boundary_survives_a_cut_in_the_journal(wide, tmp_path: Path) -> None:
+    """The journal may have lost what the checkpoint knows, and the other way round."""
+    prepared, whole, events = wide
+    ends = [i for i, e in enumerate(events) if isinstance(e, EpochDone)]
+    folder = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        train(folder, prepared, stop_after(ends[1] + 1))
+    path = folder / journal.NAME
+    lines = path.read_bytes().splitlines(keepends=True)
+    assert b'"stopped"' in lines[-1] and b'"epoch"' in lines[-2]
+    path.write_bytes(b"".join(lines[:-2]) + lines[-2][:40])
+    train(folder, prepared)
+    assert_same_run(folder, whole)
+
+
+def test_a_damaged_checkpoint_is_set_aside_and_the_trial_starts_again(wide, tmp_path) -> None:
+    prepared, whole, events = wide
+    ends = [i for i, e in enumerate(events) if isinstance(e, EpochDone)]
+    folder = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        train(folder, prepared, stop_after(ends[1] + 1))
+    files = sorted((folder / "checkpoints").glob("*.safetensors"))
+    assert len(files) == 4
+    files[0].write_bytes(files[0].read_bytes()[:-5])
+    train(folder, prepared)
+    assert [p.name for p in (folder / "checkpoints").iterdir()] == [f"{files[0].name}.damaged"]
+    for trial in (whole / "trials").iterdir():
+        a, b = (
+            np.asarray(pq.read_table(f / layout.PREDICTIONS)["logits"].to_pylist())
+            for f in (trial, folder / "trials" / trial.name)
+        )
+        # Out of step with its mates now: equal but for rounding.
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-4)
+
+
+def test_a_cut_while_the_folder_is_being_made_can_go_on(made: Made, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    (folder / "trials").mkdir(parents=True)
+    (folder / "checkpoints").mkdir()
+    (folder / ".lock").touch()
+    (folder / "environment.json").write_text("{}")
+    (folder / ".tmp-1234-study.toml").write_text("half")
+    outcome = train(folder, settings(made.folder, made.backbone, ["head"], seeds=[0]))
+    assert outcome.done == 1
+    assert not list(folder.glob(".tmp-*"))
+    assert json.loads((folder / "environment.json").read_bytes())["fleetune"]
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda s: replace(s, training={**s.training, "weight_decay": 0.5}), "weight_decay"),
+        (lambda s: replace(s, seeds=(0, 2)), "seeds"),
+        (lambda s: replace(s, dtype="float64"), "dtype"),
+        (lambda s: replace(s, max_length=12), "max_length"),
+        (lambda s: replace(s, methods=s.methods[:2]), "method"),
+        (lambda s: replace(s, data=replace(s.data, protocol="paper")), "protocol"),
+    ],
+)
+def test_other_settings_are_refused_with_the_difference(made: Made, change, named: str) -> None:
+    before = tree(made.run)
+    with pytest.raises(RefusedError, match=named) as error:
+        train(made.run, change(settings(made.folder, made.backbone)))
+    assert " there, " in str(error.value) and " now" in str(error.value)
+    assert tree(made.run) == before
+
+
+def test_other_data_and_another_backbone_are_refused(made: Made, tmp_path: Path) -> None:
+    from tests.backbone.hub import save_tiny
+
+    for name in ("train.csv", "test.csv"):
+        shutil.copy(made.folder / name, tmp_path / name)
+    shutil.copytree(made.backbone, tmp_path / "backbone")
+    given = settings(tmp_path, tmp_path / "backbone", ["head"], seeds=[0])
+    train(tmp_path / "run", given)
+    before = tree(tmp_path / "run")
+
+    write_csv(tmp_path / "test.csv", 24, seed=8)
+    with pytest.raises(RefusedError, match="data: "):
+        train(tmp_path / "run", given)
+    shutil.copy(made.folder / "test.csv", tmp_path / "test.csv")
+    shutil.rmtree(tmp_path / "backbone")
+    save_tiny(tmp_path / "backbone", initializer_range=0.03)
+    with pytest.raises(RefusedError, match="backbone: "):
+        train(tmp_path / "run", given)
+    assert tree(tmp_path / "run") == before
+
+
+def test_another_major_version_is_refused(made: Made, tmp_path: Path) -> None:
+    given = settings(made.folder, made.backbone, ["head"], seeds=[0])
+    train(tmp_path / "run", given)
+    path = tmp_path / "run/environment.json"
+    found = json.loads(path.read_bytes())
+    found["packages"]["torch"] = "1.13.1"
+    path.write_text(json.dumps(found))
+    with pytest.raises(RefusedError, match=r"torch \(major version\): 1 there"):
+        train(tmp_path / "run", given)
+
+
+def test_a_foreign_folder_is_refused_and_left_as_it_is(made: Made, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(RefusedError, match="not empty"):
+        train(tmp_path, settings(made.folder, made.backbone))
+    assert tree(tmp_path) == {"thesis.tex": b"years of work"}
+    with pytest.raises(RefusedError, match="is a file"):
+        train(tmp_path / "thesis.tex", settings(made.folder, made.backbone))
+
+
+def test_a_folder_in_use_is_refused(made: Made, tmp_path: Path) -> None:
+    with locked(tmp_path), pytest.raises(RefusedError, match="another fleetune command"):
+        train(tmp_path, settings(made.folder, made.backbone))
+
+
+def test_holdout_never_mixes_rows(made: Made) -> None:
+    prepared = prepare(settings(made.folder, made.backbone, ["head", "lora"], seeds=range(5)))
+    test = set(prepared.dataset.tests["test"].first)
+    divisions = set()
+    for given in prepared.inputs:
+        assert given.train.table is given.selection.table
+        assert not set(given.train.rows) & set(given.selection.rows)
+        assert len(given.train) + len(given.selection) == 60
+        held = {prepared.dataset.train.first[i] for i in given.selection.rows}
+        kept = {prepared.dataset.train.first[i] for i in given.train.rows}
+        assert not held & kept and not (held | kept) & test
+        divisions.add(tuple(given.selection.rows))
+    assert len(divisions) == 5  # a seed has its own, the same for every method
+    assert not prepared.optimistic
+
+
+def test_own_data_without_a_test_file_gives_three_disjoint_parts(made: Made) -> None:
+    given = settings(made.folder, made.backbone, ["head"], seeds=[0, 1])
+    prepared = prepare(replace(given, data=replace(given.data, test_file=None)))
+    test = set(prepared.dataset.tests["test"].first)
+    assert len(prepared.dataset.train) + len(prepared.dataset.tests["test"]) == 60
+    assert not test & set(prepared.dataset.train.first)
+
+
+@pytest.fixture(scope="module")
+def paper(made: Made, tmp_path_factory) -> Path:
+    run = tmp_path_factory.mktemp("paper") / "run"
+    train(run, settings(made.folder, made.backbone, ["lora", "head"], seeds=[0], protocol="paper"))
+    return run
+
+
+def test_the_paper_protocol_selects_on_the_test_rows(made: Made) -> None:
+    prepared = prepare(settings(made.folder, made.backbone, ["head"], seeds=[0], protocol="paper"))
+    (given,) = prepared.inputs
+    assert len(given.train) == 60 and len(given.selection) == 24
+    assert given.selection.table is prepared.test_tables["test"]
+    assert prepared.optimistic
+
+
+def test_the_paper_protocol_is_stamped_everywhere(paper: Path, made: Made) -> None:
+    facts = run_facts(paper)
+    assert facts["study"]["optimistic"] and all(t["optimistic"] for t in facts["trials"])
+    assert all(e["optimistic"] for e in facts["estimates"])
+    table = tables.comparison(facts)
+    assert "OPTIMISTIC" in table and "accuracy (optimistic)" in table
+    assert tables.trials(facts).count("(optimistic)") == 2
+    for trial in (paper / "trials").iterdir():
+        metrics = json.loads((trial / "metrics.json").read_bytes())
+        assert metrics["optimistic"] is True
+        assert metrics["test"]["accuracy"] == metrics["selection"]["accuracy"]
+        assert "optimistic" in (trial / "README.md").read_text()
+    honest = run_facts(made.run)
+    assert "ptimistic" not in tables.comparison(honest) + tables.trials(honest)
+    assert "ptimistic" not in (made.run / "trials/lora-s0/README.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def failing(made: Made, tmp_path_factory) -> Path:
+    run = tmp_path_factory.mktemp("failing") / "run"
+    methods = ("head", MethodSettings("lora", training={"learning_rate": 1e30}), "bitfit")
+    outcome = train(run, settings(made.folder, made.backbone, methods, seeds=[0]))
+    assert (outcome.done, outcome.failed) == (2, 1)
+    return run
+
+
+def test_a_failed_trial_leaves_the_others_alone(failing: Path, made: Made) -> None:
+    facts = run_facts(failing)
+    assert [t["status"] for t in facts["trials"]] == ["done", "failed", "done"]
+    (failed,) = (t for t in facts["trials"] if t["status"] == "failed")
+    assert "learning_rate" in failed["reason"] or "finite" in failed["reason"]
+    assert sorted(p.name for p in (failing / "trials").iterdir()) == ["bitfit-s0", "head-s0"]
+    for ident in ("bitfit-s0", "head-s0"):
+        a, b = (
+            np.asarray(
+                pq.read_table(r / "trials" / ident / layout.PREDICTIONS)["logits"].to_pylist()
+            )
+            for r in (failing, made.run)
+        )
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-5)
+    assert failed["reason"] in tables.trials(facts)
+
+
+def test_a_failed_trial_stays_failed_and_gives_exit_code_3(failing: Path, made: Made) -> None:
+    words = (
+        *("train", "--data", made.folder / "train.csv", "--test-data", made.folder / "test.csv"),
+        *("--backbone", made.backbone, "--method", "lora", "--dtype", "float32"),
+        *("--learning-rate", "1e30", "--num-train-epochs", 2),
+    )
+    folder = failing.parent / "command"
+    for _ in range(2):
+        found = run_cli(*words, "--output-dir", folder)
+        assert found.code == 3
+        assert "lora-s42 failed" in found.err and "no trial has ended yet" in found.out
+    assert kinds(folder)["trial-failed", "lora-s42"] == 1
+
+
+def test_a_failure_is_the_same_after_a_resume(made: Made, tmp_path: Path) -> None:
+    methods = (
+        MethodSettings("bitfit", training={"num_train_epochs": 3}),
+        MethodSettings("lora", training={"learning_rate": 1e25}),
+        MethodSettings("head"),
+    )
+    prepared = prepare(settings(made.folder, made.backbone, methods, seeds=[0]))
+    events: list = []
+    train(tmp_path / "whole", prepared, events.append)
+    for stop in range(3, len(events), 6):
+        folder = tmp_path / str(stop)
+        resume(folder, prepared, stop)
+        assert_same_run(folder, tmp_path / "whole")
+        assert kinds(folder)["trial-failed", "lora-s0"] == 1
+
+
+def test_regression_in_the_layout_of_stsb(made: Made, tmp_path: Path) -> None:
+    write_glue(tmp_path, "STS-B")
+    given = on_task(settings(made.folder, made.backbone), "stsb", tmp_path)
+    train(tmp_path / "run", replace(given, seeds=(0,)))
+    facts = run_facts(tmp_path / "run")
+    assert {t["status"] for t in facts["trials"]} == {"done"}
+    assert {e["metric"] for e in facts["estimates"]} == {"pearson", "spearmanr"}
+    assert all(-1 <= e["low"] <= e["value"] <= e["high"] <= 1 for e in facts["estimates"])
+    record = json.loads((tmp_path / "run/trials/lora-s0/fleetune.json").read_bytes())
+    assert record["regression"] and record["label_names"] == []
+    predicted = run_cli("predict", tmp_path / "run", "--text", "w1 w2", "--text", "w3", "--json")
+    (one,) = json.loads(predicted.out)
+    assert one["probabilities"] == {} and np.isfinite(float(one["label"]))
+    evaluated = run_cli(
+        "evaluate",
+        tmp_path / "run/trials/lora-s0",
+        "--task",
+        "stsb",
+        "--data-dir",
+        tmp_path,
+        "--json",
+    )
+    metrics = json.loads((tmp_path / "run/trials/lora-s0/metrics.json").read_bytes())
+    found = json.loads(evaluated.out)["sets"][0]["metrics"]["pearson"]
+    assert found["value"] == pytest.approx(metrics["test"]["pearson"], abs=1e-6)
+
+
+def test_two_test_sets_in_the_layout_of_mnli(made: Made, tmp_path: Path) -> None:
+    write_glue(tmp_path, "MNLI")
+    given = on_task(settings(made.folder, made.backbone, ["lora", "head"]), "mnli", tmp_path)
+    train(tmp_path / "run", given)
+    facts = run_facts(tmp_path / "run")
+    assert [(e["method"], e["set"], e["n"]) for e in facts["estimates"]] == [
+        ("lora", "test_matched", 21),
+        ("lora", "test_mismatched", 22),
+        ("head", "test_matched", 21),
+        ("head", "test_mismatched", 22),
+    ]
+    assert all(e["seeds"] == 2 for e in facts["estimates"])
+    trial = facts["trials"][0]
+    assert trial["test"] == trial["tests"]["test_matched"]
+    predictions = pq.read_table(tmp_path / "run/trials/lora-s0/predictions.parquet").to_pydict()
+    assert Counter(predictions["split"]) == {"test_matched": 21, "test_mismatched": 22}
+    assert len(predictions["logits"][0]) == 3
+    table = tables.comparison(facts)
+    assert "lora r=8 on test_matched" in table and "on test_mismatched" in table
+
+
+def test_the_global_generators_are_left_alone(made: Made, tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    np.random.seed(5)
+    random.seed(5)
+    before = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
+    train(tmp_path / "run", settings(made.folder, made.backbone, ["lora"], seeds=[0]))
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert np.random.get_state()[1].tolist() == before[1] and random.getstate() == before[2]
+
+
+def test_a_snapshot_holds_the_whole_cohort_at_one_round(wide, tmp_path: Path) -> None:
+    prepared, _, events = wide
+    rounds = [i for i, e in enumerate(events) if isinstance(e, Advanced)]
+    stop = next(i for i, e in enumerate(events) if isinstance(e, EpochDone)) + 1
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "run", prepared, stop_after(stop))
+    states = checkpoints.read_all(tmp_path / "run/checkpoints")
+    assert set(states) == {"bitfit-s0", "bitfit-s1", "lora-s0", "lora-s1"}
+    (steps,) = {numbers["micro_step"] for _, numbers in states.values()}
+    assert steps == sum(i < stop for i in rounds)
+
+
+def command(made: Made, folder: Path) -> list[str]:
+    return [
+        *(sys.executable, "-m", "fleetune.cli.main", "train", "--output-dir", str(folder)),
+        *("--data", str(made.folder / "train.csv"), "--test-data", str(made.folder / "test.csv")),
+        *("--backbone", str(made.backbone), "--methods", "bitfit,lora", "--seeds", "2"),
+        *("--num-train-epochs", "12", "--per-device-train-batch-size", "4", "--dtype", "float32"),
+        *("--learning-rate", "1e-2"),
+    ]
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_and_resumed(made: Made, tmp_path: Path) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    whole = tmp_path / "whole"
+    subprocess.run(command(made, whole), check=True, capture_output=True, env=environment)
+    draw = random.Random(11)
+    for attempt in range(5):
+        folder = tmp_path / str(attempt)
+        started = subprocess.Popen(
+            command(made, folder),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env=environment,
+        )
+        path = folder / journal.NAME
+        while not path.exists() and started.poll() is None:
+            time.sleep(0.01)
+        time.sleep(draw.uniform(0.0, 2.5))
+        started.send_signal(signal.SIGKILL)
+        started.wait()
+        journal.read(path)  # a torn tail at most
+        again = subprocess.run(command(made, folder), capture_output=True, env=environment)
+        assert again.returncode == 0, again.stderr.decode()
+        assert_same_run(folder, whole)
+
+
+def test_a_run_is_its_prepared_trials(made: Made) -> None:
+    run = Run(made.run, prepare(settings(made.folder, made.backbone)))
+    assert [given.spec.id for given in run.prepared.inputs] == IDS
