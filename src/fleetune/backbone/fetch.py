@@ -34,8 +34,16 @@ class Found:
     """What the weights must be, where that is known beforehand."""
 
 
-def find_files(name: str, revision: str | None = None, *, config_alone: bool = False) -> Found:
+def find_files(
+    name: str,
+    revision: str | None = None,
+    *,
+    config_alone: bool = False,
+    cached_alone: bool = False,
+) -> Found:
     """Find, and download where needed, the files of the backbone that the user calls `name`.
+
+    config_alone: of a model of the hub, config.json and nothing else. cached_alone: without a download.
 
     A folder that exists goes before a hub id of the same name, and `minilm` before both.
     Raises SettingsError for a name or revision that means nothing, EnvironmentProblem where
@@ -49,7 +57,7 @@ def find_files(name: str, revision: str | None = None, *, config_alone: bool = F
         return _in_folder(name)
     if name == MINILM:
         return _in_package()
-    folder = hub_snapshot(name, revision, config_alone=config_alone)
+    folder = hub_snapshot(name, revision, config_alone=config_alone, cached_alone=cached_alone)
     return Found(name, folder, revision=folder.name)
 
 

@@ -53,22 +53,33 @@ _HTTPError: type[Exception] = _untyped.errors.HTTPError
 _FAILURES = (_HTTPError, OSError, ValueError, KeyError, TypeError, AttributeError)
 
 
-def hub_snapshot(repo: str, revision: str | None = None, *, config_alone: bool = False) -> Path:
+def hub_snapshot(
+    repo: str,
+    revision: str | None = None,
+    *,
+    config_alone: bool = False,
+    cached_alone: bool = False,
+) -> Path:
     """The folder, named by its commit, of the files of one model; downloads what is missing.
 
-    config_alone: get config.json and nothing else.
+    config_alone: get config.json and nothing else. cached_alone: ask nobody, as if offline.
     Raises SettingsError for a model or revision that is not there, EnvironmentProblem where network
     or token is missing, RefusedError for weights stored as pickle alone.
     """
     _check_names(repo, revision)
     model = _Model(repo, revision or "main", config_alone, _endpoint())
-    offline = _is_offline()
+    offline = cached_alone or _is_offline()
     if offline or COMMIT.fullmatch(model.revision):
         folder = model.cached()
         if folder is not None:
             return folder
         if offline:
-            raise model.unreachable("HF_HUB_OFFLINE is set, so nothing was asked")
+            why = (
+                "only the cache was looked at"
+                if cached_alone
+                else "HF_HUB_OFFLINE is set, so nothing was asked"
+            )
+            raise model.unreachable(why)
     try:
         with _quiet():
             return model.download()

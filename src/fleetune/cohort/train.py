@@ -2,14 +2,14 @@
 
 Each round every active trial brings its next micro-batch; rounds are cut into passes that hold a bounded number of
 tokens; each pass is one forward and one backward through the frozen backbone; then every trial steps by itself.
-A trial that ends leaves, a waiting one takes its place. K = 1 is the ordinary case and no other path.
+A trial that ends leaves, and the schedule names the one that takes its place. K = 1 is the ordinary case and no other
+path.
 
 `Cohort.run` is a generator of events: whoever reads them writes journals, draws progress, saves, or stops reading.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +22,7 @@ from torch.nn import functional
 
 from fleetune.backbone.noise import Noise
 from fleetune.cohort.engine import Engine
+from fleetune.cohort.schedule import FixedList, Schedule
 from fleetune.cohort.trial import Trial, TrialInput
 from fleetune.data import metrics
 from fleetune.data.packing import pack
@@ -68,43 +69,81 @@ class TrialFailed:
     reason: str
 
 
-Event = Started | Advanced | EpochDone | TrialDone | TrialFailed
+@dataclass(frozen=True, slots=True)
+class TrialParked:
+    """A trial has left its place after an epoch; its state stays until it is called again or dropped."""
+
+    trial: Trial
+
+
+@dataclass(frozen=True, slots=True)
+class TrialStopped:
+    """A parked trial will not go on."""
+
+    trial: Trial
+
+
+Event = Started | Advanced | EpochDone | TrialDone | TrialFailed | TrialParked | TrialStopped
+State = tuple[dict[str, Tensor], dict[str, Any]]
+"""What `Trial.checkpoint` gives."""
 
 
 class Cohort:
     """Trials that train together.
 
-    size: how many train at once. max_tokens: how many tokens one pass may hold; a single trial's micro-batch may be more.
+    schedule: who trains next, or simply the trials. size: how many train at once. max_tokens: how many tokens one pass
+    may hold; a single trial's micro-batch may be more.
     """
 
     def __init__(
-        self, engine: Engine, inputs: Sequence[TrialInput], *, size: int, max_tokens: int
+        self,
+        engine: Engine,
+        schedule: Schedule | Sequence[TrialInput],
+        *,
+        size: int,
+        max_tokens: int,
     ) -> None:
         self.engine = engine
-        self.waiting = deque(inputs)
+        self.schedule = FixedList(schedule) if isinstance(schedule, Sequence) else schedule
         self.size = size
         self.max_tokens = max_tokens
         self.active: list[Trial] = []
-        self.checkpoints: dict[str, tuple[dict[str, Tensor], dict[str, Any]]] = {}
+        self.parked: dict[str, Trial] = {}
+        self.checkpoints: dict[str, State] = {}
         """Where trials go on from, by id; a trial without one starts from its beginning."""
+
+    def place(self, given: TrialInput, state: State, *, parked: bool = False) -> Trial:
+        """Put a trial that the schedule has named before a cut where it was then."""
+        trial = Trial(given, self.engine.start(given))
+        trial.restore(*state)
+        if parked:
+            trial.pause()
+            self.parked[trial.id] = trial
+        else:
+            self.active.append(trial)
+        return trial
 
     def run(self) -> Iterator[Event]:
         """Train all trials to their ends."""
-        while self.waiting or self.active:
-            yield from self._admit()
+        while True:
             # A checkpoint may lie between the last step of an epoch and its evaluation.
             yield from self._evaluate()
+            yield from self._admit()
             if not self.active:
-                continue
-            yield from self._round()
-            yield from self._evaluate()
+                assert not self.parked, "a schedule must call or drop whom it parked"
+                return
+            if not any(trial.at_epoch_end for trial in self.active):
+                yield from self._round()
 
     def _admit(self) -> Iterator[Event]:
-        while self.waiting and len(self.active) < self.size:
-            given = self.waiting.popleft()
-            trial = Trial(given, self.engine.start(given))
-            if given.spec.id in self.checkpoints:
-                trial.restore(*self.checkpoints.pop(given.spec.id))
+        while len(self.active) < self.size and (given := self.schedule.next()) is not None:
+            trial = self.parked.pop(given.spec.id, None)
+            if trial is None:
+                trial = Trial(given, self.engine.start(given))
+                if given.spec.id in self.checkpoints:
+                    trial.restore(*self.checkpoints.pop(given.spec.id))
+            else:
+                trial.go_on()
             self.active.append(trial)
             yield Started(trial)
             if trial.ended and not trial.at_epoch_end:  # a checkpoint taken after the last epoch
@@ -120,8 +159,8 @@ class Cohort:
                 tokens += _tokens(trial, batch)
                 reason = trial.after_backward(loss, len(batch))
                 if reason is not None:
-                    self.active.remove(trial)
-                    yield TrialFailed(trial, reason)
+                    yield from self._fail(trial, reason)
+        yield from self._drop()
         yield Advanced(tuple(self.active), rows, tokens)
 
     def _pass(self, group: Sequence[tuple[Trial, NDArray[np.int64]]]) -> list[float]:
@@ -144,23 +183,45 @@ class Cohort:
         due = [trial for trial in self.active if trial.at_epoch_end]
         if not due:
             return
+        judged = [trial for trial in due if len(trial.given.selection)]
         logits = self.engine.predict(
-            [t.owned for t in due],
-            [t.given.selection for t in due],
-            [t.given.settings.per_device_eval_batch_size for t in due],
+            [t.owned for t in judged],
+            [t.given.selection for t in judged],
+            [t.given.settings.per_device_eval_batch_size for t in judged],
         )
-        for trial, own in zip(due, logits, strict=True):
-            if not np.isfinite(own).all():
-                self.active.remove(trial)
-                yield TrialFailed(trial, f"its predictions are not finite at step {trial.step}")
+        found = {trial.id: own for trial, own in zip(judged, logits, strict=True)}
+        for trial in due:
+            own = found.get(trial.id)
+            if own is not None and not np.isfinite(own).all():
+                yield from self._fail(trial, f"its predictions are not finite at step {trial.step}")
                 continue
-            yield EpochDone(trial, trial.finish_epoch(selection_metrics(own, trial.given)))
+            result = trial.finish_epoch({} if own is None else selection_metrics(own, trial.given))
+            yield EpochDone(trial, result)
             if trial.ended:
                 yield from self._leave(trial)
+            elif self.schedule.parks(trial.id, result):
+                self._park(trial)
+                yield TrialParked(trial)
+        yield from self._drop()
+
+    def _park(self, trial: Trial) -> None:
+        self.active.remove(trial)
+        trial.pause()
+        self.parked[trial.id] = trial
+
+    def _drop(self) -> Iterator[Event]:
+        for ident in self.schedule.dropped():
+            yield TrialStopped(self.parked.pop(ident))
+
+    def _fail(self, trial: Trial, reason: str) -> Iterator[Event]:
+        self.active.remove(trial)
+        self.schedule.left(trial.id, failed=True)
+        yield TrialFailed(trial, reason)
 
     def _leave(self, trial: Trial) -> Iterator[Event]:
         self.active.remove(trial)
         trial.best_state()
+        self.schedule.left(trial.id, failed=False)
         yield TrialDone(trial)
 
 

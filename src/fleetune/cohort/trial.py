@@ -48,11 +48,14 @@ class TrialInput:
     settings: TrainingSettings
     train: Rows
     selection: Rows
+    """May be empty: then nothing is evaluated, and the last epoch's weights are the trial's."""
     metrics: tuple[str, ...]
     """Computed on the selection split each epoch, besides the loss."""
     best_metric: str
     higher_is_better: bool
     regression: bool = False
+    stop_epoch: int | None = None
+    """End after so many epochs of a schedule that is laid out for more; None: train to its end."""
 
 
 class Trial:
@@ -64,6 +67,10 @@ class Trial:
         self.rows = len(given.train)
         self.optimizer = TrialOptimizer(owned, given.settings, self.rows)
         self.total_steps = given.settings.total_steps(self.rows)
+        """Steps that the learning-rate schedule is laid out for."""
+        per_epoch = given.settings.steps_per_epoch(self.rows)
+        stop = self.total_steps if given.stop_epoch is None else given.stop_epoch * per_epoch
+        self.last_step = min(self.total_steps, stop)
         self.micro_per_epoch = math.ceil(self.rows / given.settings.per_device_train_batch_size)
         self.step = 0
         self.micro_step = 0
@@ -73,7 +80,7 @@ class Trial:
         self.best: list[Tensor] = owned.snapshot()
         self.best_epoch = 0
         self.seconds_before = 0.0
-        self.started = time.monotonic()
+        self.started: float | None = time.monotonic()
         self._order: tuple[int, NDArray[np.int64]] | None = None
 
     @property
@@ -87,11 +94,21 @@ class Trial:
 
     @property
     def ended(self) -> bool:
-        return self.step >= self.total_steps
+        return self.step >= self.last_step
 
     @property
     def seconds(self) -> float:
-        return self.seconds_before + time.monotonic() - self.started
+        """Wall-clock time in a place of the cohort."""
+        running = 0.0 if self.started is None else time.monotonic() - self.started
+        return self.seconds_before + running
+
+    def pause(self) -> None:
+        """The trial leaves its place for a while; its clock stands still."""
+        self.seconds_before, self.started = self.seconds, None
+
+    def go_on(self) -> None:
+        """The trial has a place again."""
+        self.started = time.monotonic()
 
     def batch(self) -> NDArray[np.int64]:
         """Rows of the next micro-batch, in the epoch's own order."""
@@ -155,8 +172,7 @@ class Trial:
         )
         self.results.append(result)
         self.loss_sum, self.rows_seen = 0.0, 0
-        score = selection[self.given.best_metric]
-        if self.best_epoch == 0 or self._better(score):
+        if self.best_epoch == 0 or not selection or self._better(selection[self.given.best_metric]):
             self.best, self.best_epoch = self.owned.snapshot(), result.epoch
         return result
 

@@ -16,26 +16,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import tomli_w
-from numpy.typing import NDArray
 
-from fleetune import __version__
-from fleetune.artifact.check import Checker
-from fleetune.artifact.layout import ModelRecord
-from fleetune.artifact.save import save_trial
-from fleetune.cohort.engine import Engine
 from fleetune.cohort.plan import cohorts, default_limits
 from fleetune.cohort.train import Advanced as Advanced
-from fleetune.cohort.train import Cohort, EpochDone, Event, Started, TrialDone
-from fleetune.cohort.trial import Rows, Trial, TrialInput
-from fleetune.data import metrics
+from fleetune.cohort.train import Cohort, EpochDone, Event, Started, TrialDone, TrialFailed
+from fleetune.cohort.trial import Trial, TrialInput
 from fleetune.durable import TEMPORARY, remove_leftovers, write_bytes, write_json
 from fleetune.errors import RefusedError
 from fleetune.methods.base import count_parameters
 from fleetune.study import checkpoints, journal, machine
 from fleetune.study.journal import Journal
-from fleetune.study.prepare import DTYPES, Prepared, as_toml
+from fleetune.study.keep import Trained, keep, open_workbench
+from fleetune.study.prepare import Prepared, as_toml
 from fleetune.study.results import epochs, write_results
 
 STUDY = "study.toml"
@@ -69,7 +62,7 @@ class Run:
 
     def train(self, watch: Watch) -> Outcome:
         """Train what is not yet done. RefusedError: another command has the folder, or it holds another run."""
-        _refuse_foreign(self.folder)
+        refuse_foreign(self.folder)
         with locked(self.folder):
             self._open_folder()
             self.journal = Journal(self.folder / journal.NAME)
@@ -85,7 +78,7 @@ class Run:
         text = tomli_w.dumps(as_toml(self.prepared.settings))
         path = self.folder / STUDY
         if path.exists():
-            _refuse_changes(path, text)
+            refuse_changes(path, text)
         for folder in (self.folder, self.folder / TRIALS, self.folder / CHECKPOINTS):
             folder.mkdir(exist_ok=True)
             remove_leftovers(folder)
@@ -141,17 +134,12 @@ class Run:
         self._follow(cohort, watch)
 
     def _load(self) -> None:
-        task, backbone = self.prepared.dataset.task, self.prepared.backbone
-        kind = "regression" if task.regression else "single_label_classification"
-        pristine, fresh = backbone.classifier(
-            self.prepared.num_labels, task.label_names, problem_type=kind
+        p = self.prepared
+        rows = next(iter(p.test_tables.values()))
+        self.bench = open_workbench(
+            p.dataset.task, p.backbone, p.dtype, p.max_length, rows, self.device
         )
-        opened, _ = backbone.classifier(
-            self.prepared.num_labels, task.label_names, problem_type=kind
-        )
-        dtype = DTYPES[self.prepared.dtype]
-        self.engine = Engine(opened, fresh, dtype=dtype, device=self.device)
-        self.checker = Checker(pristine, next(iter(self.prepared.test_tables.values())))
+        self.engine = self.bench.engine
 
     def _follow(self, cohort: Cohort, watch: Watch) -> None:
         for event in cohort.run():
@@ -166,7 +154,7 @@ class Run:
             elif isinstance(event, TrialDone):
                 self._finish(event.trial)
                 self.ended[event.trial.id] = "trial-done"
-            else:
+            elif isinstance(event, TrialFailed):
                 self.journal.append("trial-failed", id=event.trial.id, reason=event.reason)
                 self.ended[event.trial.id] = "trial-failed"
             watch(event)
@@ -209,63 +197,19 @@ class Run:
 
     def _finish(self, trial: Trial) -> None:
         """Open the test set, save the model, and only then say that the trial is done."""
-        prepared, given = self.prepared, trial.given
+        prepared = self.prepared
         if not any(e["kind"] == "test-opened" and e["id"] == trial.id for e in self.journal.events):
             self.journal.append("test-opened", id=trial.id, sets=list(prepared.test_tables))
-        predictions: list[tuple[str, Any, NDArray[Any]]] = []
-        scores: dict[str, dict[str, float]] = {}
-        for name, table in prepared.test_tables.items():
-            split = prepared.dataset.tests[name]
-            assert split.labels is not None
-            rows = Rows(table, np.arange(len(split)), split.labels)
-            (logits,) = self.engine.predict(
-                [trial.owned], [rows], [given.settings.per_device_eval_batch_size]
-            )
-            predictions.append((name, split, logits))
-            scores[name] = {**metrics.compute(given.metrics, logits, split.labels), "n": len(split)}
+        tests = {n: (prepared.dataset.tests[n], table) for n, table in prepared.test_tables.items()}
         best = trial.results[trial.best_epoch - 1]
-        facts: dict[str, Any] = {
-            "best_epoch": trial.best_epoch,
-            "selection": {**best.selection, "n": len(given.selection)},
-            "test": next(iter(scores.values())),
-            "tests": scores,
-            "optimistic": prepared.optimistic,
-            "seconds": round(trial.seconds, 3),
-        }
-        save_trial(
+        facts = keep(
             self.folder / TRIALS / trial.id,
-            self._record(trial),
-            given.method,
-            self.engine.sites,
-            trial.owned.state(),
-            trial.owned.low_rank,
-            {"id": trial.id, "seed": given.spec.seed, "method": given.method.name, **facts},
-            predictions,
-            self.checker,
+            self.bench,
+            Trained(trial.given, trial.owned, trial.best_epoch, best.selection, trial.seconds),
+            tests,
+            optimistic=prepared.optimistic,
         )
         self.journal.append("trial-done", id=trial.id, **facts)
-
-    def _record(self, trial: Trial) -> ModelRecord:
-        p, spec, task = self.prepared, trial.given.spec, self.prepared.dataset.task
-        return ModelRecord(
-            method=spec.method,
-            hyperparameters=dict(spec.hyperparameters),
-            seed=spec.seed,
-            task=task.name,
-            text_columns=list(task.columns),
-            label_names=list(task.label_names),
-            regression=task.regression,
-            metrics=list(task.metrics),
-            backbone=p.backbone.name,
-            backbone_source=p.backbone.source,
-            backbone_revision=p.backbone.revision,
-            backbone_checksum=p.backbone.checksum,
-            model_type=self.engine.sites.model_type,
-            dtype=p.dtype,
-            max_length=p.max_length,
-            best_epoch=trial.best_epoch,
-            fleetune_version=__version__,
-        )
 
 
 @contextmanager
@@ -285,7 +229,7 @@ def locked(folder: Path) -> Generator[None]:
         os.close(handle)
 
 
-def _refuse_foreign(folder: Path) -> None:
+def refuse_foreign(folder: Path) -> None:
     """RefusedError for a folder that holds anything but a run, or the beginning of one that a cut left."""
     if folder.exists() and not folder.is_dir():
         raise RefusedError(f"{folder}: is a file; give --output-dir a new folder")
@@ -299,7 +243,7 @@ def _refuse_foreign(folder: Path) -> None:
             )
 
 
-def _refuse_changes(path: Path, text: str) -> None:
+def refuse_changes(path: Path, text: str) -> None:
     old, new = _flat(tomllib.loads(path.read_text(encoding="utf-8"))), _flat(tomllib.loads(text))
     changed = [
         f"  {key}: {old.get(key, 'unset')!r} there, {new.get(key, 'unset')!r} now"

@@ -1,0 +1,129 @@
+"""What a task's trials are trained with, and how a trained one becomes a folder that a user can load."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fleetune import __version__
+from fleetune.artifact.check import Checker
+from fleetune.artifact.layout import ModelRecord
+from fleetune.artifact.save import save_trial
+from fleetune.backbone.load import Backbone
+from fleetune.cohort.engine import Engine
+from fleetune.cohort.owned import Owned
+from fleetune.cohort.trial import Rows, TrialInput
+from fleetune.data import metrics
+from fleetune.data.base import Split, Task
+from fleetune.data.tokens import TokenTable
+from fleetune.study.prepare import DTYPES
+
+
+@dataclass(frozen=True, slots=True)
+class Workbench:
+    """One task's backbone, opened for training, and a pristine one to check saved models with."""
+
+    task: Task
+    backbone: Backbone
+    dtype: str
+    max_length: int
+    engine: Engine
+    checker: Checker
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """A trial at its end, holding the weights of its best epoch."""
+
+    given: TrialInput
+    owned: Owned
+    best_epoch: int
+    selection: Mapping[str, float]
+    """Scores of that epoch on the selection split; empty where there was none."""
+    seconds: float
+
+
+def open_workbench(
+    task: Task, backbone: Backbone, dtype: str, max_length: int, rows: TokenTable, device: str
+) -> Workbench:
+    """Load a backbone twice. rows: what saved models are tried on."""
+    labels = 1 if task.regression else len(task.label_names)
+    kind = "regression" if task.regression else "single_label_classification"
+    pristine, fresh = backbone.classifier(labels, task.label_names, problem_type=kind)
+    opened, _ = backbone.classifier(labels, task.label_names, problem_type=kind)
+    engine = Engine(opened, fresh, dtype=DTYPES[dtype], device=device)
+    return Workbench(task, backbone, dtype, max_length, engine, Checker(pristine, rows))
+
+
+def keep(
+    folder: Path,
+    bench: Workbench,
+    trained: Trained,
+    tests: Mapping[str, tuple[Split, TokenTable]],
+    *,
+    optimistic: bool,
+) -> dict[str, Any]:
+    """Measure a trained trial on the test sets and write its folder. Returns the facts of its end, for the journal.
+
+    tests: rows with labels, and their tokens, by name; the main one first.
+    """
+    given = trained.given
+    predictions: list[tuple[str, Split, NDArray[Any]]] = []
+    scores: dict[str, dict[str, float]] = {}
+    for name, (split, table) in tests.items():
+        assert split.labels is not None
+        rows = Rows(table, np.arange(len(split)), split.labels)
+        (logits,) = bench.engine.predict(
+            [trained.owned], [rows], [given.settings.per_device_eval_batch_size]
+        )
+        predictions.append((name, split, logits))
+        scores[name] = {**metrics.compute(given.metrics, logits, split.labels), "n": len(split)}
+    facts: dict[str, Any] = {
+        "best_epoch": trained.best_epoch,
+        "selection": {**trained.selection, "n": len(given.selection)},
+        "test": next(iter(scores.values())),
+        "tests": scores,
+        "optimistic": optimistic,
+        "seconds": round(trained.seconds, 3),
+    }
+    ident, seed, method = given.spec.id, given.spec.seed, given.method
+    save_trial(
+        folder,
+        _record(bench, trained),
+        method,
+        bench.engine.sites,
+        trained.owned.state(),
+        trained.owned.low_rank,
+        {"id": ident, "seed": seed, "method": method.name, **facts},
+        predictions,
+        bench.checker,
+    )
+    return facts
+
+
+def _record(bench: Workbench, trained: Trained) -> ModelRecord:
+    spec, task, backbone = trained.given.spec, bench.task, bench.backbone
+    return ModelRecord(
+        method=spec.method,
+        hyperparameters=dict(spec.hyperparameters),
+        seed=spec.seed,
+        task=task.name,
+        text_columns=list(task.columns),
+        label_names=list(task.label_names),
+        regression=task.regression,
+        metrics=list(task.metrics),
+        backbone=backbone.name,
+        backbone_source=backbone.source,
+        backbone_revision=backbone.revision,
+        backbone_checksum=backbone.checksum,
+        model_type=bench.engine.sites.model_type,
+        dtype=bench.dtype,
+        max_length=bench.max_length,
+        best_epoch=trained.best_epoch,
+        fleetune_version=__version__,
+    )
