@@ -1,7 +1,7 @@
 """The strongest fair loop to compare with: transformers' `Trainer` with peft (LoRA) or with all but biases and head frozen.
 
 bfloat16 autocast where the machine has it, dynamic padding to the longest row of a batch, sdpa attention: one trial after
-another, as a person would run it. Data, split, starting head and settings are those of a fleetune run; the order of rows
+another, as a person would run it. The command below also groups rows by length. Data, split, starting head and settings are those of a fleetune run; the order of rows
 and the dropout are Trainer's own.
 
     python -m bench.trainer_loop --task rte --data-dir GLUE --protocol holdout --output bench/results/trainer-rte.json
@@ -91,9 +91,18 @@ def model_for(prepared: Prepared, given: TrialInput) -> Any:
 
 
 def train(
-    prepared: Prepared, given: TrialInput, *, bf16: bool, evaluate: bool, pad_to: int | None = None
+    prepared: Prepared,
+    given: TrialInput,
+    *,
+    bf16: bool,
+    evaluate: bool,
+    pad_to: int | None = None,
+    grouped: bool = False,
 ) -> dict[str, Any]:
-    """Train one trial with Trainer; seconds of training, and where asked the epochs' selection accuracies and the test's."""
+    """Train one trial with Trainer; seconds of training, and where asked the epochs' selection accuracies and the test's.
+
+    grouped: batches of rows of near-equal length, which saves most of the padding.
+    """
     from transformers import DataCollatorWithPadding, Trainer, TrainingArguments
 
     s, tokenizer = given.settings, prepared.backbone.tokenizer
@@ -117,6 +126,7 @@ def train(
             bf16=bf16,
             use_cpu=True,
             report_to="none",
+            train_sampling_strategy="group_by_length" if grouped else "random",
             disable_tqdm=True,
             logging_strategy="no",
             label_names=["labels"],
@@ -177,7 +187,7 @@ def main() -> None:
     for one in prepared.inputs:
         if one.method.name not in done:
             found["trials"].append(
-                train(prepared, one, bf16=prepared.dtype == "bfloat16", evaluate=True)
+                train(prepared, one, bf16=prepared.dtype == "bfloat16", evaluate=True, grouped=True)
             )
             about = {
                 "task": given.task,
