@@ -1,8 +1,8 @@
 """The strongest fair loop to compare with: transformers' `Trainer` with peft (LoRA) or with all but biases and head frozen.
 
 bfloat16 autocast where the machine has it, dynamic padding to the longest row of a batch, sdpa attention: one trial after
-another, as a person would run it. The command below also groups rows by length. Data, split, starting head and settings are those of a fleetune run; the order of rows
-and the dropout are Trainer's own.
+another, as a person would run it. The command below also groups rows by length. Data, split, starting head and settings are
+those of a fleetune run; the order of rows and the dropout are Trainer's own.
 
     python -m bench.trainer_loop --task rte --data-dir GLUE --protocol holdout --output bench/results/trainer-rte.json
 """
