@@ -1,0 +1,196 @@
+"""Pictures of the winner and of what training changed inside: confusion, calibration, biases moved, singular values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from fleetune.report.charts import Facts, legend, style
+from fleetune.report.svg import INK, MUTED, SERIES, Picture, draw, short
+from fleetune.report.words import percent
+
+# The darkest cell still lets the ink of its number be read, in light and in dark.
+_DARKEST = 0.6
+_MOST_WITH_SHARES = 6
+_MOST_RANKS = 6
+
+
+def confusion(model: Facts, name: str) -> Picture | None:
+    """Counts and shares of each label."""
+    counts = model.get("confusion")
+    if not counts:
+        return None
+    names, totals = model["label_names"], [sum(row) for row in counts]
+
+    def plot(axes: Any) -> None:
+        for i, row in enumerate(counts):
+            for j, found in enumerate(row):
+                share = found / totals[i] if totals[i] else 0.0
+                _cell(axes, j, -i, share)
+                told = (
+                    f"{found}\n{100 * share:.0f}%"
+                    if len(names) <= _MOST_WITH_SHARES
+                    else str(found)
+                )
+                axes.text(j, -i, told, ha="center", va="center", fontsize=10)
+        _frame(axes, [short(n)[:14] for n in names], [short(n)[:14] for n in names])
+        axes.set_xlabel("predicted")
+        axes.set_ylabel("label")
+
+    right = sum(counts[i][i] for i in range(len(counts)))
+    told = f"{right} of {model['n']} right. " + "; ".join(
+        f"{names[i]}: {counts[i][i]} of {totals[i]} right" for i in range(len(names))
+    )
+    return draw(
+        name,
+        "Confusion of the winner",
+        told,
+        plot,
+        height=110 + 46 * min(len(names), 8),
+        note="Rows: the label. Columns: what this one model predicted. Share of the row below each count.",
+    )
+
+
+def calibration(model: Facts, name: str) -> Picture | None:
+    """Accuracy against confidence."""
+    found = model.get("calibration")
+    if not found:
+        return None
+
+    def plot(axes: Any) -> None:
+        low = 100 * min(b["low"] for b in found["bins"])
+        axes.plot([low, 100], [low, 100], color=MUTED, linestyle="--", linewidth=1)
+        axes.plot(
+            [100 * b["confidence"] for b in found["bins"]],
+            [100 * b["accuracy"] for b in found["bins"]],
+            color=SERIES[0],
+            linewidth=1,
+        )
+        for b in found["bins"]:
+            width = 4 + 14 * (b["n"] / found["n"]) ** 0.5
+            axes.plot(
+                [100 * b["confidence"]],
+                [100 * b["accuracy"]],
+                "o",
+                color=SERIES[0],
+                markersize=width,
+                alpha=0.7,
+            )
+        axes.set_xlabel("confidence, %")
+        axes.set_ylabel("accuracy, %")
+
+    told = (
+        f"Expected calibration error {percent(found['error'])} points over {found['n']} examples. "
+        + "; ".join(
+            f"confidence {percent(b['confidence'])}: accuracy {percent(b['accuracy'])} on {b['n']}"
+            for b in found["bins"]
+        )
+    )
+    return draw(
+        name,
+        "Calibration of the winner",
+        told,
+        plot,
+        note="Larger dots hold more examples. On the broken line confidence is right; below it the model is too sure. "
+        f"Expected calibration error: {percent(found['error'])} points, {len(found['bins'])} bins with examples, "
+        f"n = {found['n']}.",
+    )
+
+
+def movement(found: Facts | None, name: str) -> Picture | None:
+    """How far biases moved, by place and layer."""
+    if not found:
+        return None
+    layers, roles = found["layers"], found["roles"]
+    most = max(c["change"] for c in found["cells"])
+
+    def plot(axes: Any) -> None:
+        for c in found["cells"]:
+            share = c["change"] / most if most else 0.0
+            _cell(axes, layers.index(c["layer"]), -roles.index(c["role"]), share)
+        step = 1 if len(layers) <= 13 else 2
+        told = ["emb" if layer == 0 else str(layer) for layer in layers]
+        _frame(
+            axes,
+            [t if i % step == 0 else "" for i, t in enumerate(told)],
+            [r[-26:] for r in map(short, roles)],
+        )
+        axes.tick_params(axis="y", labelsize=9)
+        axes.set_xlabel("layer")
+
+    top = sorted(found["cells"], key=lambda c: -c["change"])[:3]
+    told = "Moved most: " + "; ".join(
+        f"{c['role']} in {'the embeddings' if c['layer'] == 0 else 'layer ' + str(c['layer'])} by {c['change']:.4f}"
+        for c in top
+    )
+    return draw(
+        name,
+        "How far BitFit moved the biases",
+        told,
+        plot,
+        height=70 + 24 * len(roles),
+        note=f"Mean absolute change of a bias over {found['trials']} trials; the darkest cell is {most:.4f}, white is none.",
+    )
+
+
+def singular_values(found: Sequence[Facts], name: str) -> Picture | None:
+    """Singular values of the updates, one line a rank."""
+    shown = list(found)[-_MOST_RANKS:]
+    if not shown:
+        return None
+
+    def plot(axes: Any) -> None:
+        for i, f in enumerate(shown):
+            at, look = range(1, f["r"] + 1), style(i)
+            if min(f["low"]) > 0:
+                axes.fill_between(
+                    at, f["low"], f["high"], color=look["color"], alpha=0.13, linewidth=0
+                )
+            axes.plot(at, f["median"], label=f"r={f['r']}", markersize=4.5, **look)
+        if all(min(f["median"]) > 0 for f in shown):
+            axes.set_yscale("log")
+            axes.minorticks_off()
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.set_xlabel("place of the singular value")
+        axes.set_ylabel("singular value")
+        legend(axes, [f"r={f['r']}" for f in shown])
+
+    told = "; ".join(
+        f"rank {f['r']}: effective rank {f['effective_rank']:.2f} on average over {f['updates']} updates"
+        for f in shown
+    )
+    effective = "; ".join(f"r={f['r']}: {f['effective_rank']:.2f}" for f in shown)
+    return draw(
+        name,
+        "Singular values of LoRA's updates",
+        told,
+        plot,
+        note=f"Median over layers and trials, band from the 10th to the 90th percentile. Effective rank: {effective}.",
+    )
+
+
+def _cell(axes: Any, x: float, y: float, share: float) -> None:
+    from matplotlib.patches import Rectangle
+
+    axes.add_patch(
+        Rectangle(
+            (x - 0.48, y - 0.48),
+            0.96,
+            0.96,
+            facecolor=SERIES[0],
+            alpha=round(_DARKEST * share, 3),
+            linewidth=0,
+        )
+    )
+
+
+def _frame(axes: Any, across: Sequence[str], down: Sequence[str]) -> None:
+    axes.set_xlim(-0.5, len(across) - 0.5)
+    axes.set_ylim(-len(down) + 0.5, 0.5)
+    axes.set_xticks(range(len(across)), across, color=INK)
+    axes.set_yticks([-i for i in range(len(down))], down, color=INK)
+    if sum(map(len, across)) > 40:
+        axes.tick_params(axis="x", labelrotation=45)
+    axes.tick_params(length=0)
+    axes.grid(visible=False)
+    axes.spines[["left", "bottom"]].set_visible(False)

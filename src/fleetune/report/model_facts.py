@@ -1,0 +1,190 @@
+"""The winner's errors, from its predictions on the main test set: confusion, calibration, worst errors.
+
+Notation: n examples, C classes. All of it is about one saved file, not about its method.
+Texts are read again from the data where that asks no network, and only if its checksum is the run's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from fleetune.artifact import layout
+from fleetune.artifact.load import read_json
+from fleetune.errors import DataError, FleetuneError
+
+BINS = 10
+WORST = 20
+# The picture has room for so many; more go into the table of pairs alone.
+MOST_CLASSES = 12
+_MOST_PAIRS = 10
+_MOST_TEXT = 600
+
+
+def model_facts(folder: Path, facts: dict[str, Any], trial: dict[str, Any]) -> dict[str, Any]:
+    """What one saved trial gets wrong. Raises DataError where its files cannot be read."""
+    place = folder / "trials" / trial["id"]
+    record = read_json(place / layout.RECORD)
+    try:
+        names = [str(name) for name in record["label_names"]]
+        name, ids, labels, logits = _predictions(place / layout.PREDICTIONS)
+    except (KeyError, TypeError, ValueError, pa.ArrowException) as error:
+        raise DataError(str(place), [f"unreadable: {error}"]) from None
+    texts = _texts(facts, name) if len(labels) else {}
+    common = {
+        "set": name,
+        "n": len(labels),
+        "label_names": names,
+        "columns": [str(column) for column in record.get("text_columns", [])],
+        "texts_known": bool(texts),
+    }
+    if not len(labels) or not np.isfinite(logits).all():
+        return common
+    if logits.shape[1] == 1:
+        return {**common, "worst": _far(ids, labels, logits[:, 0], texts)}
+    truth = labels.astype(np.int64)
+    shares = probabilities(logits)
+    counts = confusion(truth, shares, len(names))
+    return {
+        **common,
+        "confusion": counts.tolist() if len(names) <= MOST_CLASSES else None,
+        "pairs": _pairs(counts, names),
+        "calibration": calibration(truth, shares),
+        "worst": _wrong(ids, truth, shares, names, texts),
+    }
+
+
+def _predictions(path: Path) -> tuple[str, list[str], NDArray[Any], NDArray[Any]]:
+    """The main test set's name, ids, labels [n] and logits [n, C]."""
+    table = pq.read_table(path).to_pydict()
+    name = str(table["split"][0]) if table["split"] else ""
+    rows = [i for i, split in enumerate(table["split"]) if split == name]
+    labels = np.asarray([table["label"][i] for i in rows], dtype=np.float64)
+    logits = np.asarray([table["logits"][i] for i in rows], dtype=np.float64)
+    if logits.ndim != 2 and rows:
+        raise ValueError("logits of different lengths")
+    return name, [str(table["id"][i]) for i in rows], labels, logits
+
+
+def probabilities(logits: NDArray[Any]) -> NDArray[Any]:
+    """Softmax over the classes."""
+    raised = np.exp(logits - logits.max(1, keepdims=True))
+    return raised / raised.sum(1, keepdims=True)
+
+
+def confusion(truth: NDArray[Any], shares: NDArray[Any], classes: int) -> NDArray[Any]:
+    """Counts [C, C]: row the label, column what was predicted."""
+    counts = np.zeros((classes, classes), dtype=np.int64)
+    np.add.at(counts, (truth, shares.argmax(1)), 1)
+    return counts
+
+
+def _pairs(counts: NDArray[Any], names: list[str]) -> list[dict[str, Any]]:
+    """The most frequent confusions."""
+    wrong = counts * (1 - np.eye(len(counts), dtype=np.int64))
+    order = np.argsort(-wrong, axis=None, kind="stable")[:_MOST_PAIRS]
+    places = [divmod(int(at), len(counts)) for at in order]
+    return [
+        {"label": names[i], "predicted": names[j], "count": int(wrong[i, j])}
+        for i, j in places
+        if wrong[i, j]
+    ]
+
+
+def calibration(truth: NDArray[Any], shares: NDArray[Any]) -> dict[str, Any]:
+    """Expected calibration error: the mean gap between confidence and accuracy over 10 bins of equal width.
+
+    Source: Guo et al. 2017 (arXiv:1706.04599). Misleads: with few examples a bin's gap is mostly noise, and the error is
+    above zero even for perfect probabilities.
+    """
+    confidence, right = shares.max(1), shares.argmax(1) == truth
+    at = np.minimum((confidence * BINS).astype(np.int64), BINS - 1)
+    bins = [
+        {
+            "low": i / BINS,
+            "high": (i + 1) / BINS,
+            "n": int((at == i).sum()),
+            "confidence": float(confidence[at == i].mean()),
+            "accuracy": float(right[at == i].mean()),
+        }
+        for i in range(BINS)
+        if (at == i).any()
+    ]
+    gaps = [b["n"] / len(truth) * abs(b["confidence"] - b["accuracy"]) for b in bins]
+    return {"bins": bins, "error": float(np.sum(gaps)), "n": len(truth)}
+
+
+def _wrong(
+    ids: list[str],
+    truth: NDArray[Any],
+    shares: NDArray[Any],
+    names: list[str],
+    texts: Mapping[str, list[str]],
+) -> list[dict[str, Any]]:
+    """The wrong answers that the model was surest of."""
+    chosen = shares.argmax(1)
+    order = np.argsort(-shares.max(1), kind="stable")
+    return [
+        {
+            "id": ids[i],
+            "label": names[int(truth[i])],
+            "predicted": names[int(chosen[i])],
+            "confidence": float(shares[i].max()),
+            "texts": texts.get(ids[i]),
+        }
+        for i in order
+        if chosen[i] != truth[i]
+    ][:WORST]
+
+
+def _far(
+    ids: list[str], targets: NDArray[Any], found: NDArray[Any], texts: Mapping[str, list[str]]
+) -> list[dict[str, Any]]:
+    """The predictions farthest from their targets."""
+    order = np.argsort(-np.abs(found - targets), kind="stable")[:WORST]
+    return [
+        {
+            "id": ids[i],
+            "label": f"{targets[i]:.3f}",
+            "predicted": f"{found[i]:.3f}",
+            "error": float(found[i] - targets[i]),
+            "texts": texts.get(ids[i]),
+        }
+        for i in order
+    ]
+
+
+def _texts(facts: dict[str, Any], name: str) -> dict[str, list[str]]:
+    """Texts by row id of a test set; empty where the data is not at hand as it was."""
+    from fleetune.data.demo import DEMOS
+    from fleetune.study.prepare import DataSettings, read_dataset
+
+    data = facts["study"].get("data", {})
+    known = {f.name for f in fields(DataSettings)}
+    given: dict[str, Any] = {
+        k: tuple(v) if isinstance(v, list) else v for k, v in data.items() if k in known
+    }
+    if given.get("file"):
+        given["task"] = None
+    elif not given.get("data_dir") and given.get("task") not in DEMOS:
+        return {}  # it would have to be asked for on a hub
+    try:
+        dataset = read_dataset(DataSettings(**given))
+    except (FleetuneError, OSError, TypeError, ValueError):
+        return {}
+    split = dataset.tests.get(name)
+    if split is None or dataset.checksum != facts["study"]["environment"]["data"]["checksum"]:
+        return {}
+    columns = (split.first,) if split.second is None else (split.first, split.second)
+    return {ident: [_cut(column[i]) for column in columns] for i, ident in enumerate(split.ids)}
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _MOST_TEXT else f"{text[: _MOST_TEXT - 1]}…"

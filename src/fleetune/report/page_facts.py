@@ -1,0 +1,248 @@
+"""What the page shows besides the facts of `fleetune show --json`: curves, search, timeline, the winner's errors, insides.
+
+One dictionary again, plain values only: the page prints from the facts and from this, and from nothing else. A part
+whose facts are not there is None or empty; where that needs a reason, `notes` says it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fleetune.errors import FleetuneError
+from fleetune.report import inside_facts, model_facts
+from fleetune.report.facts import winner
+from fleetune.report.tables import labels
+from fleetune.study import journal
+
+# Below this many trials a share of importance is mostly noise (Hutter et al. 2014 fit forests to hundreds).
+LEAST_FOR_IMPORTANCE = 30
+
+
+def page_facts(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
+    """The further facts of a run's folder; reading a part that is damaged leaves that part out and says so in `notes`."""
+    notes: list[str] = []
+
+    def tried(what: str, read: Callable[[], Any]) -> Any:
+        try:
+            return read()
+        except (FleetuneError, OSError) as error:
+            notes.append(f"{what}: left out, since {error}")
+            return None
+
+    best = winner(facts)
+    tasks = [task_facts(facts, task) for task in _tasks(facts)]
+    model = (
+        tried("the winner", lambda: model_facts.model_facts(folder, facts, best)) if best else None
+    )
+    found = {
+        "run": folder.resolve().name,
+        "tasks": tasks,
+        "winner": _winner(best, tasks, model),
+        "search": search_facts(facts),
+        "timeline": tried("timeline", lambda: timeline(folder, facts)) or [],
+        "movement": tried("movement of biases", lambda: inside_facts.movement(folder, facts)),
+        "singular_values": tried(
+            "singular values", lambda: inside_facts.singular_values(folder, facts)
+        )
+        or [],
+        "study_file": (folder / "study.toml").read_text(encoding="utf-8"),
+        "notes": notes,
+    }
+    return found
+
+
+def _tasks(facts: dict[str, Any]) -> list[str]:
+    return list(dict.fromkeys(t["task"] for t in facts["trials"]))
+
+
+def task_facts(facts: dict[str, Any], task: str) -> dict[str, Any]:
+    """The main metric on the main test set of a task: one group a method and setting, with its seeds and curves."""
+    mine = [e for e in facts["estimates"] if e["task"] == task]
+    main = [e for e in mine if (e["set"], e["metric"]) == (mine[0]["set"], mine[0]["metric"])]
+    trials = {t["id"]: t for t in facts["trials"]}
+    groups = [
+        {
+            "name": name,
+            "estimate": e,
+            "seeds": [_seed(trials[ident], e) for ident in e["trials"] if ident in trials],
+            "curve": curve([trials[ident] for ident in e["trials"] if ident in trials]),
+        }
+        for name, e in zip(labels(main), main, strict=True)
+    ]
+    return {
+        "task": task,
+        "set": main[0]["set"] if main else None,
+        "metric": main[0]["metric"] if main else None,
+        "groups": groups,
+    }
+
+
+def _seed(trial: dict[str, Any], e: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "id": trial["id"],
+        "seed": trial["seed"],
+        "score": trial["tests"][e["set"]][e["metric"]],
+    }
+
+
+def curve(trials: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """By epoch: the training loss and the selection metric over the seeds, as median, lowest and highest."""
+    if not trials:
+        return []
+    metric = trials[0]["training"]["metric_for_best_model"]
+    found: list[dict[str, Any]] = []
+    for number in sorted({e["epoch"] for t in trials for e in t["epochs"]}):
+        rows = [e for t in trials for e in t["epochs"] if e["epoch"] == number]
+        found.append(
+            {
+                "epoch": number,
+                "metric": metric,
+                "selection": _spread([e["selection"][metric] for e in rows]),
+                "loss": _spread([e["loss"] for e in rows]),
+            }
+        )
+    return found
+
+
+def _spread(values: Sequence[float]) -> dict[str, float]:
+    return {
+        "median": float(np.median(values)),
+        "low": float(np.min(values)),
+        "high": float(np.max(values)),
+    }
+
+
+def _winner(
+    best: dict[str, Any] | None, tasks: list[dict[str, Any]], model: dict[str, Any] | None
+) -> dict[str, Any] | None:
+    if best is None:
+        return None
+    groups = [g for task in tasks for g in task["groups"] if best["id"] in g["estimate"]["trials"]]
+    return {
+        "id": best["id"],
+        "name": groups[0]["name"] if groups else best["method"],
+        "method": best["method"],
+        "task": best["task"],
+        "seed": best["seed"],
+        "best_epoch": best["best_epoch"],
+        "model": model,
+    }
+
+
+def score_of(trial: dict[str, Any]) -> float | None:
+    """A trial's selection score at its best epoch so far."""
+    training, epochs = trial["training"], trial["epochs"]
+    values = [e["selection"].get(training["metric_for_best_model"]) for e in epochs]
+    values = [v for v in values if v is not None and np.isfinite(v)]
+    if not values:
+        return None
+    return max(values) if training["greater_is_better"] else min(values)
+
+
+def search_facts(facts: dict[str, Any]) -> list[dict[str, Any]]:
+    """One record a task and method that was searched: its trials in order, which settings vary, what matters."""
+    trials = [t for t in facts["trials"] if t["phase"] == "search" and score_of(t) is not None]
+    found: list[dict[str, Any]] = []
+    for task, method in dict.fromkeys((t["task"], t["method"]) for t in trials):
+        mine = [t for t in trials if (t["task"], t["method"]) == (task, method)]
+        varying = _varying(mine)
+        rows: list[dict[str, Any]] = [
+            {"id": t["id"], "score": score_of(t), "settings": {k: _settings(t)[k] for k in varying}}
+            for t in mine
+        ]
+        higher = bool(mine[0]["training"]["greater_is_better"])
+        found.append(
+            {
+                "task": task,
+                "method": method,
+                "metric": mine[0]["training"]["metric_for_best_model"],
+                "greater_is_better": higher,
+                "trials": rows,
+                "expected_best": expected_best([r["score"] for r in rows], higher),
+                "importance": importance(rows, varying),
+                "needed_for_importance": LEAST_FOR_IMPORTANCE,
+            }
+        )
+    return found
+
+
+def _settings(trial: dict[str, Any]) -> dict[str, Any]:
+    return {**trial["training"], **trial["hyperparameters"]}
+
+
+def _varying(trials: Sequence[dict[str, Any]]) -> list[str]:
+    names = [k for k in _settings(trials[0]) if all(k in _settings(t) for t in trials)]
+    return [k for k in names if len({repr(_settings(t)[k]) for t in trials}) > 1]
+
+
+def expected_best(scores: Sequence[float], higher: bool) -> list[float]:
+    """The expected best of k = 1 .. n trials drawn with replacement from these n.
+
+    Source: Dodge et al. 2019 (arXiv:1909.03004), the biased estimator, which errs on the low side for large k.
+    """
+    values = np.sort(scores if higher else -np.asarray(scores))
+    n = len(values)
+    place = np.arange(1, n + 1)
+    best = [float(np.sum(values * ((place / n) ** k - ((place - 1) / n) ** k))) for k in place]
+    return best if higher else [-value for value in best]
+
+
+def importance(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> dict[str, float] | None:
+    """The share of each setting in what a random forest explains of the score, by permutation; None under 30 trials.
+
+    Source: Breiman 2001. Misleads: where settings were searched together, and where the forest explains little.
+    """
+    if len(rows) < LEAST_FOR_IMPORTANCE or len(names) < 2:
+        return None
+    from sklearn.ensemble import RandomForestRegressor
+    from sklearn.inspection import permutation_importance
+
+    columns = np.array([axis([r["settings"][name] for r in rows])[0] for name in names]).T
+    scores = np.array([r["score"] for r in rows])
+    forest = RandomForestRegressor(n_estimators=64, random_state=0).fit(columns, scores)
+    found: Any = permutation_importance(forest, columns, scores, n_repeats=10, random_state=0)
+    means = np.maximum(found.importances_mean, 0.0)
+    total = float(means.sum())
+    return {n: float(m) / total if total else 0.0 for n, m in zip(names, means, strict=True)}
+
+
+def axis(values: Sequence[Any]) -> tuple[list[float], list[tuple[float, str]]]:
+    """Settings as places on an axis, and its labelled ends: numbers (logarithms where they span a decade), or words."""
+    numeric = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
+    if not numeric:
+        names = sorted({str(v) for v in values})
+        return [float(names.index(str(v))) for v in values], [
+            (float(i), name) for i, name in enumerate(names)
+        ]
+    low, high = float(min(values)), float(max(values))
+    log = low > 0 and high / low >= 10
+    places = [float(np.log10(v)) if log else float(v) for v in values]
+    return places, [(min(places), f"{low:g}"), (max(places), f"{high:g}")]
+
+
+def timeline(folder: Path, facts: dict[str, Any]) -> list[dict[str, Any]]:
+    """When each trial started and ended, in seconds since the run's first event; a trial still open ends at the last."""
+    events = [e for e in journal.read(folder / journal.NAME) if "time" in e]
+    first, last = (events[0]["time"], events[-1]["time"]) if events else (0.0, 0.0)
+    starts: dict[str, float] = {}
+    ends: dict[str, float] = {}
+    for e in events:
+        if e["kind"] == "trial-started":
+            starts.setdefault(e["id"], e["time"] - first)
+        elif e["kind"] in ("trial-done", "trial-failed"):
+            ends[e["id"]] = e["time"] - first
+    return [
+        {
+            "id": t["id"],
+            "method": t["method"],
+            "status": t["status"],
+            "start": round(starts[t["id"]], 3),
+            "end": round(ends.get(t["id"], last - first), 3),
+        }
+        for t in facts["trials"]
+        if t["id"] in starts
+    ]
