@@ -69,10 +69,10 @@ class Recorded(Cohort):
         self.norms: list[float] = []
         self.first_gradient: dict[str, Tensor] = {}
 
-    def _pass(self, group: Any) -> list[float]:
+    def _pass(self, group: Any) -> Tensor:
         ((trial, _),) = group
         losses = super()._pass(group)
-        self.losses += losses
+        self.losses += losses.tolist()
         self.norms.append(float(torch.cat(trial.owned.grads).norm()))
         if trial.step == 0:
             self.first_gradient = {n: t.grad.clone() for n, t in trial.owned.tensors.items()}

@@ -66,6 +66,12 @@ def started(engine: Engine, given: TrialInput) -> Trial:
     return Trial(given, engine.start(given))
 
 
+def after_backward(one: Trial, loss: float, rows: int) -> str | None:
+    """What a cohort does with a trial at the end of a round."""
+    norm = one.advance()
+    return one.account(loss, None if norm is None else float(norm), rows)
+
+
 # -- steps ----------------------------------------------------------------------------------------
 
 
@@ -108,7 +114,7 @@ def test_groups_of_micro_batches_end_with_the_epoch(engine: Engine) -> None:
     while not one.ended:
         sizes.append(one.group_size)
         rows.append(len(one.batch()))
-        assert one.after_backward(1.0, rows[-1]) is None
+        assert after_backward(one, 1.0, rows[-1]) is None
         steps.append(one.step)
     assert sizes == [3, 3, 3, 2, 2] * 2
     assert steps == [0, 0, 1, 1, 2, 2, 2, 3, 3, 4]
@@ -122,7 +128,7 @@ def test_every_epoch_visits_every_row_in_an_order_of_its_own(engine: Engine) -> 
         seen = []
         for _ in range(5):
             seen += one.batch().tolist()
-            one.after_backward(1.0, 5)
+            after_backward(one, 1.0, 5)
         epochs.append(seen)
     assert all(sorted(seen) == list(range(N)) for seen in epochs)
     assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
@@ -246,7 +252,7 @@ def test_trial_that_diverges_ends_alone(family: str, settings: dict[str, Any]) -
 def test_gradient_that_is_not_finite_ends_the_trial(engine: Engine) -> None:
     one = started(engine, trial())
     one.owned.grads[0][0] = math.inf
-    reason = one.after_backward(1.0, 5)
+    reason = after_backward(one, 1.0, 5)
     assert reason is not None and "gradient became inf at step 1" in reason
 
 

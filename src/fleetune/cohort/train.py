@@ -5,7 +5,12 @@ tokens; each pass is one forward and one backward through the frozen backbone; t
 A trial that ends leaves, and the schedule names the one that takes its place. K = 1 is the ordinary case and no other
 path.
 
+Who shares a pass changes the last bits of a product. So a round is cut by its tokens alone, before anything is known of
+how it goes: a trial that fails in it leaves its mates what it would have left them by ending there. Where memory does not
+suffice for a pass, the passes become smaller and stay so; what was done of the failed one is undone first.
+
 `Cohort.run` is a generator of events: whoever reads them writes journals, draws progress, saves, or stops reading.
+Events come between rounds, never within one.
 """
 
 from __future__ import annotations
@@ -18,13 +23,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional
 
 from fleetune.backbone.noise import Noise
 from fleetune.cohort.engine import Engine
+from fleetune.cohort.loss import means, selection_metrics, sequence_losses, shares
+from fleetune.cohort.memory import Undo, is_out_of_memory
 from fleetune.cohort.schedule import FixedList, Schedule
 from fleetune.cohort.trial import Trial, TrialInput
-from fleetune.data import metrics
 from fleetune.data.packing import pack
 from fleetune.records import EpochResult
 
@@ -83,7 +88,28 @@ class TrialStopped:
     trial: Trial
 
 
-Event = Started | Advanced | EpochDone | TrialDone | TrialFailed | TrialParked | TrialStopped
+@dataclass(frozen=True, slots=True)
+class PassesShrunk:
+    """Memory did not suffice for a pass; it was done again in smaller ones, and they stay smaller."""
+
+    training: int
+    """Tokens that a training pass may hold from now on."""
+    evaluation: int
+    """Tokens that an evaluation pass may hold from now on."""
+
+
+Event = (
+    Started
+    | Advanced
+    | EpochDone
+    | TrialDone
+    | TrialFailed
+    | TrialParked
+    | TrialStopped
+    | PassesShrunk
+)
+Batch = tuple[Trial, NDArray[np.int64]]
+"""A trial and the rows of its micro-batch."""
 State = tuple[dict[str, Tensor], dict[str, Any]]
 """What `Trial.checkpoint` gives."""
 
@@ -107,6 +133,7 @@ class Cohort:
         self.schedule = FixedList(schedule) if isinstance(schedule, Sequence) else schedule
         self.size = size
         self.max_tokens = max_tokens
+        self.max_eval_tokens = max_tokens
         self.active: list[Trial] = []
         self.parked: dict[str, Trial] = {}
         self.checkpoints: dict[str, State] = {}
@@ -150,48 +177,87 @@ class Cohort:
                 yield from self._leave(trial)
 
     def _round(self) -> Iterator[Event]:
-        batches = [(trial, trial.batch()) for trial in self.active]
-        rows = tokens = 0
-        for group in _passes(batches, self.max_tokens):
-            losses = self._pass(group)
-            for (trial, batch), loss in zip(group, losses, strict=True):
-                rows += len(batch)
-                tokens += _tokens(trial, batch)
-                reason = trial.after_backward(loss, len(batch))
-                if reason is not None:
-                    yield from self._fail(trial, reason)
-        yield from self._drop()
-        yield Advanced(tuple(self.active), rows, tokens)
-
-    def _pass(self, group: Sequence[tuple[Trial, NDArray[np.int64]]]) -> list[float]:
-        packed = pack([(trial.given.train.table, batch) for trial, batch in group])
-        noise = Noise([trial.noise_key for trial, _ in group])
-        trials = [trial for trial, _ in group]
-        logits = self.engine.logits([t.owned for t in trials], packed, noise)
-        bounds = packed.trials.tolist()
+        waiting = [(trial, trial.batch()) for trial in self.active]
+        limit = self.max_tokens
+        passed: list[Batch] = []
         losses: list[Tensor] = []
-        for k, (trial, batch) in enumerate(group):
-            labels = torch.from_numpy(trial.given.train.labels[batch]).to(logits.device)
-            losses.append(loss_of(logits[bounds[k] : bounds[k + 1]], labels, trial.given))
-        # Each trial's loss reaches its own parameters only, so one sum gives every trial its own gradient.
-        torch.stack(
-            [loss / trial.group_size for loss, trial in zip(losses, trials, strict=True)]
-        ).sum().backward()
-        return torch.stack(losses).detach().tolist()
+        failed: list[tuple[Trial, str]] = []
+        while waiting:
+            group = _first_pass(waiting, self.max_tokens)
+            found = self._try_pass(group)
+            if found is not None:
+                passed += group
+                losses.append(found)
+            elif len(group) > 1:
+                self.max_tokens = sum(_tokens(*each) for each in group) // 2
+                continue
+            else:
+                failed.append((group[0][0], _too_large(*group[0])))
+            waiting = waiting[len(group) :]
+        failed += self._step(passed, losses)
+        for trial, reason in failed:
+            yield from self._fail(trial, reason)
+        yield from self._drop()
+        if self.max_tokens < limit:
+            yield PassesShrunk(self.max_tokens, self.max_eval_tokens)
+        rows = sum(len(batch) for _, batch in passed)
+        yield Advanced(tuple(self.active), rows, sum(_tokens(*each) for each in passed))
+
+    def _step(self, passed: Sequence[Batch], losses: Sequence[Tensor]) -> list[tuple[Trial, str]]:
+        """Let every trial of a round go on, and say which of them must end, and why."""
+        norms = {t.id: norm for t, _ in passed if (norm := t.advance()) is not None}
+        if not passed:
+            return []
+        # All numbers of the round come at once: each one asked for by itself would make a GPU wait.
+        numbers: list[float] = torch.cat([*losses, *(n[None] for n in norms.values())]).tolist()
+        norm_of = dict(zip(norms, numbers[len(passed) :], strict=True))
+        told = [
+            (trial, trial.account(loss, norm_of.get(trial.id), len(batch)))
+            for (trial, batch), loss in zip(passed, numbers[: len(passed)], strict=True)
+        ]
+        return [(trial, reason) for trial, reason in told if reason is not None]
+
+    def _try_pass(self, group: Sequence[Batch]) -> Tensor | None:
+        """One pass; None where memory did not suffice: then every gradient is as it was before."""
+        undo: Undo | None = None
+        try:
+            # A trial that does not fit alone ends, so there is nothing to go back to.
+            undo = Undo(trial for trial, _ in group) if len(group) > 1 else None
+            return self._pass(group)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+        # Only here, where the error no longer holds what the pass had allocated.
+        if undo is not None:
+            undo.restore()
+        return None
+
+    def _pass(self, group: Sequence[Batch]) -> Tensor:
+        """Add each trial's gradient of its micro-batch; the mean losses, [K]."""
+        trials = [trial for trial, _ in group]
+        packed = pack([(trial.given.train.table, batch) for trial, batch in group])
+        noise = Noise([trial.noise_key for trial in trials])
+        logits = self.engine.logits([t.owned for t in trials], packed, noise)
+        labels = [trial.given.train.labels[batch] for trial, batch in group]
+        losses = sequence_losses(logits, labels, [trial.given for trial in trials])
+        counts = [len(batch) for _, batch in group]
+        # A sequence's loss reaches its own trial's parameters only, so one backward gives every trial its own gradient.
+        losses.backward(shares(counts, [trial.group_size for trial in trials], losses))
+        return means(losses, counts)
 
     def _evaluate(self) -> Iterator[Event]:
         due = [trial for trial in self.active if trial.at_epoch_end]
         if not due:
             return
-        judged = [trial for trial in due if len(trial.given.selection)]
-        logits = self.engine.predict(
-            [t.owned for t in judged],
-            [t.given.selection for t in judged],
-            [t.given.settings.per_device_eval_batch_size for t in judged],
-        )
-        found = {trial.id: own for trial, own in zip(judged, logits, strict=True)}
+        limit = self.max_eval_tokens
+        found = self._predictions([trial for trial in due if len(trial.given.selection)])
+        if self.max_eval_tokens < limit:
+            yield PassesShrunk(self.max_tokens, self.max_eval_tokens)
         for trial in due:
             own = found.get(trial.id)
+            if isinstance(own, str):
+                yield from self._fail(trial, own)
+                continue
             if own is not None and not np.isfinite(own).all():
                 yield from self._fail(trial, f"its predictions are not finite at step {trial.step}")
                 continue
@@ -203,6 +269,39 @@ class Cohort:
                 self._park(trial)
                 yield TrialParked(trial)
         yield from self._drop()
+
+    def _predictions(self, judged: Sequence[Trial]) -> dict[str, NDArray[Any] | str]:
+        """Each trial's logits on its selection split, or why it has none; by id."""
+        found: dict[str, NDArray[Any] | str] = {}
+        waiting = list(judged)
+        while waiting:
+            group = _first_evaluation(waiting, self.max_eval_tokens)
+            logits = self._try_predict(group)
+            if logits is not None:
+                found.update({t.id: own for t, own in zip(group, logits, strict=True)})
+            elif len(group) > 1 or _eval_rows(group[0], self.max_eval_tokens) > 1:
+                held = sum(_eval_tokens(trial, self.max_eval_tokens) for trial in group)
+                self.max_eval_tokens = held // 2
+                continue
+            else:
+                found[group[0].id] = (
+                    "one row of its selection split does not fit in memory; lower max_length"
+                )
+            waiting = waiting[len(group) :]
+        return found
+
+    def _try_predict(self, group: Sequence[Trial]) -> list[NDArray[Any]] | None:
+        """The logits of some trials; None where memory did not suffice."""
+        try:
+            return self.engine.predict(
+                [t.owned for t in group],
+                [t.given.selection for t in group],
+                [_eval_rows(t, self.max_eval_tokens) for t in group],
+            )
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+        return None
 
     def _park(self, trial: Trial) -> None:
         self.active.remove(trial)
@@ -225,39 +324,45 @@ class Cohort:
         yield TrialDone(trial)
 
 
-def loss_of(logits: Tensor, labels: Tensor, given: TrialInput) -> Tensor:
-    """The mean loss of one trial's sequences, as transformers' classification models compute it."""
-    if given.regression:
-        return functional.mse_loss(logits.squeeze(-1), labels.to(logits.dtype))
-    return functional.cross_entropy(
-        logits, labels, label_smoothing=given.settings.label_smoothing_factor
-    )
-
-
-def selection_metrics(logits: NDArray[Any], given: TrialInput) -> dict[str, float]:
-    """Metrics and loss on the selection split; logits [n, C] in the order of its rows."""
-    labels = given.selection.labels[given.selection.rows]
-    found = metrics.compute(given.metrics, logits, labels)
-    loss = loss_of(torch.from_numpy(logits).double(), torch.from_numpy(labels), given)
-    return {**found, "loss": float(loss)}
-
-
 def _tokens(trial: Trial, batch: NDArray[np.int64]) -> int:
     return int(trial.given.train.table.lengths[batch].sum())
 
 
-def _passes(
-    batches: Sequence[tuple[Trial, NDArray[np.int64]]], max_tokens: int
-) -> Iterator[list[tuple[Trial, NDArray[np.int64]]]]:
-    """Neighbouring trials' micro-batches in groups of at most so many tokens; a trial is never split."""
-    group: list[tuple[Trial, NDArray[np.int64]]] = []
+def _first_pass(waiting: Sequence[Batch], max_tokens: int) -> list[Batch]:
+    """The first micro-batches that fit one pass together; at least one, since a trial is never split."""
     held = 0
-    for trial, batch in batches:
-        tokens = _tokens(trial, batch)
-        if group and held + tokens > max_tokens:
-            yield group
-            group, held = [], 0
-        group.append((trial, batch))
-        held += tokens
-    if group:
-        yield group
+    for n, each in enumerate(waiting):
+        held += _tokens(*each)
+        if n and held > max_tokens:
+            return list(waiting[:n])
+    return list(waiting)
+
+
+def _first_evaluation(waiting: Sequence[Trial], max_tokens: int) -> list[Trial]:
+    """The first trials whose largest evaluation batches fit one pass together; at least one."""
+    held = 0
+    for n, trial in enumerate(waiting):
+        held += _eval_tokens(trial, max_tokens)
+        if n and held > max_tokens:
+            return list(waiting[:n])
+    return list(waiting)
+
+
+def _eval_rows(trial: Trial, max_tokens: int) -> int:
+    """Rows of one evaluation batch: as many as set, fewer where they would pass the limit."""
+    own = trial.given.selection
+    longest = int(own.table.lengths[own.rows].max())
+    return max(min(trial.given.settings.per_device_eval_batch_size, max_tokens // longest), 1)
+
+
+def _eval_tokens(trial: Trial, max_tokens: int) -> int:
+    """Tokens of a trial's largest evaluation batch."""
+    own = trial.given.selection
+    return int(np.sort(own.table.lengths[own.rows])[-_eval_rows(trial, max_tokens) :].sum())
+
+
+def _too_large(trial: Trial, batch: NDArray[np.int64]) -> str:
+    return (
+        f"its micro-batch of {len(batch)} rows ({_tokens(trial, batch):,} tokens) does not fit in memory even alone; "
+        "lower per_device_train_batch_size (and raise gradient_accumulation_steps to keep the step), or lower max_length"
+    )

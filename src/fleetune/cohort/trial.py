@@ -131,23 +131,32 @@ class Trial:
         within = self.micro_step % self.micro_per_epoch
         return min(size, self.micro_per_epoch - within // size * size)
 
-    def after_backward(self, loss: float, rows: int) -> str | None:
+    def advance(self) -> Tensor | None:
         """Count a micro-batch whose gradient has been added; step at the end of its group.
+
+        Returns the gradient's norm before clipping where a step was made, still on its device, or None. The numbers of the
+        micro-batch follow in `account`, so that a whole round waits for its device once.
+        """
+        within = self.micro_step % self.micro_per_epoch + 1
+        self.micro_step += 1
+        due = within % self.given.settings.gradient_accumulation_steps == 0
+        if not (due or within == self.micro_per_epoch):
+            return None
+        self.step += 1
+        return self.optimizer.step()
+
+    def account(self, loss: float, norm: float | None, rows: int) -> str | None:
+        """Take down the loss of the micro-batch just counted, and the norm where it ended a group.
 
         Returns why the trial must end now (a loss or gradient that is not finite), or None.
         """
+        step = self.step + (norm is None)
         if not math.isfinite(loss):
-            return f"the loss became {loss} at step {self.step + 1}; a lower learning_rate may help"
-        size = self.given.settings.gradient_accumulation_steps
+            return f"the loss became {loss} at step {step}; a lower learning_rate may help"
         self.loss_sum += loss * rows
         self.rows_seen += rows
-        within = self.micro_step % self.micro_per_epoch + 1
-        self.micro_step += 1
-        if within % size == 0 or within == self.micro_per_epoch:
-            norm = float(self.optimizer.step())
-            self.step += 1
-            if not math.isfinite(norm):
-                return f"the gradient became {norm} at step {self.step}; a lower learning_rate may help"
+        if norm is not None and not math.isfinite(norm):
+            return f"the gradient became {norm} at step {step}; a lower learning_rate may help"
         return None
 
     @property

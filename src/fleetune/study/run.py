@@ -20,7 +20,15 @@ import tomli_w
 
 from fleetune.cohort.plan import cohorts, default_limits
 from fleetune.cohort.train import Advanced as Advanced
-from fleetune.cohort.train import Cohort, EpochDone, Event, Started, TrialDone, TrialFailed
+from fleetune.cohort.train import (
+    Cohort,
+    EpochDone,
+    Event,
+    PassesShrunk,
+    Started,
+    TrialDone,
+    TrialFailed,
+)
 from fleetune.cohort.trial import Trial, TrialInput
 from fleetune.durable import TEMPORARY, remove_leftovers, write_bytes, write_json
 from fleetune.errors import RefusedError
@@ -145,6 +153,10 @@ class Run:
         for event in cohort.run():
             if isinstance(event, Advanced):
                 self._save_states(event.trials)
+            elif isinstance(event, PassesShrunk):
+                self.journal.append(
+                    "passes-shrunk", training=event.training, evaluation=event.evaluation
+                )
             elif event.trial.id in self.ended:
                 pass  # ended before the cut; see _train_group
             elif isinstance(event, Started):
