@@ -5,7 +5,7 @@ STAMP := .venv/.ready
 # Several processes of one thread each: threads of two processes on two cores wait for one another at every product.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: help setup demo test test-slow lint bench clean
+.PHONY: help setup demo test test-slow lint docs bench clean
 
 help:
 	@echo "make setup      a .venv with the demo and dev extras"
@@ -13,6 +13,7 @@ help:
 	@echo "make test       the default tests"
 	@echo "make test-slow  the long tests; some need the GLUE files in ../shared/data/glue"
 	@echo "make lint       ruff and pyright"
+	@echo "make docs       the pages of docs/ that are written from the code"
 	@echo "make bench      the benchmarks, into bench/results"
 
 setup: $(STAMP)
@@ -37,6 +38,9 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+docs: $(STAMP)
+	$(BIN)/python -m scripts.docs
 
 bench: $(STAMP)
 	$(BIN)/python -m bench.side_by_side

@@ -45,20 +45,21 @@ def original(task: str, data_dir: str, protocol: str, **training: Any) -> Prepar
 
 
 class Rows(torch.utils.data.Dataset[dict[str, Any]]):
-    """Rows of a token table as Trainer wants them."""
+    """Rows of a token table as Trainer wants them, cut to `longest` tokens where it is given."""
 
-    def __init__(self, rows: Any) -> None:
+    def __init__(self, rows: Any, longest: int | None = None) -> None:
         self.rows = rows
+        self.longest = longest
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, i: int) -> dict[str, Any]:
         row, table = int(self.rows.rows[i]), self.rows.table
-        item = {"input_ids": table.row(row).astype("int64"), "labels": int(self.rows.labels[row])}
+        item = {"input_ids": table.row(row)[: self.longest].astype("int64"), "labels": int(self.rows.labels[row])}
         types = table.row_types(row)
         if types is not None:
-            item["token_type_ids"] = types.astype("int64")
+            item["token_type_ids"] = types[: self.longest].astype("int64")
         return item
 
 
@@ -98,10 +99,12 @@ def train(
     evaluate: bool,
     pad_to: int | None = None,
     grouped: bool = False,
+    device: str = "cpu",
 ) -> dict[str, Any]:
     """Train one trial with Trainer; seconds of training, and where asked the epochs' selection accuracies and the test's.
 
-    grouped: batches of rows of near-equal length, which saves most of the padding.
+    grouped: batches of rows of near-equal length, which saves most of the padding. pad_to: every row is padded, or cut, to
+    so many tokens. Seconds do not hold the loading of the model.
     """
     from transformers import DataCollatorWithPadding, Trainer, TrainingArguments
 
@@ -124,7 +127,7 @@ def train(
             weight_decay=s.weight_decay,
             seed=given.spec.seed,
             bf16=bf16,
-            use_cpu=True,
+            use_cpu=device == "cpu",
             report_to="none",
             train_sampling_strategy="group_by_length" if grouped else "random",
             disable_tqdm=True,
@@ -141,8 +144,8 @@ def train(
         trainer = Trainer(
             model=model,
             args=arguments,
-            train_dataset=Rows(given.train),
-            eval_dataset=Rows(given.selection),
+            train_dataset=Rows(given.train, pad_to),
+            eval_dataset=Rows(given.selection, pad_to),
             data_collator=DataCollatorWithPadding(tokenizer, padding=padding, max_length=pad_to),
             compute_metrics=accuracy,
         )
@@ -152,7 +155,7 @@ def train(
         began = time.perf_counter()
         trainer.train()
         took = time.perf_counter() - began
-        found: dict[str, Any] = {"method": given.method.name, "seconds": round(took, 1)}
+        found: dict[str, Any] = {"method": given.method.name, "seconds": round(took, 4)}
         if evaluate:
             found["epochs"] = [
                 e["eval_accuracy"] for e in trainer.state.log_history if "eval_accuracy" in e
@@ -161,7 +164,7 @@ def train(
             for name, table in prepared.test_tables.items():
                 split = prepared.dataset.tests[name]
                 rows = type(given.train)(table, np.arange(len(split)), split.labels)  # type: ignore[arg-type]
-                logits: Any = trainer.predict(Rows(rows)).predictions  # type: ignore[arg-type]
+                logits: Any = trainer.predict(Rows(rows, pad_to)).predictions  # type: ignore[arg-type]
                 found[name] = float((logits.argmax(-1) == split.labels).mean())
     return found
 
