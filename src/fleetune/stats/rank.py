@@ -1,0 +1,175 @@
+"""Does rank matter? The slope of the score on log2 r, each rank against a reference, and how much rank an update uses.
+
+Notation: ranks r_1 < ... < r_G, scores [S_g, n] of each, the same examples for all; x_g = log2 r_g.
+
+The slope is a contrast of means, sum_g c_g mean_g with c_g = (x_g - mean x) / sum (x - mean x)^2, so its variance is that of
+stats/crossed.py: trainings of different ranks are independent, examples are shared.
+Sources: least squares with known design; Roy and Vetterli 2007 (EUSIPCO) for the entropy rank; Rudelson and Vershynin 2007
+(arXiv:math/0503442) for the stable rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import stats
+
+from fleetune.stats.compare import LEVEL, MARGIN, check_settings, compare, t_test
+from fleetune.stats.crossed import Floats, checked, contrast
+from fleetune.stats.multiple import Family, holm_family
+from fleetune.stats.power import detectable_difference
+from fleetune.stats.verdict import Verdict, decide
+
+
+@dataclass(frozen=True, slots=True)
+class RankPoint:
+    """The mean score of one rank with its interval."""
+
+    r: int
+    value: float
+    low: float
+    high: float
+    seeds: int
+
+
+@dataclass(frozen=True, slots=True)
+class RankTrend:
+    """How the score changes with rank, in its unit for each doubling of r."""
+
+    slope: float
+    low: float
+    high: float
+    p_value: float
+    degrees_of_freedom: float
+    detectable: float | None
+    """The smallest slope that such a study finds in 80 % of cases."""
+    equivalence_p: float
+    """Of the change over the whole range of ranks being at least `margin`, either way."""
+    margin: float
+    points: tuple[RankPoint, ...]
+    reference: int
+    contrasts: Family
+    """Each other rank against the reference, Holm over all of them."""
+    n: int
+    verdict: Verdict
+    """Of larger ranks against smaller ones."""
+    reason: str
+    how: str
+
+
+@dataclass(frozen=True, slots=True)
+class EffectiveRank:
+    """How many directions a matrix uses; both are 0 for a matrix of zeros and at most its rank."""
+
+    entropy: float
+    """exp of the entropy of the singular values' shares: small ones count a little."""
+    stable: float
+    """Sum of squares over the largest square: hardly moved by small ones."""
+
+
+def rank_trend(
+    scores: Mapping[int, ArrayLike],
+    *,
+    reference: int | None = None,
+    margin: float = MARGIN,
+    level: float = LEVEL,
+    seed: int = 0,
+) -> RankTrend:
+    """The trend of the score over ranks.
+
+    scores: for each rank [S, n], booleans or numbers, at least two ranks and two seeds each. reference: the rank that the
+    others are compared with, by default the smallest. margin: of the whole change from the smallest rank to the largest.
+    Assumes: one rule for alpha at all ranks, and a learning rate tuned at each rank or stated as fixed; else the slope is about
+    them as much as about the rank.
+    Misleads: a slope near 0 with a bow in between (rising, then falling) is not "no effect": look at the points and the
+    contrasts. The rank with the highest mean is not "the best rank": among several equal ones some is always highest.
+    Raises ValueError for fewer than two ranks, a rank below 1, an unknown reference, one seed, or different examples.
+    """
+    check_settings(margin, level)
+    groups = _checked(scores)
+    ranks = tuple(groups)
+    chosen = ranks[0] if reference is None else reference
+    if chosen not in groups:
+        raise ValueError(f"`reference` must be one of the ranks {list(ranks)}, but is {chosen}.")
+    x = np.log2(np.asarray(ranks, dtype=np.float64))
+    weights = (x - x.mean()) / np.square(x - x.mean()).sum()
+    found = contrast(list(groups.values()), weights.tolist())
+    slope, variance, freedom = (float(v) for v in (found.value, found.variance, found.freedom))
+    span = float(x[-1] - x[0])
+    # The margin is about the whole change, slope times span.
+    test = t_test(slope, variance, freedom, margin / span, level)
+    seeds = min(len(g) for g in groups.values())
+    verdict, reason = decide(
+        slope, test.p_value, test.equivalence_p, alpha=1 - level, seeds=seeds, margin=margin
+    )
+    against = {
+        f"r={r} against r={chosen}": compare(
+            groups[chosen], g, margin=margin, level=level, seed=seed
+        )
+        for r, g in groups.items()
+        if r != chosen
+    }
+    error = test.standard_error
+    return RankTrend(
+        slope=slope,
+        low=test.low,
+        high=test.high,
+        p_value=test.p_value,
+        degrees_of_freedom=freedom,
+        detectable=detectable_difference(error, freedom) if error > 0 else None,
+        equivalence_p=test.equivalence_p,
+        margin=margin,
+        points=tuple(_point(r, g, level) for r, g in groups.items()),
+        reference=chosen,
+        contrasts=holm_family(against, family=f"every rank against r={chosen}"),
+        n=groups[chosen].shape[1],
+        verdict=verdict,
+        reason=reason,
+        how=f"{100 * level:g}% crossed t of the least-squares slope on log2 r over seeds and examples, Satterthwaite",
+    )
+
+
+def _checked(scores: Mapping[int, ArrayLike]) -> dict[int, Floats]:
+    if len(scores) < 2 or min(scores) < 1:
+        raise ValueError(f"at least two ranks, each >= 1, are needed, but got {sorted(scores)}.")
+    groups = {r: checked(f"scores[{r}]", scores[r]) for r in sorted(scores)}
+    few = [r for r, g in groups.items() if len(g) < 2]
+    if few:
+        raise ValueError(f"every rank needs at least 2 seeds, but {few} have one; run more seeds.")
+    sizes = {r: g.shape[1] for r, g in groups.items()}
+    if len(set(sizes.values())) > 1:
+        raise ValueError(f"all ranks must be scored on the same examples, but have {sizes}.")
+    return groups
+
+
+def _point(r: int, scores: Floats, level: float) -> RankPoint:
+    found = contrast((scores,), (1.0,))
+    value, error = float(found.value), float(found.variance) ** 0.5
+    half = float(stats.t.ppf((1 + level) / 2, float(found.freedom))) * error
+    return RankPoint(r, value, value - half, value + half, len(scores))
+
+
+def effective_rank(singular_values: ArrayLike) -> EffectiveRank:
+    """Entropy rank exp(-sum p_i log p_i), p_i = s_i / sum s, and stable rank sum s_i^2 / max s_i^2.
+
+    singular_values: [k], at least 0. Of a LoRA update B A with r columns both are at most r.
+    Misleads: an update may use few directions because little had to be learned; a low effective rank is not by itself a reason
+    to train with a smaller r. Both ignore the size of the update.
+    Raises ValueError for negative or not finite values, or none.
+    """
+    s = np.asarray(singular_values, dtype=np.float64)
+    if s.ndim != 1 or len(s) == 0 or not np.isfinite(s).all() or (s < 0).any():
+        raise ValueError(f"singular values must be [k], finite and >= 0, but got {s}.")
+    largest = float(s.max())
+    if largest == 0.0:
+        return EffectiveRank(0.0, 0.0)
+    # Divided by the largest first, so that squares neither overflow nor vanish.
+    relative = s / largest
+    share = relative[relative > 0] / relative.sum()
+    return EffectiveRank(
+        entropy=float(np.exp(-(share * np.log(share)).sum())),
+        stable=float(np.square(relative).sum()),
+    )

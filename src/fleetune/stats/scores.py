@@ -1,0 +1,142 @@
+"""Method against method by a metric that is no mean over examples: F1, Matthews, Pearson, Spearman.
+
+Notation: S trainings, n examples, C classes; outputs [S, n] (class or value) or logits [S, n, C].
+
+Two ways from the same resampling idea, both in the record. The crossed paired bootstrap (stats/bootstrap.py) gives
+`bootstrap_low` and `bootstrap_high`, percentile: BCa corrects skew, but what is wrong with five trainings is their number and
+not skew, and it cannot give a p-value at 5 trainings' freedom. So the interval and the tests proper are those of
+stats/compare.py on jackknife pseudo-values: p_si = n t_s - (n - 1) t_s(without example i), whose mean is the score less its
+bias and which vary over examples as the score does. Where the metric is a mean they are the scores themselves, so this is
+`compare` exactly. docs/statistics.md has the rates of both ways.
+
+Sources: Tukey 1958 and Miller 1974 for pseudo-values; Sellam et al. 2022 (arXiv:2106.16163) for the crossed bootstrap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from fleetune.stats.bootstrap import (
+    RESAMPLES,
+    Floats,
+    Scorer,
+    crossed_differences,
+    percentile,
+)
+from fleetune.stats.compare import (
+    LEVEL,
+    MARGIN,
+    Comparison,
+    assemble,
+    check_settings,
+    t_test,
+)
+from fleetune.stats.crossed import contrast
+from fleetune.stats.weighted import scorer_of
+
+Score = str | Callable[[NDArray[Any], NDArray[Any]], float]
+# A function is called resamples x trainings times in Python.
+RESAMPLES_OF_FUNCTION = 2_000
+_CELLS = 4_000_000
+
+
+def compare_scores(
+    score: Score,
+    outputs_a: ArrayLike,
+    outputs_b: ArrayLike,
+    labels: ArrayLike,
+    *,
+    margin: float = MARGIN,
+    level: float = LEVEL,
+    resamples: int | None = None,
+    seed: int = 0,
+) -> Comparison:
+    """Compare two methods by the mean over trainings of any score of (outputs, labels).
+
+    score: "accuracy", "f1", "f1_macro", "matthews_correlation", "pearson", "spearmanr" (fast), or a function of (outputs
+    [n, ...], labels [n]) that takes repeated rows. outputs_a, outputs_b: [S_A, n], [S_B, n] of classes or values, or logits with
+    a last axis more. labels: [n]. margin: in the unit of the score. resamples: 10,000, for a function 2,000.
+    Assumes: as `compare`; and a score that is smooth in the weights of the examples, as all the named are.
+    Misleads: as `compare`; for scores of few examples (F1 of a class with under about 30) skew is left in the interval; for
+    scores that hang on single examples, such as a median, pseudo-values are wrong and only the bootstrap is to be trusted.
+    Raises ValueError for shapes that do not fit, values that are not finite, an unknown score, or a score that is nan.
+    """
+    check_settings(margin, level)
+    a, b, truth = _checked(score, outputs_a, outputs_b, labels)
+    n = len(truth)
+    scorer = scorer_of(score, np.concatenate([a, b]), truth)
+    whole = scorer(np.ones((1, n)))[0]
+    if not np.isfinite(whole).all():
+        raise ValueError(f"the score must be finite for every training, but is {whole.tolist()}.")
+    pseudo = pseudo_values(scorer, whole, n)
+    found = contrast((pseudo[: len(a)], pseudo[len(a) :]), (-1.0, 1.0))
+    mean_a, mean_b = float(whole[: len(a)].mean()), float(whole[len(a) :].mean())
+    test = t_test(mean_b - mean_a, float(found.variance), float(found.freedom), margin, level)
+    draws = crossed_differences(
+        scorer,
+        len(a),
+        len(b),
+        n,
+        resamples=resamples or (RESAMPLES_OF_FUNCTION if callable(score) else RESAMPLES),
+        seed=seed,
+    )
+    over = (
+        "examples only, one training on a side"
+        if min(len(a), len(b)) == 1
+        else "seeds and examples"
+    )
+    return assemble(
+        mean_b - mean_a,
+        test,
+        (mean_a, mean_b),
+        (whole[: len(a)], whole[len(a) :]),
+        percentile(draws, level),
+        n=n,
+        margin=margin,
+        level=level,
+        how=f"{100 * level:g}% crossed t on jackknife pseudo-values over {over}, Satterthwaite",
+    )
+
+
+def pseudo_values(scorer: Scorer, whole: Floats, n: int) -> Floats:
+    """Jackknife pseudo-values [S, n] of scores `whole` [S]: what each example adds to each training's score."""
+    found = np.empty((len(whole), n))
+    step = max(1, _CELLS // n)
+    for start in range(0, n, step):
+        places = np.arange(start, min(start + step, n))
+        weights = np.ones((len(places), n))
+        weights[np.arange(len(places)), places] = 0.0
+        found[:, places] = n * whole[:, None] - (n - 1) * scorer(weights).T
+    return found
+
+
+def _checked(
+    score: Score, outputs_a: ArrayLike, outputs_b: ArrayLike, labels: ArrayLike
+) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+    truth: NDArray[Any] = np.asarray(labels)
+    if truth.ndim != 1 or len(truth) < 2:
+        raise ValueError(f"`labels` must be [n] with n >= 2, but its shape is {truth.shape}.")
+    sides: list[NDArray[Any]] = []
+    for name, outputs in (("outputs_a", outputs_a), ("outputs_b", outputs_b)):
+        side: NDArray[Any] = np.asarray(outputs)
+        if side.ndim not in (2, 3) or len(side) == 0 or side.shape[1] != len(truth):
+            raise ValueError(
+                f"`{name}` must be [seeds, {len(truth)}] or [seeds, {len(truth)}, C], one row for each "
+                f"training and one column for each label, but its shape is {side.shape}."
+            )
+        if side.dtype.kind not in "biuf" or not np.isfinite(side).all():
+            raise ValueError(
+                f"`{name}` must hold finite numbers; count a diverged training, do not drop it."
+            )
+        if side.ndim == 3 and isinstance(score, str):
+            side = side[:, :, 0] if side.shape[2] == 1 else side.argmax(2)
+        sides.append(side)
+    if sides[0].shape[2:] != sides[1].shape[2:]:
+        raise ValueError(
+            f"both sides need outputs of one form, but they are {sides[0].shape} and {sides[1].shape}."
+        )
+    return sides[0], sides[1], truth

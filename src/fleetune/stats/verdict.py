@@ -1,0 +1,51 @@
+"""From the numbers of a comparison to one of four words, and why.
+
+The words are of B against A. "cannot tell" is an answer: the data are compatible with a difference that matters and with none.
+
+Order: fewer than five seeds on a side never give more than "cannot tell"; a two-sided p below alpha gives "better" or "worse"
+by the sign of the difference; an equivalence p (two one-sided tests) below alpha gives "equivalent". A difference can be real
+and smaller than the margin at once; the verdict is then "better" or "worse", and the reason says that it is small.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Verdict = Literal["better", "worse", "equivalent", "cannot tell"]
+
+# The sign-flip test over 5 pairs cannot reach 5 % at all; below that no claim about a method is worth its words.
+MIN_SEEDS = 5
+
+
+def decide(
+    difference: float,
+    p_value: float,
+    equivalence_p: float,
+    *,
+    alpha: float,
+    seeds: int | None,
+    margin: float,
+) -> tuple[Verdict, str]:
+    """The verdict and the reason for it in one sentence.
+
+    seeds: the smaller number of trainings of the two sides; None where the claim is not about trainings (two saved models).
+    """
+    if seeds is not None and seeds < MIN_SEEDS:
+        plural = "training" if seeds == 1 else "trainings"
+        return (
+            "cannot tell",
+            f"{seeds} {plural} on a side, and no verdict is given below {MIN_SEEDS}: run more seeds",
+        )
+    close = equivalence_p < alpha
+    if p_value < alpha:
+        small = f"; the difference is real, but surely smaller than the margin of {margin:g}"
+        return (
+            "better" if difference > 0 else "worse",
+            f"p = {p_value:.2g} is below {alpha:g}{small if close else ''}",
+        )
+    if close:
+        return "equivalent", f"the difference is surely smaller than the margin of {margin:g}"
+    return (
+        "cannot tell",
+        f"the data are compatible with no difference and with one beyond the margin of {margin:g}",
+    )
