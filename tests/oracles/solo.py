@@ -93,7 +93,8 @@ def train(
     )  # fmt: skip
     n = len(given.train)
     schedule = get_scheduler(
-        settings.lr_scheduler_type, optimizer, num_warmup_steps=settings.warmup(n), num_training_steps=settings.total_steps(n)
+        settings.lr_scheduler_type, optimizer, num_warmup_steps=settings.warmup(n), num_training_steps=settings.total_steps(n),
+        scheduler_specific_kwargs=dict(settings.lr_scheduler_kwargs),
     )  # fmt: skip
     losses: list[float] = []
     step = epoch = 0
