@@ -1,6 +1,6 @@
 """Pictures that compare methods: differences, seeds, rank, and score against cost. Facts in, pictures out.
 
-Each function gives None where the facts for its picture are not there. Scores are drawn in percent.
+A function whose facts are not there says what is missing (`Absent`). Scores are drawn in percent.
 """
 
 from __future__ import annotations
@@ -8,12 +8,36 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from fleetune.report.svg import DASHES, INK, MARKERS, MUTED, SERIES, Picture, draw, short
-from fleetune.report.words import count, duration, interval, percent, points, size
+from fleetune.report.svg import (
+    DASHES,
+    INK,
+    MARKERS,
+    MUTED,
+    SERIES,
+    Absent,
+    Drawn,
+    draw,
+    short,
+)
+from fleetune.report.words import (
+    axis_name,
+    count,
+    duration,
+    interval,
+    percent,
+    plural,
+    points,
+    setting,
+    size,
+)
 
 Facts = dict[str, Any]
 # More methods than colours: then all settings of one method look alike.
 _MOST_STYLES = len(SERIES)
+# A picture with more rows than this is no picture; the table has them all.
+_MOST_ROWS = 24
+_LOG_FROM = 5
+"""Costs so many times apart are drawn on a logarithmic axis."""
 
 
 def style(place: int) -> dict[str, Any]:
@@ -53,115 +77,139 @@ def legend(axes: Any, names: Sequence[str]) -> None:
     )
 
 
+def log_ticks(axis: Any, values: Sequence[float], told: Any = size) -> None:
+    """Ticks of a logarithmic axis as plain numbers: matplotlib writes powers in a notation that the page has no use for."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    wide = max(values) / min(values) > 200
+    axis.set_major_locator(LogLocator(subs=(1.0,) if wide else (1.0, 2.0, 5.0)))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: told(value)))
+
+
 def rows_under_names(axes: Any, names: Sequence[str]) -> None:
     """Make room for one row a name, each under its name: names at the side would take half of a phone."""
     for i, name in enumerate(names):
-        axes.text(0, -i + 0.24, short(name), transform=axes.get_yaxis_transform(), va="bottom")
+        axes.text(0, -i + 0.24, short(name, 52), transform=axes.get_yaxis_transform(), va="bottom")
     axes.set_ylim(-len(names) + 0.55, 0.75)
     axes.set_yticks([])
     axes.grid(axis="y", visible=False)
     axes.spines["left"].set_visible(False)
 
 
-def differences(verdicts: Sequence[Facts], name: str) -> Picture | None:
+def differences(verdicts: Sequence[Facts], name: str) -> Drawn:
     """Each method's difference to the reference, its interval, and the smallest difference that could be seen."""
-    if not verdicts:
-        return None
+    title = "Differences to the reference"
+    shown = [v for v in verdicts if all(_finite(v[k]) for k in ("difference", "low", "high"))]
+    shown = shown[:_MOST_ROWS]
+    if not shown:
+        return Absent(title, "this run computed no verdicts; a study does, with five seeds or more")
+    kinds = {(v["set"], v["metric"]) for v in shown}
+
+    def row(v: Facts) -> str:
+        where = f", {v['metric']} on {v['set']}" if len(kinds) > 1 else ""
+        return f"{v['name']} against {v['reference']}{where}: {v['verdict']}"
 
     def plot(axes: Any) -> None:
-        for i, v in enumerate(verdicts):
-            if v["detectable"] is not None:
+        for i, v in enumerate(shown):
+            if v["detectable"] is not None and _finite(v["detectable"]):
                 axes.plot(
                     [-100 * v["detectable"], 100 * v["detectable"]],
                     [-i, -i],
                     color=MUTED,
-                    alpha=0.3,
-                    linewidth=9,
+                    alpha=0.28,
+                    linewidth=10,
                     solid_capstyle="butt",
                 )
             axes.plot([100 * v["low"], 100 * v["high"]], [-i, -i], color=SERIES[0], linewidth=2)
             axes.plot([100 * v["difference"]], [-i], color=SERIES[0], marker="o", markersize=7)
         axes.axvline(0, color=INK, linewidth=1)
-        rows_under_names(
-            axes, [f"{v['name']} - {v['reference']}: {v['verdict']}" for v in verdicts]
-        )
-        axes.set_xlabel("difference in points")
+        rows_under_names(axes, [row(v) for v in shown])
+        axes.set_xlabel("difference in points; right of 0: better than the reference")
 
     told = "; ".join(
-        f"{v['name']} minus {v['reference']}: {points(v['difference'])} points, "
-        f"95% interval {interval(v, signed=True)}, {v['verdict']}"
-        for v in verdicts
+        f"{row(v)}, {points(v['difference'])} points, 95% interval {interval(v, signed=True)}"
+        for v in shown
     )
     return draw(
         name,
-        "Differences to the reference",
+        title,
         told,
         plot,
-        height=75 + 44 * len(verdicts),
-        note="Dot and line: the difference and its 95% interval. Grey: differences too small for this study to see. "
-        "An interval that crosses zero leaves the direction open.",
+        height=75 + 44 * len(shown),
+        note="Dot and line: the difference and its 95% interval. Grey bar: differences too small for this study to see. "
+        "A line that crosses 0 leaves the direction open.",
     )
 
 
-def seeds(task: Facts, name: str) -> Picture | None:
+def seeds(task: Facts, name: str) -> Drawn:
     """Every seed a dot, with mean and interval."""
     groups = [g for g in task["groups"] if g["seeds"]]
     if not groups:
-        return None
+        return Absent("Every seed", "no trial has ended well yet")
+    left = max(len(groups) - _MOST_ROWS, 0)
+    groups = sorted(groups, key=lambda g: -g["estimate"]["value"])[:_MOST_ROWS]
 
     def plot(axes: Any) -> None:
         for i, g in enumerate(groups):
-            e, colour = g["estimate"], SERIES[i % len(SERIES)]
+            e, colour = g["estimate"], SERIES[0]
             axes.plot([100 * e["low"], 100 * e["high"]], [-i, -i], color=colour, linewidth=2)
             axes.plot(
                 [100 * s["score"] for s in g["seeds"]],
                 [-i] * len(g["seeds"]),
                 "o",
-                color=colour,
-                alpha=0.55,
-                markersize=6,
+                color=SERIES[1],
+                alpha=0.6,
+                markersize=6.5,
                 markeredgewidth=0,
             )
-            axes.plot([100 * e["value"]], [-i], "|", color=INK, markersize=14, markeredgewidth=2)
-        rows_under_names(axes, [g["name"] for g in groups])
-        axes.set_xlabel(f"{task['metric']} on {short(task['set'])}, %")
+            axes.plot([100 * e["value"]], [-i], "|", color=INK, markersize=15, markeredgewidth=2)
+        rows_under_names(axes, [f"{g['name']}: {percent(g['estimate']['value'])}%" for g in groups])
+        axes.set_xlabel(axis_name(task["metric"], f" on {short(task['set'])}"))
 
     told = "; ".join(
-        f"{g['name']}: mean {percent(g['estimate']['value'])}, seeds "
+        f"{g['name']}: mean {percent(g['estimate']['value'])}, 95% interval {interval(g['estimate'])}, seeds "
         + ", ".join(percent(s["score"]) for s in g["seeds"])
         for g in groups
     )
-    return draw(
-        name,
-        "Every seed",
-        told,
-        plot,
-        height=75 + 40 * len(groups),
-        note="Dot: one training. Bar: their mean. Line: its 95% interval over new seeds and new examples.",
-    )
+    note = "Dot: one training. Bar: their mean. Line: the mean's 95% interval over new seeds and new examples."
+    if left:
+        note += f" {plural(left, 'setting')} with lower means are not drawn."
+    return draw(name, "Every seed", told, plot, height=75 + 40 * len(groups), note=note)
 
 
-def rank(task: Facts, name: str) -> Picture | None:
+def rank(task: Facts, name: str) -> Drawn:
     """Score against rank, with the encoder's parameters under each rank."""
     groups = [g for g in task["groups"] if isinstance(_rank(g), int)]
     ranks = sorted({_rank(g) for g in groups})
     if len(ranks) < 2:
-        return None
+        return Absent("Rank against score", "it takes a low-rank method with two ranks or more")
 
     def plot(axes: Any) -> None:
-        for method in dict.fromkeys(g["estimate"]["method"] for g in groups):
-            mine = [g for g in groups if g["estimate"]["method"] == method]
-            _with_intervals(axes, [_rank(g) for g in mine], mine, short(method), style(0))
+        methods = list(dict.fromkeys(g["estimate"]["method"] for g in groups))
+        for i, method in enumerate(methods):
+            mine = sorted((g for g in groups if g["estimate"]["method"] == method), key=_rank)
+            _with_intervals(axes, [_rank(g) for g in mine], mine, short(method), style(i))
+            if len(mine) == len({_rank(g) for g in mine}):
+                axes.plot(
+                    [_rank(g) for g in mine],
+                    [100 * g["estimate"]["value"] for g in mine],
+                    color=style(i)["color"],
+                    linewidth=1,
+                    alpha=0.6,
+                )
         axes.set_xscale("log", base=2)
         parameters = {_rank(g): g["estimate"]["trainable_parameters"]["encoder"] for g in groups}
         axes.set_xticks(ranks, [f"{r}\n{size(parameters[r])}" for r in ranks])
         axes.minorticks_off()
         axes.set_xlabel("rank r, and trainable parameters in the encoder")
-        axes.set_ylabel(f"{task['metric']}, %")
+        axes.set_ylabel(axis_name(task["metric"]))
+        if len(methods) > 1:
+            legend(axes, methods)
 
     told = "; ".join(
-        f"{g['name']}: {percent(g['estimate']['value'])} with {count(g['estimate']['trainable_parameters']['encoder'])} "
-        "encoder parameters"
+        f"{g['name']}: {percent(g['estimate']['value'])} {interval(g['estimate'])} with "
+        f"{count(g['estimate']['trainable_parameters']['encoder'])} encoder parameters"
         for g in sorted(groups, key=_rank)
     )
     return draw(
@@ -169,31 +217,39 @@ def rank(task: Facts, name: str) -> Picture | None:
         "Rank against score",
         told,
         plot,
-        note="Lines: 95% intervals. Choosing the rank with the highest dot is choosing partly by luck.",
+        note="Vertical lines: 95% intervals. To choose the rank with the highest dot is to choose partly by luck.",
     )
 
 
-def cost(task: Facts, what: str, name: str) -> Picture | None:
+_COSTS = {
+    "parameters": (
+        "trainable parameters, encoder and head",
+        "the methods train as many parameters",
+    ),
+    "time": ("seconds a training", "no times were measured"),
+    "memory": ("memory, GiB", "this run did not measure the memory of its trials"),
+}
+
+
+def cost(task: Facts, what: str, name: str) -> Drawn:
     """Score against `parameters`, `time` or `memory`, with the frontier: where nothing cheaper is as good."""
+    title, (unit, missing) = f"Score against {what}", _COSTS[what]
     groups = [g for g in task["groups"] if _cost(g, what)]
-    if len(groups) < 2 or len({_cost(g, what) for g in groups}) < 2:
-        return None
+    if len(task["groups"]) < 2:
+        return Absent(title, "it takes two methods or settings that have ended")
+    if len({_cost(g, what) for g in groups}) < 2:
+        return Absent(title, missing)
     ordered = sorted(groups, key=lambda g: (_cost(g, what) or 0, -g["estimate"]["value"]))
     best: list[Facts] = []
     for g in ordered:
         if not best or g["estimate"]["value"] > best[-1]["estimate"]["value"]:
             best.append(g)
-    unit = {
-        "parameters": "trainable parameters, encoder and head",
-        "time": "seconds a training",
-        "memory": "memory, GiB",
-    }[what]
 
     def plot(axes: Any) -> None:
-        at = [_cost(g, what) for g in best]
+        costs = [_cost(g, what) or 0 for g in groups]
         axes.step(
-            at,
-            [100 * g["estimate"]["value"] for g in best],
+            [*(_cost(g, what) for g in best), max(costs)],
+            [100 * g["estimate"]["value"] for g in (*best, best[-1])],
             where="post",
             color=MUTED,
             linewidth=1,
@@ -201,31 +257,39 @@ def cost(task: Facts, what: str, name: str) -> Picture | None:
         )
         for g, (told, look) in zip(groups, styles(groups), strict=True):
             _with_intervals(axes, [_cost(g, what)], [g], short(told), look)
-        costs = [_cost(g, what) or 0 for g in groups]
-        if max(costs) >= 5 * min(costs):
+        if max(costs) >= _LOG_FROM * min(costs):
             axes.set_xscale("log")
+            axes.set_xlim(min(costs) / 1.5, max(costs) * 1.5)
+            log_ticks(axes.xaxis, costs)
         axes.set_xlabel(unit)
-        axes.set_ylabel(f"{task['metric']}, %")
+        axes.set_ylabel(axis_name(task["metric"]))
         legend(axes, [told for told, _ in styles(groups)])
 
     told = "On the frontier: " + ", ".join(
         f"{g['name']} ({percent(g['estimate']['value'])} at {_told(g, what)})" for g in best
     )
-    return draw(
-        name,
-        f"Score against {what}",
-        told,
-        plot,
-        note="Broken line: the frontier, where nothing cheaper scored as high. Vertical lines: 95% intervals.",
+    told += (
+        ". Behind it: "
+        + ", ".join(
+            f"{g['name']} ({percent(g['estimate']['value'])} at {_told(g, what)})"
+            for g in ordered
+            if g not in best
+        )
+        if len(best) < len(groups)
+        else ""
     )
+    note = "Broken line: the frontier, where nothing cheaper scored as high. Vertical lines: 95% intervals."
+    if what == "time":
+        note += " Trials of one cohort share their passes, so their times are those of the cohort."
+    return draw(name, title, told, plot, note=note)
 
 
 def _with_intervals(
     axes: Any, at: Sequence[Any], groups: Sequence[Facts], told: str, look: dict[str, Any]
 ) -> None:
     values = [100 * g["estimate"]["value"] for g in groups]
-    below = [v - 100 * g["estimate"]["low"] for v, g in zip(values, groups, strict=True)]
-    above = [100 * g["estimate"]["high"] - v for v, g in zip(values, groups, strict=True)]
+    below = [max(v - 100 * g["estimate"]["low"], 0) for v, g in zip(values, groups, strict=True)]
+    above = [max(100 * g["estimate"]["high"] - v, 0) for v, g in zip(values, groups, strict=True)]
     axes.errorbar(
         at,
         values,
@@ -236,6 +300,10 @@ def _with_intervals(
         linestyle="none",
         markersize=7,
     )
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, int | float) and abs(value) < float("inf")
 
 
 def _rank(group: Facts) -> Any:
@@ -255,5 +323,5 @@ def _cost(group: Facts, what: str) -> float | None:
 def _told(group: Facts, what: str) -> str:
     value = _cost(group, what) or 0
     if what == "parameters":
-        return count(int(value))
-    return duration(value) if what == "time" else f"{value:.2f} GiB"
+        return f"{count(int(value))} parameters"
+    return duration(value) if what == "time" else f"{setting(round(value, 2))} GiB"

@@ -36,7 +36,9 @@ def run_facts(folder: Path) -> dict[str, Any]:
     events = journal.read(path)
     settings = tomllib.loads((folder / "study.toml").read_text(encoding="utf-8"))
     environment = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
-    optimistic = settings["data"].get("protocol") == "paper"
+    data = settings["data"]  # one table, or a list of them for a study of several tasks
+    tables = data if isinstance(data, list) else [data]
+    optimistic = any(table.get("protocol") == "paper" for table in tables)
     trials = [_trial(ident, events) for ident in _started(events)]
     return {
         "study": {

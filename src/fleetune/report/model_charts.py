@@ -5,21 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from fleetune.report.charts import Facts, legend, style
-from fleetune.report.svg import INK, MUTED, SERIES, Picture, draw, short
-from fleetune.report.words import percent
+from fleetune.report.charts import Facts, legend, log_ticks, style
+from fleetune.report.svg import INK, MUTED, SERIES, Absent, Drawn, draw, short
+from fleetune.report.words import count, percent, plural
 
 # The darkest cell still lets the ink of its number be read, in light and in dark.
 _DARKEST = 0.6
 _MOST_WITH_SHARES = 6
 _MOST_RANKS = 6
+NO_WINNER = "no trial has ended well yet"
 
 
-def confusion(model: Facts, name: str) -> Picture | None:
+def confusion(model: Facts, name: str) -> Drawn:
     """Counts and shares of each label."""
     counts = model.get("confusion")
+    title = "Confusion of the winner"
     if not counts:
-        return None
+        return Absent(title, model.get("no_confusion") or NO_WINNER)
     names, totals = model["label_names"], [sum(row) for row in counts]
 
     def plot(axes: Any) -> None:
@@ -38,35 +40,37 @@ def confusion(model: Facts, name: str) -> Picture | None:
         axes.set_ylabel("label")
 
     right = sum(counts[i][i] for i in range(len(counts)))
-    told = f"{right} of {model['n']} right. " + "; ".join(
-        f"{names[i]}: {counts[i][i]} of {totals[i]} right" for i in range(len(names))
+    told = f"{count(right)} of {plural(model['n'], 'example')} right. " + "; ".join(
+        f"{names[i]}: {count(counts[i][i])} of {count(totals[i])} right" for i in range(len(names))
     )
     return draw(
         name,
-        "Confusion of the winner",
+        title,
         told,
         plot,
         height=110 + 46 * min(len(names), 8),
-        note="Rows: the label. Columns: what this one model predicted. Share of the row below each count.",
+        note="Rows: the label. Columns: what this one model predicted."
+        + (" Below each count: its share of the row." if len(names) <= _MOST_WITH_SHARES else ""),
     )
 
 
-def calibration(model: Facts, name: str) -> Picture | None:
+def calibration(model: Facts, name: str) -> Drawn:
     """Accuracy against confidence."""
     found = model.get("calibration")
+    title = "Calibration of the winner"
     if not found:
-        return None
+        return Absent(title, model.get("no_calibration") or NO_WINNER)
 
     def plot(axes: Any) -> None:
         low = 100 * min(b["low"] for b in found["bins"])
         axes.plot([low, 100], [low, 100], color=MUTED, linestyle="--", linewidth=1)
-        axes.plot(
-            [100 * b["confidence"] for b in found["bins"]],
-            [100 * b["accuracy"] for b in found["bins"]],
-            color=SERIES[0],
-            linewidth=1,
-        )
         for b in found["bins"]:
+            axes.plot(
+                [100 * b["confidence"]] * 2,
+                [100 * b["accuracy_low"], 100 * b["accuracy_high"]],
+                color=SERIES[0],
+                linewidth=1.5,
+            )
             width = 4 + 14 * (b["n"] / found["n"]) ** 0.5
             axes.plot(
                 [100 * b["confidence"]],
@@ -80,27 +84,28 @@ def calibration(model: Facts, name: str) -> Picture | None:
         axes.set_ylabel("accuracy, %")
 
     told = (
-        f"Expected calibration error {percent(found['error'])} points over {found['n']} examples. "
+        f"Expected calibration error {percent(found['error'])} points over {plural(found['n'], 'example')}. "
         + "; ".join(
-            f"confidence {percent(b['confidence'])}: accuracy {percent(b['accuracy'])} on {b['n']}"
+            f"confidence {percent(b['confidence'])}: accuracy {percent(b['accuracy'])} "
+            f"[{percent(b['accuracy_low'])}, {percent(b['accuracy_high'])}] on {count(b['n'])}"
             for b in found["bins"]
         )
     )
     return draw(
         name,
-        "Calibration of the winner",
+        title,
         told,
         plot,
-        note="Larger dots hold more examples. On the broken line confidence is right; below it the model is too sure. "
-        f"Expected calibration error: {percent(found['error'])} points, {len(found['bins'])} bins with examples, "
-        f"n = {found['n']}.",
+        note="On the broken line confidence is right; below it the model is too sure. Larger dots hold more examples; lines "
+        f"are 95% intervals. Expected calibration error: {percent(found['error'])} points.",
     )
 
 
-def movement(found: Facts | None, name: str) -> Picture | None:
+def movement(found: Facts | None, name: str, why: str = "") -> Drawn:
     """How far biases moved, by place and layer."""
+    title = "How far BitFit moved the biases"
     if not found:
-        return None
+        return Absent(title, why or "it takes a trial of bitfit that has ended")
     layers, roles = found["layers"], found["roles"]
     most = max(c["change"] for c in found["cells"])
 
@@ -120,24 +125,26 @@ def movement(found: Facts | None, name: str) -> Picture | None:
 
     top = sorted(found["cells"], key=lambda c: -c["change"])[:3]
     told = "Moved most: " + "; ".join(
-        f"{c['role']} in {'the embeddings' if c['layer'] == 0 else 'layer ' + str(c['layer'])} by {c['change']:.4f}"
+        f"{c['role']} in {'the embeddings' if c['layer'] == 0 else 'layer ' + str(c['layer'])} by {c['change']:.2g}"
         for c in top
     )
     return draw(
         name,
-        "How far BitFit moved the biases",
+        title,
         told,
         plot,
         height=70 + 24 * len(roles),
-        note=f"Mean absolute change of a bias over {found['trials']} trials; the darkest cell is {most:.4f}, white is none.",
+        note=f"Mean absolute change of a bias, over {plural(found['trials'], 'trial')}. The darkest cell is {most:.2g}; no "
+        "colour is no change. emb: the embeddings.",
     )
 
 
-def singular_values(found: Sequence[Facts], name: str) -> Picture | None:
+def singular_values(found: Sequence[Facts], name: str, why: str = "") -> Drawn:
     """Singular values of the updates, one line a rank."""
+    title = "Singular values of LoRA's updates"
     shown = list(found)[-_MOST_RANKS:]
     if not shown:
-        return None
+        return Absent(title, why or "it takes a trial of lora that has ended")
 
     def plot(axes: Any) -> None:
         for i, f in enumerate(shown):
@@ -149,23 +156,25 @@ def singular_values(found: Sequence[Facts], name: str) -> Picture | None:
             axes.plot(at, f["median"], label=f"r={f['r']}", markersize=4.5, **look)
         if all(min(f["median"]) > 0 for f in shown):
             axes.set_yscale("log")
-            axes.minorticks_off()
+            drawn = [v for f in shown for key in ("low", "median", "high") for v in f[key] if v > 0]
+            log_ticks(axes.yaxis, drawn, "{:g}".format)
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set_xlabel("place of the singular value")
         axes.set_ylabel("singular value")
         legend(axes, [f"r={f['r']}" for f in shown])
 
     told = "; ".join(
-        f"rank {f['r']}: effective rank {f['effective_rank']:.2f} on average over {f['updates']} updates"
+        f"rank {f['r']}: effective rank {f['effective_rank']:.2f} on average over {plural(f['updates'], 'update')}"
         for f in shown
     )
     effective = "; ".join(f"r={f['r']}: {f['effective_rank']:.2f}" for f in shown)
     return draw(
         name,
-        "Singular values of LoRA's updates",
+        title,
         told,
         plot,
-        note=f"Median over layers and trials, band from the 10th to the 90th percentile. Effective rank: {effective}.",
+        note="Of scale x B A: median over layers and trials, band from the 10th to the 90th percentile. Values that fall off "
+        f"steeply say that a smaller rank would do. Effective rank: {effective}.",
     )
 
 

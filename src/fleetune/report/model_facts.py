@@ -6,7 +6,7 @@ Texts are read again from the data where that asks no network, and only if its c
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -37,28 +37,38 @@ def model_facts(folder: Path, facts: dict[str, Any], trial: dict[str, Any]) -> d
         name, ids, labels, logits = _predictions(place / layout.PREDICTIONS)
     except (KeyError, TypeError, ValueError, pa.ArrowException) as error:
         raise DataError(str(place), [f"unreadable: {error}"]) from None
-    texts = _texts(facts, name) if len(labels) else {}
+    texts = _texts(facts, trial["task"], name) if len(labels) else {}
     common = {
         "set": name,
         "n": len(labels),
         "label_names": names,
         "columns": [str(column) for column in record.get("text_columns", [])],
         "texts_known": bool(texts),
+        "confusion": None,
+        "calibration": None,
+        "pairs": [],
+        "worst": [],
     }
     if not len(labels) or not np.isfinite(logits).all():
-        return common
+        return {**common, **_no_pictures("its outputs are not all numbers")}
     if logits.shape[1] == 1:
-        return {**common, "worst": _far(ids, labels, logits[:, 0], texts)}
+        far = _far(ids, labels, logits[:, 0], texts)
+        return {**common, **_no_pictures("the task is a regression"), "worst": far}
     truth = labels.astype(np.int64)
     shares = probabilities(logits)
     counts = confusion(truth, shares, len(names))
     return {
         **common,
         "confusion": counts.tolist() if len(names) <= MOST_CLASSES else None,
+        "no_confusion": f"{len(names)} labels are too many for a picture; the table lists the pairs",
         "pairs": _pairs(counts, names),
         "calibration": calibration(truth, shares),
         "worst": _wrong(ids, truth, shares, names, texts),
     }
+
+
+def _no_pictures(why: str) -> dict[str, str]:
+    return {"no_confusion": why, "no_calibration": why}
 
 
 def _predictions(path: Path) -> tuple[str, list[str], NDArray[Any], NDArray[Any]]:
@@ -113,12 +123,24 @@ def calibration(truth: NDArray[Any], shares: NDArray[Any]) -> dict[str, Any]:
             "n": int((at == i).sum()),
             "confidence": float(confidence[at == i].mean()),
             "accuracy": float(right[at == i].mean()),
+            **_wilson(int(right[at == i].sum()), int((at == i).sum())),
         }
         for i in range(BINS)
         if (at == i).any()
     ]
     gaps = [b["n"] / len(truth) * abs(b["confidence"] - b["accuracy"]) for b in bins]
     return {"bins": bins, "error": float(np.sum(gaps)), "n": len(truth)}
+
+
+def _wilson(right: int, n: int) -> dict[str, float]:
+    """The 95 % interval of a share. Source: Wilson 1927; unlike the normal interval it holds up at 0, at 1 and for few."""
+    z, share = 1.959964, right / n
+    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * np.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    return {
+        "accuracy_low": max(float(middle - half), 0.0),
+        "accuracy_high": min(float(middle + half), 1.0),
+    }
 
 
 def _wrong(
@@ -161,12 +183,12 @@ def _far(
     ]
 
 
-def _texts(facts: dict[str, Any], name: str) -> dict[str, list[str]]:
+def _texts(facts: dict[str, Any], task: str, name: str) -> dict[str, list[str]]:
     """Texts by row id of a test set; empty where the data is not at hand as it was."""
     from fleetune.data.demo import DEMOS
     from fleetune.study.prepare import DataSettings, read_dataset
 
-    data = facts["study"].get("data", {})
+    data, checksum = source_of(facts, task)
     known = {f.name for f in fields(DataSettings)}
     given: dict[str, Any] = {
         k: tuple(v) if isinstance(v, list) else v for k, v in data.items() if k in known
@@ -180,10 +202,25 @@ def _texts(facts: dict[str, Any], name: str) -> dict[str, list[str]]:
     except (FleetuneError, OSError, TypeError, ValueError):
         return {}
     split = dataset.tests.get(name)
-    if split is None or dataset.checksum != facts["study"]["environment"]["data"]["checksum"]:
+    if split is None or dataset.checksum != checksum:
         return {}
     columns = (split.first,) if split.second is None else (split.first, split.second)
     return {ident: [_cut(column[i]) for column in columns] for i, ident in enumerate(split.ids)}
+
+
+def source_of(facts: dict[str, Any], task: str) -> tuple[dict[str, Any], str]:
+    """A task's data settings, and the checksum that its rows had."""
+    settings = listed(facts["study"].get("data"))
+    found = listed(facts["study"]["environment"]["data"])
+    for own, seen in zip(settings, found, strict=False):
+        if seen.get("task") == task:
+            return own, str(seen.get("checksum"))
+    return {}, ""
+
+
+def listed(value: Any) -> Sequence[dict[str, Any]]:
+    """One table or several, as a list: a run of one task has the first form in its files."""
+    return value if isinstance(value, list) else [value] if value else []
 
 
 def _cut(text: str) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import shlex
+from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -18,16 +19,21 @@ import jinja2
 from markupsafe import Markup
 
 from fleetune.durable import write_bytes
-from fleetune.report import charts, model_charts, training_charts, words
+from fleetune.report import sections, words
 from fleetune.report.facts import run_facts
+from fleetune.report.model_facts import listed
 from fleetune.report.page_facts import page_facts
-from fleetune.report.svg import Picture, printable
-from fleetune.report.tables import labels
+from fleetune.report.svg import printable
 
 NAME = "report.html"
 Facts = dict[str, Any]
 # A page lists so many trials; the rest is in results.parquet.
 MOST_TRIALS = 500
+PROTOCOLS = {
+    "holdout": "epochs and settings are chosen on rows held out of train; the test set is opened once a trial, at its end",
+    "cv": "settings are chosen by cross-validation within train; the test set is opened once a trial, at its end",
+    "paper": "the epoch is chosen on the test set itself",
+}
 
 
 def write_report(folder: Path, output: Path | None = None) -> Path:
@@ -42,18 +48,27 @@ def write_report(folder: Path, output: Path | None = None) -> Path:
 def render(facts: Facts, page: Facts) -> str:
     """The page as text; the same facts give the same bytes."""
     style, script = _asset("page.css"), _asset("page.js")
-    names = labels(facts["estimates"])
+    study, trials, estimates = facts["study"], facts["trials"], facts["estimates"]
     return _template().render(
         facts=facts,
         page=page,
         question=words.question(facts),
+        scope=words.scope(facts, page["tasks"]),
+        ended=sum(t["status"] != "unfinished" for t in trials),
         answers=words.answers(facts),
         untold=words.untold(facts),
+        lead=sections.lead(facts, page),
         verdicts=words.verdict_records(facts),
-        estimates=list(zip(names, facts["estimates"], strict=True)),
-        has_memory=any("memory_bytes" in e for e in facts["estimates"]),
-        sections=pictures(facts, page),
-        trials=facts["trials"][:MOST_TRIALS],
+        estimates=words.named(facts),
+        sets=list(dict.fromkeys(e["set"] for e in estimates)),
+        phases=list(dict.fromkeys(t["phase"] for t in trials)),
+        has_memory=any(e.get("memory_bytes") is not None for e in estimates),
+        sections=sections.sections(facts, page),
+        trials=[(t, *_scores(t)) for t in trials[:MOST_TRIALS]],
+        datasets=listed(study["environment"]["data"]),
+        protocol=next((d.get("protocol") for d in listed(study.get("data"))), "holdout"),
+        protocols=PROTOCOLS,
+        seeds=ranges(t["seed"] for t in trials),
         commands=commands(page),
         style=Markup(style),  # ours, and allowed by its hash
         script=Markup(script),
@@ -70,56 +85,6 @@ def policy(style: str, script: str) -> str:
     )
 
 
-def pictures(facts: Facts, page: Facts) -> list[dict[str, Any]]:
-    """The pictures by section: those for which there are facts."""
-    verdicts = words.verdict_records(facts)
-    compare: list[Picture | None] = []
-    training: list[Picture | None] = []
-    for i, task in enumerate(page["tasks"], start=1):
-        mine = [v for v in verdicts if v["task"] in (None, task["task"])]
-        found = [
-            charts.differences(mine, f"differences{i}"),
-            charts.seeds(task, f"seeds{i}"),
-            charts.rank(task, f"rank{i}"),
-            *(charts.cost(task, what, f"{what}{i}") for what in ("parameters", "time", "memory")),
-        ]
-        learned = [
-            training_charts.curves(task, what, f"{what}{i}") for what in ("selection", "loss")
-        ]
-        several = len(page["tasks"]) > 1
-        compare += [_named(p, task["task"]) if several else p for p in found]
-        training += [_named(p, task["task"]) if several else p for p in learned]
-    searched = page["search"]
-    search = [
-        training_charts.history(searched, "history"),
-        training_charts.budget(searched, "budget"),
-        *(training_charts.parallel(s, f"parallel{i}") for i, s in enumerate(searched)),
-        *(training_charts.importance(s, f"importance{i}") for i, s in enumerate(searched)),
-    ]
-    model = (page["winner"] or {}).get("model") or {}
-    winner = [
-        model_charts.confusion(model, "confusion"),
-        model_charts.calibration(model, "calibration"),
-    ]
-    inside = [
-        model_charts.movement(page["movement"], "movement"),
-        model_charts.singular_values(page["singular_values"], "spectrum"),
-    ]
-    training.append(training_charts.timeline(page["timeline"], "timeline"))
-    sections = {
-        "Methods compared": compare,
-        "Training": training,
-        "Search": search,
-        "The winner's errors": winner,
-        "What training changed": inside,
-    }
-    return [
-        {"title": title, "pictures": [_inline(p) for p in found if p is not None]}
-        for title, found in sections.items()
-        if any(found)
-    ]
-
-
 def commands(page: Facts) -> list[tuple[str, str]]:
     """What to do next, as (purpose, command); run in the folder that holds the run."""
     run, best = shlex.quote(printable(page["run"])), page["winner"]
@@ -127,31 +92,32 @@ def commands(page: Facts) -> list[tuple[str, str]]:
         return []
     trial = shlex.quote(printable(f"{page['run']}/trials/{best['id']}"))
     return [
-        ("label new texts", f'fleetune predict {run} --text "..."'),
-        ("measure it on other rows", f"fleetune evaluate {trial} --data FILE"),
+        ("Label new texts", f'fleetune predict {run} --text "..."'),
+        ("Measure it on other rows", f"fleetune evaluate {trial} --data FILE"),
         (
-            "write one plain transformers model",
+            "Write one plain transformers model",
             f"fleetune export {trial} --format hf --output my-model",
         ),
     ]
 
 
-def _named(picture: Picture | None, task: str) -> Picture | None:
-    """The picture of one task among several says which in its title."""
-    if picture is None:
-        return None
-    title = f"{picture.title}: {task}"
-    return Picture(picture.name, title, picture.about, picture.svg, picture.note)
+def _scores(trial: Facts) -> tuple[float | None, float | None]:
+    """A trial's selection score at its best epoch, and its score on the main test set."""
+    metric = trial["training"]["metric_for_best_model"]
+    chosen = (e["selection"] for e in trial["epochs"] if e["epoch"] == trial["best_epoch"])
+    tested = (v for k, v in (trial["test"] or {}).items() if k not in ("n", "loss"))
+    return next((s.get(metric) for s in chosen), None), next(tested, None)
 
 
-def _inline(picture: Picture) -> dict[str, Any]:
-    return {
-        "name": picture.name,
-        "title": picture.title,
-        "about": picture.about,
-        "note": picture.note,
-        "svg": Markup(picture.svg),
-    }
+def ranges(numbers: Iterable[int]) -> str:
+    """Whole numbers in short: `0, 42 to 44`."""
+    found: list[list[int]] = []
+    for number in sorted(set(numbers)):
+        if found and number == found[-1][1] + 1:
+            found[-1][1] = number
+        else:
+            found.append([number, number])
+    return ", ".join(str(a) if a == b else f"{a} to {b}" for a, b in found) or "none"
 
 
 def _template() -> jinja2.Template:
@@ -162,15 +128,13 @@ def _template() -> jinja2.Template:
         lstrip_blocks=True,
         finalize=_finalize,
     )
-    environment.filters.update(
-        percent=words.percent,
-        points=words.points,
-        interval=words.interval,
-        count=words.count,
-        setting=words.setting,
-        duration=words.duration,
-        lines=_lines,
-    )
+    names = ("percent", "points", "score", "interval", "p_value", "count", "setting", "settings")
+    filters: dict[str, Any] = {
+        **{name: getattr(words, name) for name in (*names, "duration", "gib", "signed")},
+        "lines": _lines,
+        "markup": Markup,  # for pictures, which svg.py has cleaned
+    }
+    environment.filters.update(filters)
     return environment.from_string(_asset("page.html"))
 
 

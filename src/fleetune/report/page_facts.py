@@ -1,12 +1,13 @@
 """What the page shows besides the facts of `fleetune show --json`: curves, search, timeline, the winner's errors, insides.
 
 One dictionary again, plain values only: the page prints from the facts and from this, and from nothing else. A part
-whose facts are not there is None or empty; where that needs a reason, `notes` says it.
+that could not be read is None or empty, and `why` says the reason under the part's name.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 
 from fleetune.errors import FleetuneError
 from fleetune.report import inside_facts, model_facts
+from fleetune.report.again import again
 from fleetune.report.facts import winner
 from fleetune.report.tables import labels
 from fleetune.study import journal
@@ -23,36 +25,41 @@ LEAST_FOR_IMPORTANCE = 30
 
 
 def page_facts(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
-    """The further facts of a run's folder; reading a part that is damaged leaves that part out and says so in `notes`."""
-    notes: list[str] = []
+    """The further facts of a run's folder. A part that is damaged is left out, and `why` says so."""
+    why: dict[str, str] = {}
 
-    def tried(what: str, read: Callable[[], Any]) -> Any:
+    def tried(part: str, read: Callable[[], Any]) -> Any:
         try:
             return read()
         except (FleetuneError, OSError) as error:
-            notes.append(f"{what}: left out, since {error}")
+            why[part] = str(error)
             return None
 
     best = winner(facts)
     tasks = [task_facts(facts, task) for task in _tasks(facts)]
-    model = (
-        tried("the winner", lambda: model_facts.model_facts(folder, facts, best)) if best else None
-    )
-    found = {
+    model = tried("model", lambda: model_facts.model_facts(folder, facts, best)) if best else None
+    events = [e for e in journal.read(folder / journal.NAME) if "time" in e]
+    return {
         "run": folder.resolve().name,
+        "began": _moment(events[0]["time"]) if events else None,
+        "ended": _moment(events[-1]["time"]) if events else None,
         "tasks": tasks,
         "winner": _winner(best, tasks, model),
         "search": search_facts(facts),
-        "timeline": tried("timeline", lambda: timeline(folder, facts)) or [],
-        "movement": tried("movement of biases", lambda: inside_facts.movement(folder, facts)),
+        "timeline": timeline(events, facts),
+        "movement": tried("movement", lambda: inside_facts.movement(folder, facts)),
         "singular_values": tried(
-            "singular values", lambda: inside_facts.singular_values(folder, facts)
+            "singular_values", lambda: inside_facts.singular_values(folder, facts)
         )
         or [],
+        "again": again(facts),
         "study_file": (folder / "study.toml").read_text(encoding="utf-8"),
-        "notes": notes,
+        "why": why,
     }
-    return found
+
+
+def _moment(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
 def _tasks(facts: dict[str, Any]) -> list[str]:
@@ -224,9 +231,8 @@ def axis(values: Sequence[Any]) -> tuple[list[float], list[tuple[float, str]]]:
     return places, [(min(places), f"{low:g}"), (max(places), f"{high:g}")]
 
 
-def timeline(folder: Path, facts: dict[str, Any]) -> list[dict[str, Any]]:
+def timeline(events: Sequence[dict[str, Any]], facts: dict[str, Any]) -> list[dict[str, Any]]:
     """When each trial started and ended, in seconds since the run's first event; a trial still open ends at the last."""
-    events = [e for e in journal.read(folder / journal.NAME) if "time" in e]
     first, last = (events[0]["time"], events[-1]["time"]) if events else (0.0, 0.0)
     starts: dict[str, float] = {}
     ends: dict[str, float] = {}

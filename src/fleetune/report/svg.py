@@ -73,7 +73,6 @@ _KEPT = frozenset(
 )
 _XLINK = "{http://www.w3.org/1999/xlink}href"
 _NUMBER = re.compile(r"-?\d+\.\d+(?:e-?\d+)?")
-_SHORT = 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +89,18 @@ class Picture:
     """How to read it, and when not to believe it."""
 
 
+@dataclass(frozen=True, slots=True)
+class Absent:
+    """A picture that is not there."""
+
+    title: str
+    why: str
+    """What it would need, as the end of a sentence."""
+
+
+Drawn = Picture | Absent
+
+
 def draw(
     name: str,
     title: str,
@@ -103,10 +114,10 @@ def draw(
     return Picture(name, title, about, clean(_drawn(plot, height), name, title, about), note)
 
 
-def short(text: str) -> str:
+def short(text: str, most: int = 30) -> str:
     """A name as it may stand in a picture; the tables hold it whole. Every name drawn must pass through here."""
     text = printable(text)
-    return text if len(text) <= _SHORT else f"{text[: _SHORT - 1]}…"
+    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def _drawn(plot: Callable[[Any], None], height: float) -> str:

@@ -7,22 +7,24 @@ from typing import Any
 
 from fleetune.report.charts import Facts, legend, style, styles
 from fleetune.report.page_facts import axis
-from fleetune.report.svg import INK, MUTED, SERIES, Picture, draw, short
-from fleetune.report.words import duration, percent
+from fleetune.report.svg import INK, MUTED, SERIES, Absent, Drawn, draw, short
+from fleetune.report.words import axis_name, duration, percent, plural, scale, score, settings
 
+NO_SEARCH = "no settings were searched in this run"
 _MOST_CURVES = 6
 _BEST_SHARE = 4
 """Of the searched trials one in so many is drawn strong."""
 
 
-def curves(task: Facts, what: str, name: str) -> Picture | None:
+def curves(task: Facts, what: str, name: str) -> Drawn:
     """Learning curves: the median over the seeds, and a band from the lowest to the highest. what: selection or loss."""
-    groups = [g for g in task["groups"] if len(g["curve"]) > 1]
-    groups = sorted(groups, key=lambda g: -g["estimate"]["value"])[:_MOST_CURVES]
+    title = "Training loss by epoch" if what == "loss" else "Selection score by epoch"
+    every = [g for g in task["groups"] if len(g["curve"]) > 1]
+    groups = sorted(every, key=lambda g: -g["estimate"]["value"])[:_MOST_CURVES]
     if not groups:
-        return None
-    factor = 1 if what == "loss" else 100
-    metric = "training loss" if what == "loss" else f"{groups[0]['curve'][0]['metric']}, %"
+        return Absent(title, "no trial that has ended trained for two epochs or more")
+    metric = "loss" if what == "loss" else groups[0]["curve"][0]["metric"]
+    factor = scale(metric)
 
     def plot(axes: Any) -> None:
         for g, (told, look) in zip(groups, styles(groups), strict=True):
@@ -33,27 +35,27 @@ def curves(task: Facts, what: str, name: str) -> Picture | None:
             axes.fill_between(at, low, high, color=look["color"], alpha=0.13, linewidth=0)
             axes.plot(at, middle, label=short(told), markersize=4.5, **look)
         axes.set_xlabel("epoch")
-        axes.set_ylabel(metric)
+        axes.set_ylabel("training loss" if what == "loss" else axis_name(metric))
         axes.xaxis.get_major_locator().set_params(integer=True)
         legend(axes, [g["name"] for g in groups])
 
     told = "; ".join(
-        f"{g['name']}: median {factor * g['curve'][0][what]['median']:.2f} after epoch {g['curve'][0]['epoch']}, "
-        f"{factor * g['curve'][-1][what]['median']:.2f} after epoch {g['curve'][-1]['epoch']}"
+        f"{g['name']}: median {score(g['curve'][0][what]['median'], metric)} after epoch {g['curve'][0]['epoch']}, "
+        f"{score(g['curve'][-1][what]['median'], metric)} after epoch {g['curve'][-1]['epoch']}"
         for g in groups
     )
-    left = len([g for g in task["groups"] if len(g["curve"]) > 1]) - len(groups)
-    note = "Line: median over the seeds. Band: from the lowest seed to the highest." + (
-        f" The {left} settings with lower estimates are not drawn." if left else ""
-    )
-    title = "Training loss" if what == "loss" else "Selection score"
-    return draw(name, f"{title} by epoch", told, plot, note=note)
+    note = "Line: median over the seeds. Band: from the lowest seed to the highest."
+    if left := len(every) - len(groups):
+        note += f" {plural(left, 'setting')} with lower estimates are not drawn."
+    return draw(name, title, told, plot, note=note)
 
 
-def timeline(rows: Sequence[Facts], name: str) -> Picture | None:
+def timeline(rows: Sequence[Facts], name: str) -> Drawn:
     """One line a trial, from its start to its end: trials of one cohort run side by side."""
+    title = "Trials over time"
     if not rows:
-        return None
+        return Absent(title, "no trial has started")
+    rows = sorted(rows, key=lambda r: (r["start"], r["end"]))
     methods = list(dict.fromkeys(r["method"] for r in rows))
     last = max(r["end"] for r in rows)
     unit, per = (
@@ -69,7 +71,7 @@ def timeline(rows: Sequence[Facts], name: str) -> Picture | None:
                 label=short(r["method"]),
                 color=look["color"],
                 linestyle=look["linestyle"],
-                linewidth=3,
+                linewidth=max(1.5, min(4, 180 / len(rows))),
                 solid_capstyle="butt",
             )
             if r["status"] != "done":
@@ -79,26 +81,34 @@ def timeline(rows: Sequence[Facts], name: str) -> Picture | None:
         axes.set_xlabel(f"{unit} since the run began")
         legend(axes, methods)
 
-    bad = sum(r["status"] != "done" for r in rows)
-    told = f"{len(rows)} trials in {duration(last)}; {bad} did not end well."
+    bad = [r for r in rows if r["status"] != "done"]
+    told = f"{plural(len(rows), 'trial')} in {duration(last)}"
+    told += (
+        f"; marked with a cross: {', '.join(r['id'] + ' ' + r['status'] for r in bad[:8])}"
+        if bad
+        else ""
+    )
     return draw(
         name,
-        "Trials over time",
+        title,
         told,
         plot,
         height=min(90 + 9 * len(rows), 620),
-        note="One line a trial; lines above each other share a pass through the backbone. A cross: failed or not ended.",
+        note="One line a trial, in the order of their starts. Trials that start together share a cohort: one pass through "
+        "the backbone for all of them."
+        + (" A cross: stopped early, failed, or not ended." if bad else ""),
     )
 
 
-def history(search: Sequence[Facts], name: str) -> Picture | None:
+def history(search: Sequence[Facts], name: str) -> Drawn:
     """Selection score of the searched trials in order, and the best so far."""
     if not search:
-        return None
+        return Absent("Search history", NO_SEARCH)
+    metric, several = search[0]["metric"], len({s["task"] for s in search}) > 1
 
     def plot(axes: Any) -> None:
         for i, s in enumerate(search):
-            look, values = style(i), [100 * t["score"] for t in s["trials"]]
+            look, values = style(i), [scale(metric) * t["score"] for t in s["trials"]]
             at = list(range(1, len(values) + 1))
             axes.plot(
                 at,
@@ -113,17 +123,17 @@ def history(search: Sequence[Facts], name: str) -> Picture | None:
                 at,
                 _running(values, s["greater_is_better"]),
                 where="post",
-                label=short(s["method"]),
+                label=short(searched(s, several)),
                 color=look["color"],
                 linestyle=look["linestyle"],
             )
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set_xlabel("trial of the method")
-        axes.set_ylabel(f"selection {search[0]['metric']}, %")
-        legend(axes, [s["method"] for s in search])
+        axes.set_ylabel(axis_name(f"selection {metric}") if metric != "loss" else "selection loss")
+        legend(axes, [searched(s, several) for s in search])
 
     told = "; ".join(
-        f"{s['method']}: best {percent((max if s['greater_is_better'] else min)(t['score'] for t in s['trials']))} "
-        f"in {len(s['trials'])} trials"
+        f"{searched(s, several)}: best {score(_best(s), metric)} in {plural(len(s['trials']), 'trial')}"
         for s in search
     )
     return draw(
@@ -131,38 +141,42 @@ def history(search: Sequence[Facts], name: str) -> Picture | None:
         "Search history",
         told,
         plot,
-        note="Mark: one trial. Line: the best so far. Selection scores are what the search chose by; they are not test scores.",
+        note="Mark: one trial. Line: the best so far. The search chose by these selection scores; the best of many is high "
+        "partly by luck, and the test scores stand in the table of methods.",
     )
 
 
-def budget(search: Sequence[Facts], name: str) -> Picture | None:
+def budget(search: Sequence[Facts], name: str) -> Drawn:
     """Expected best selection score against the number of trials."""
     shown = [s for s in search if len(s["expected_best"]) > 1]
+    title = "Expected best against budget"
     if not shown:
-        return None
+        return Absent(title, "it takes two searched trials of a method" if search else NO_SEARCH)
+    metric, several = search[0]["metric"], len({s["task"] for s in search}) > 1
 
     def plot(axes: Any) -> None:
         for i, s in enumerate(shown):
             at = range(1, len(s["expected_best"]) + 1)
             axes.plot(
                 at,
-                [100 * v for v in s["expected_best"]],
-                label=short(s["method"]),
+                [scale(metric) * v for v in s["expected_best"]],
+                label=short(searched(s, several)),
                 markersize=4,
                 **style(i),
             )
         axes.set_xlabel("trials spent on the method")
-        axes.set_ylabel(f"expected best selection {shown[0]['metric']}, %")
-        legend(axes, [s["method"] for s in shown])
+        axes.set_ylabel(axis_name(f"expected best {metric}"))
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        legend(axes, [searched(s, several) for s in shown])
 
     told = "; ".join(
-        f"{s['method']}: {percent(s['expected_best'][0])} with one trial, {percent(s['expected_best'][-1])} "
-        f"with {len(s['expected_best'])}"
+        f"{searched(s, several)}: {score(s['expected_best'][0], metric)} with one trial, "
+        f"{score(s['expected_best'][-1], metric)} with {len(s['expected_best'])}"
         for s in shown
     )
     return draw(
         name,
-        "Expected best against budget",
+        title,
         told,
         plot,
         note="What the best of so many trials is expected to score (Dodge et al. 2019). A curve still rising says that "
@@ -170,12 +184,22 @@ def budget(search: Sequence[Facts], name: str) -> Picture | None:
     )
 
 
-def parallel(s: Facts, name: str) -> Picture | None:
+def searched(s: Facts, several: bool) -> str:
+    """What was searched, by its method, and its task where there are several."""
+    return f"{s['method']} on {s['task']}" if several else s["method"]
+
+
+def _best(s: Facts) -> float:
+    return (max if s["greater_is_better"] else min)(t["score"] for t in s["trials"])
+
+
+def parallel(s: Facts, name: str, several: bool = False) -> Drawn:
     """Parallel coordinates: one line a trial through its settings to its score."""
     rows = s["trials"]
     names = list(rows[0]["settings"])
+    title = f"Settings of {searched(s, several)}"
     if len(rows) < 3 or len(names) < 2:
-        return None
+        return Absent(title, "it takes three trials in which two settings vary")
     columns = [axis([r["settings"][n] for r in rows]) for n in names]
     columns.append(([r["score"] for r in rows], []))
     ranked = sorted(
@@ -194,8 +218,8 @@ def parallel(s: Facts, name: str) -> Picture | None:
         for row, (places, ends) in enumerate(columns):
             axes.axhline(row, color=MUTED, linewidth=0.8)
             told = ends or [
-                (min(places), percent(min(places))),
-                (max(places), percent(max(places))),
+                (min(places), score(min(places), s["metric"])),
+                (max(places), score(max(places), s["metric"])),
             ]
             for place, text in told if len(told) <= 5 else (told[0], told[-1]):
                 at = _unit([*places, place])[-1]
@@ -207,15 +231,12 @@ def parallel(s: Facts, name: str) -> Picture | None:
         axes.spines[["left", "bottom"]].set_visible(False)
 
     told = (
-        f"{len(rows)} trials over {', '.join(names)}; the best quarter is drawn strong. Best: "
-        + ", ".join(
-            f"{k} = {v:g}" if isinstance(v, float) else f"{k} = {v}"
-            for k, v in rows[ranked[0]]["settings"].items()
-        )
+        f"{len(rows)} trials over {', '.join(names)}. The best, with {score(rows[ranked[0]]['score'], s['metric'])}: "
+        + settings(rows[ranked[0]]["settings"])
     )
     return draw(
         name,
-        f"Settings of {s['method']}",
+        title,
         told,
         plot,
         height=70 + 52 * len(columns),
@@ -223,11 +244,18 @@ def parallel(s: Facts, name: str) -> Picture | None:
     )
 
 
-def importance(s: Facts, name: str) -> Picture | None:
+def importance(s: Facts, name: str, several: bool = False) -> Drawn:
     """How much each setting mattered."""
     shares = s["importance"]
+    title = f"What mattered for {searched(s, several)}"
     if not shares:
-        return None
+        had, needed = len(s["trials"]), s["needed_for_importance"]
+        return Absent(
+            title,
+            f"it takes {needed} trials, and there are {had}"
+            if had < needed
+            else "it takes two settings that vary",
+        )
     ranked = sorted(shares.items(), key=lambda pair: pair[1])
 
     def plot(axes: Any) -> None:
@@ -238,7 +266,7 @@ def importance(s: Facts, name: str) -> Picture | None:
     told = ", ".join(f"{k}: {percent(v)}%" for k, v in reversed(ranked))
     return draw(
         name,
-        f"What mattered for {s['method']}",
+        title,
         told,
         plot,
         height=80 + 26 * len(ranked),

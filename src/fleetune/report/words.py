@@ -1,4 +1,7 @@
-"""How numbers are written on the page, and the answer in sentences. Facts in, text out."""
+"""How numbers are written on the page, and what the run asks and answers, in sentences. Facts in, text out.
+
+Scores are written in percent and differences in points, as papers on these tasks do; a loss stays as it is.
+"""
 
 from __future__ import annotations
 
@@ -8,23 +11,47 @@ from typing import Any
 from fleetune.report.tables import duration as duration
 from fleetune.report.tables import labels
 
-OPTIMISTIC = "optimistic: the epoch was chosen on these same examples"
+Facts = dict[str, Any]
+
+OPTIMISTIC = "the epoch was chosen on the reported examples themselves, so the score is higher than on new ones"
 _SENTENCES = {
     "better": "is better than",
     "worse": "is worse than",
     "equivalent": "is equivalent to",
     "cannot tell": "cannot be told from",
 }
+# The first screen has room for so many sentences; the table of verdicts has all of them.
+_MOST_ANSWERS = 6
+# stats/verdict.py gives no verdict below; the page says so where a run has fewer.
+LEAST_SEEDS = 5
+
+
+# --- numbers
 
 
 def percent(value: float) -> str:
-    """A score in percent."""
+    """A share in percent."""
     return f"{100 * value:.2f}"
 
 
 def points(value: float) -> str:
     """A difference in points, with its sign."""
     return f"{100 * value:+.2f}"
+
+
+def score(value: float, metric: str) -> str:
+    """A score in percent; a loss as it is."""
+    return f"{value:.4f}" if metric == "loss" else percent(value)
+
+
+def scale(metric: str) -> int:
+    """What a score is multiplied with before it is drawn or written."""
+    return 1 if metric == "loss" else 100
+
+
+def axis_name(metric: str, where: str = "") -> str:
+    """A metric as the name of an axis, with its unit."""
+    return f"{metric}{where}" if metric == "loss" else f"{metric}{where}, %"
 
 
 def interval(record: Mapping[str, Any], *, signed: bool = False) -> str:
@@ -46,6 +73,21 @@ def size(value: float) -> str:
     return f"{value:g}"
 
 
+def gib(value: int) -> str:
+    """Bytes in GiB."""
+    return f"{value / 2**30:.2f} GiB"
+
+
+def signed(value: float) -> str:
+    """An error of a regression, in the unit of its target."""
+    return f"{value:+.3f}"
+
+
+def p_value(value: float) -> str:
+    """A p-value to as many digits as anybody should read."""
+    return "< 0.0001" if value < 1e-4 else f"{value:.2g}" if value < 0.1 else f"{value:.2f}"
+
+
 def setting(value: Any) -> str:
     """A setting's value as the user would write it."""
     if isinstance(value, float):
@@ -56,48 +98,64 @@ def setting(value: Any) -> str:
     return str(value)
 
 
-def joined(names: Sequence[str]) -> str:
+def settings(values: Mapping[str, Any]) -> str:
+    """Several settings in one line."""
+    return ", ".join(f"{k}={setting(v)}" for k, v in values.items())
+
+
+def plural(number: int, one: str, many: str | None = None) -> str:
+    """`1 seed`, `3 seeds`."""
+    return f"{count(number)} {one if number == 1 else many or one + 's'}"
+
+
+def joined(names: Sequence[str], word: str = "or") -> str:
     """Names as in a sentence."""
-    return names[0] if len(names) < 2 else f"{', '.join(names[:-1])} or {names[-1]}"
+    return "".join(names) if len(names) < 2 else f"{', '.join(names[:-1])} {word} {names[-1]}"
 
 
-def question(facts: dict[str, Any]) -> str:
+# --- the question and its answer
+
+
+def question(facts: Facts) -> str:
     """What the run asks."""
     methods = list(dict.fromkeys(t["method"] for t in facts["trials"]))
-    tasks = " and ".join(dict.fromkeys(t["task"] for t in facts["trials"])) or "these data"
+    tasks = joined(list(dict.fromkeys(t["task"] for t in facts["trials"])), "and") or "these data"
     backbone = facts["study"]["environment"]["backbone"]["source"].rstrip("/").rpartition("/")[2]
-    if len(methods) > 1:
+    if 1 < len(methods) <= 5:
         return f"{joined(methods)}: which is best on {tasks} with {backbone}?"
-    if len(facts["estimates"]) > 1 and methods:
+    if len(methods) > 5:
+        return f"Which of {len(methods)} methods is best on {tasks} with {backbone}?"
+    if methods and len({label for label, _ in named(facts)}) > 1:
         return f"Which setting of {methods[0]} is best on {tasks} with {backbone}?"
     return f"How good is {methods[0] if methods else 'it'} on {tasks} with {backbone}?"
 
 
-def verdict_records(facts: dict[str, Any]) -> list[dict[str, Any]]:
-    """The verdicts in one form for sentences, table and picture."""
-    names = dict(zip(map(_identity, facts["estimates"]), labels(facts["estimates"]), strict=True))
-    found: list[dict[str, Any]] = []
-    for v in facts["verdicts"]:
-        mine = v.get("method", v.get("b"))
-        reference = v.get("reference", v.get("a"))
-        found.append(
-            {
-                "task": v.get("task"),
-                "set": v.get("set"),
-                "metric": v.get("metric"),
-                "name": _name(mine, names),
-                "reference": _name(reference, names),
-                "verdict": v["verdict"],
-                "difference": v["difference"],
-                "low": v["low"],
-                "high": v["high"],
-                "p_value": v.get("p_holm", v.get("p_value")),
-                "detectable": v.get("detectable"),
-                "probability_better": v.get("probability_better"),
-                "optimistic": bool(v.get("optimistic", facts["study"]["optimistic"])),
-            }
-        )
-    return found
+def named(facts: Facts) -> list[tuple[str, Facts]]:
+    """The estimates with their names. Names tell settings apart, not test sets: these have a column of their own."""
+    found: list[tuple[str, Facts]] = []
+    estimates: list[Facts] = facts["estimates"]
+    for task, where, metric in dict.fromkeys((e["task"], e["set"], e["metric"]) for e in estimates):
+        mine = [e for e in estimates if (e["task"], e["set"], e["metric"]) == (task, where, metric)]
+        found += zip(labels(mine), mine, strict=True)
+    order = {id(e): i for i, e in enumerate(estimates)}
+    return sorted(found, key=lambda pair: order[id(pair[1])])
+
+
+def verdict_records(facts: Facts) -> list[Facts]:
+    """The verdicts in one form for sentences, table and picture; keys that a verdict lacks are None."""
+    names = {_identity(e): name for name, e in reversed(named(facts))}
+    optional = ("task", "set", "metric", "p_value", "p_adjusted", "detectable", "seeds", "n")
+    more = ("probability_better", "reason", "how")
+    return [
+        {
+            **{key: v.get(key) for key in (*optional, *more)},
+            "name": _name(v["method"], names),
+            "reference": _name(v["reference"], names),
+            **{key: v[key] for key in ("verdict", "difference", "low", "high")},
+            "optimistic": bool(v.get("optimistic", facts["study"]["optimistic"])),
+        }
+        for v in facts["verdicts"]
+    ]
 
 
 def _identity(e: Mapping[str, Any]) -> str:
@@ -110,78 +168,140 @@ def _name(told: Any, names: Mapping[str, str]) -> str:
     return str(told)
 
 
-def answers(facts: dict[str, Any]) -> list[dict[str, Any]]:
-    """The answer: one sentence a verdict, or what stands in its place. Each has `verdict` (or None) and `text`."""
-    found: list[dict[str, Any]] = []
-    for v in verdict_records(facts):
-        where = f" on {v['task']}" if v["task"] else ""
-        text = (
-            f"{v['name']} {_SENTENCES.get(v['verdict'], v['verdict'])} {v['reference']}{where}: "
-            f"{points(v['difference'])} points {interval(v, signed=True)}"
-        )
-        if v["p_value"] is not None:
-            text += f", p = {v['p_value']:.3g}"
-        if v["detectable"] is not None:
-            text += (
-                f"; differences under {100 * v['detectable']:.2f} points could not have been seen"
-            )
-        found.append({"verdict": v["verdict"], "text": f"{text}.", "optimistic": v["optimistic"]})
-    if not found:
-        found += [
-            {"verdict": None, "text": text, "optimistic": facts["study"]["optimistic"]}
-            for text in _without_verdicts(facts)
+def main_verdicts(facts: Facts) -> list[Facts]:
+    """Those on the main metric and the main test set of each task."""
+    found = verdict_records(facts)
+    first: dict[Any, tuple[Any, Any]] = {}
+    for v in found:
+        first.setdefault(v["task"], (v["set"], v["metric"]))
+    return [v for v in found if (v["set"], v["metric"]) == first[v["task"]]]
+
+
+def answers(facts: Facts) -> list[Facts]:
+    """The answer: one sentence a verdict, or what stands in its place. Each has `verdict` (or None), `text`, `optimistic`."""
+    verdicts = main_verdicts(facts)
+    several = len({v["task"] for v in verdicts}) > 1
+    if not verdicts:
+        stamp = facts["study"]["optimistic"]
+        return [
+            {"verdict": None, "text": text, "optimistic": stamp and scored}
+            for text, scored in _without_verdicts(facts)
         ]
+    found = [
+        {
+            "verdict": v["verdict"],
+            "text": _sentence(v, several),
+            "optimistic": v["optimistic"],
+        }
+        for v in verdicts[:_MOST_ANSWERS]
+    ]
+    if left := len(verdicts) - len(found):
+        told = f"{plural(left, 'more verdict')} in the table below."
+        found.append({"verdict": None, "text": told, "optimistic": False})
     return found
 
 
-def _without_verdicts(facts: dict[str, Any]) -> list[str]:
-    estimates = facts["estimates"]
-    if not estimates:
-        return ["No trial has ended yet, so there is no answer."]
-    main = [
-        e
-        for e in estimates
-        if (e["set"], e["metric"]) == (estimates[0]["set"], estimates[0]["metric"])
-    ]
+def _sentence(v: Facts, several: bool) -> str:
+    where = f" on {v['task']}" if several else ""
+    of = f" of {v['metric']}" if v["metric"] else ""
+    text = (
+        f"{v['name']} {_SENTENCES.get(v['verdict'], v['verdict'])} {v['reference']}{where}: "
+        f"{points(v['difference'])} points{of}, 95% interval {interval(v, signed=True)}"
+    )
+    if v["seeds"] and v["n"]:
+        text += f", over {plural(v['seeds'], 'seed')} and {plural(v['n'], 'example')}"
+    p = v["p_adjusted"] if v["p_adjusted"] is not None else v["p_value"]
+    if p is not None:
+        told = p_value(p)
+        text += f", {'adjusted ' if v['p_adjusted'] is not None else ''}p {'' if '<' in told else '= '}{told}"
+    if v["verdict"] == "cannot tell" and v["detectable"] is not None:
+        text += f". A difference under {percent(v['detectable'])} points was too small for this run to see"
+    return f"{text}."
+
+
+def _without_verdicts(facts: Facts) -> list[tuple[str, bool]]:
+    """(sentence, whether it holds a score)."""
+    if not facts["estimates"]:
+        return [("No trial has ended well yet, so there is no answer.", False)]
+    main = _main_estimates(facts)
+    several = len({e["task"] for _, e in main}) > 1
+    best = sorted(main, key=lambda pair: -pair[1]["value"])[:_MOST_ANSWERS] if not several else main
     told = [
-        f"{name} scored {percent(e['value'])} {interval(e)} ({e['metric']} on {e['n']} examples, seeds: {e['seeds']})."
-        for name, e in zip(labels(main), main, strict=True)
+        (
+            f"{name} scored {percent(e['value'])}% {e['metric']}{' on ' + e['task'] if several else ''}, "
+            f"95% interval {interval(e)}, over {plural(e['seeds'], 'seed')} and {plural(e['n'], 'example')}.",
+            True,
+        )
+        for name, e in best[: 2 * _MOST_ANSWERS]
     ]
-    return told[:3] if len(main) < 2 else [*told[:6], "No verdict between them was computed."]
+    if len(main) > 1:
+        told.append(
+            (
+                "Which is best is open: no verdict was computed, and intervals that overlap do not decide it either way.",
+                False,
+            )
+        )
+    return told
 
 
-def untold(facts: dict[str, Any]) -> list[str]:
+def _main_estimates(facts: Facts) -> list[tuple[str, Facts]]:
+    """Those of the main metric on the main test set of each task."""
+    first: dict[str, tuple[str, str]] = {}
+    pairs = named(facts)
+    for _, e in pairs:
+        first.setdefault(e["task"], (e["set"], e["metric"]))
+    return [(name, e) for name, e in pairs if (e["set"], e["metric"]) == first[e["task"]]]
+
+
+def untold(facts: Facts) -> list[str]:
     """What this run cannot tell, and why."""
     found: list[str] = []
-    study, estimates = facts["study"], facts["estimates"]
-    open_ = [v for v in verdict_records(facts) if v["verdict"] == "cannot tell"]
-    for v in open_:
+    study, trials = facts["study"], facts["trials"]
+    open_ = [v for v in main_verdicts(facts) if v["verdict"] == "cannot tell"]
+    for v in open_[:_MOST_ANSWERS]:
         found.append(
-            f"Whether {v['name']} and {v['reference']} differ: the interval reaches from {points(v['low'])} to "
-            f"{points(v['high'])} points."
+            f"Whether {v['name']} and {v['reference']} differ: the data agree with anything from {points(v['low'])} to "
+            f"{points(v['high'])} points{'; ' + v['reason'] if v['reason'] else ''}."
         )
     if study["optimistic"]:
         found.append(
             "How good the models are on new examples: the epoch was chosen on the reported examples themselves, "
             "so every score here is optimistic."
         )
-    if estimates and min(e["seeds"] for e in estimates) < 5:
-        least = min(e["seeds"] for e in estimates)
+    seeds = min((e["seeds"] for e in facts["estimates"]), default=LEAST_SEEDS)
+    if seeds < LEAST_SEEDS:
         found.append(
-            f"How much of a difference is luck of the seed: the fewest seeds behind an estimate are {least}, and 5 are the "
-            "least for a verdict."
+            f"How much of a difference is luck of the seed: an estimate here rests on {plural(seeds, 'seed')}, "
+            f"and {LEAST_SEEDS} are the least for a verdict. More: --seeds {LEAST_SEEDS}."
         )
-    if failed := [t for t in facts["trials"] if t["status"] == "failed"]:
+    if failed := [t for t in trials if t["status"] == "failed"]:
         found.append(
-            f"What the failed trials would have scored: {len(failed)} of {len(facts['trials'])} failed, and the estimates are "
+            f"What the failed trials would have scored: {len(failed)} of {len(trials)} failed, and the estimates are "
             "of the others."
         )
-    if waiting := [t for t in facts["trials"] if t["status"] == "unfinished"]:
+    if waiting := [t for t in trials if t["status"] == "unfinished"]:
         found.append(
-            f"What the rest will say: {len(waiting)} of {len(facts['trials'])} trials have not ended."
+            f"What the rest will say: {len(waiting)} of {len(trials)} trials have not ended."
         )
     found.append(
-        "How other tasks, languages or backbones would turn out: the intervals are about new seeds and new examples of this "
-        "task alone."
+        "How another task, language or backbone would turn out: the intervals are about new seeds and new examples "
+        "of the same kind."
     )
     return found
+
+
+def scope(facts: Facts, tasks: Sequence[Facts]) -> str:
+    """The size of the run in one line: trials, seeds, examples, protocol, machine."""
+    trials = facts["trials"]
+    told = [plural(len(trials), "trial")]
+    if seeds := {t["seed"] for t in trials if t["phase"] != "search"}:
+        told.append(plural(len(seeds), "seed"))
+    for task in tasks:
+        if task["groups"]:
+            n, where = task["groups"][0]["estimate"]["n"], task["set"]
+            told.append(f"{plural(n, 'example')} of {task['task']} ({where})")
+    machine = facts["study"]["environment"]["machine"]
+    told.append(
+        str(machine.get("gpu") or f"{machine['processor']}, {plural(machine['cores'], 'core')}")
+    )
+    return " · ".join(told)
