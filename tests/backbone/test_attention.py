@@ -15,17 +15,19 @@ from torch.testing import assert_close
 
 from fleetune.backbone.attention import packed_attention
 from fleetune.backbone.noise import Noise, NoiseKey
-from fleetune.backbone.stream import BUCKET_SHARE, Current, Stream
+from fleetune.backbone.stream import BUCKET_SHARE, TILE, Current, Stream
 
 HEADS, WIDTH = 2, 3
 SITE = "encoder.layer.3.attention"
 
 
-def stream_of(lengths: list[int], trials: list[int], noise: Noise | None) -> Stream:
+def stream_of(
+    lengths: list[int], trials: list[int], noise: Noise | None, first_only: bool = False
+) -> Stream:
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     owners = np.concatenate([[0], np.cumsum(trials)]).astype(np.int64)
     assert owners[-1] == len(lengths)
-    return Stream(offsets, owners, "packed", torch.device("cpu"), noise)
+    return Stream(offsets, owners, "packed", torch.device("cpu"), noise, first_only)
 
 
 def noise_of(rates: list[float | None]) -> Noise:
@@ -37,7 +39,11 @@ def packed(
 ) -> tuple[Tensor, Any]:
     current = Current()
     current.stream = stream
-    module: Any = SimpleNamespace(fleetune_current=current, fleetune_site=SITE)
+    module: Any = SimpleNamespace(
+        fleetune_current=current,
+        fleetune_site=SITE,
+        fleetune_reads_first=stream.first_tokens_only,
+    )
     return packed_attention(module, q, k, v, None, dropout=dropout, **rest)
 
 
@@ -62,9 +68,11 @@ def loop(
             own = stream.noise.keys[trial].rate
             levels = round((dropout if own is None else own) * 65_536)
             number = sequence - int(stream.trial_offsets[trial])
-            bits = stream.noise.bits(trial, HEADS * n * n, SITE, call, number)
+            queries = 1 if stream.first_tokens_only else n
+            bits = stream.noise.bits(trial, HEADS * queries * n, SITE, call, number)
             kept = torch.from_numpy(bits.astype(np.int64)) + 32_768 >= levels
-            multipliers = kept.view(HEADS, n, n).to(q.dtype) * (65_536 / (65_536 - levels))
+            drawn = kept.view(HEADS, queries, n).to(q.dtype) * (65_536 / (65_536 - levels))
+            multipliers = drawn.expand(HEADS, n, n)
         heads = []
         for h in range(HEADS):
             qh, kh, vh = (x[0, h, start : start + n] for x in (q, k, v))
@@ -75,7 +83,10 @@ def loop(
                         if abs(i - j) > sliding_window - 1:
                             scores[i, j] = -torch.inf
             heads.append((scores.softmax(-1) * multipliers[h]) @ vh)
-        out.append(torch.stack(heads, dim=1))
+        one = torch.stack(heads, dim=1)
+        if stream.first_tokens_only:
+            one = torch.cat([one[:1], torch.zeros_like(one[1:])])
+        out.append(one)
     return torch.cat(out)[None]
 
 
@@ -85,6 +96,7 @@ def check(
     *,
     rates: list[float | None] | None = None,
     dropout: float = 0.0,
+    first_only: bool = False,
     **rest: Any,
 ) -> None:
     """Output and the gradients of query, key and value."""
@@ -93,9 +105,9 @@ def check(
     rng = np.random.default_rng(sum(lengths))
     shape = (1, HEADS, sum(lengths), WIDTH)
     q, k, v = (torch.from_numpy(2 * rng.normal(size=shape)).requires_grad_() for _ in range(3))
-    found, weights = packed(stream_of(lengths, trials, noise), q, k, v, dropout, **rest)
+    found, weights = packed(stream_of(lengths, trials, noise, first_only), q, k, v, dropout, **rest)
     assert weights is None
-    expected = loop(stream_of(lengths, trials, noise), q, k, v, dropout, **rest)
+    expected = loop(stream_of(lengths, trials, noise, first_only), q, k, v, dropout, **rest)
     assert_close(found, expected, rtol=1e-11, atol=1e-11)
     direction = torch.from_numpy(rng.normal(size=tuple(expected.shape)))
     mine = torch.autograd.grad(found, (q, k, v), direction)
@@ -104,7 +116,7 @@ def check(
         assert_close(a, b, rtol=1e-10, atol=1e-10, msg=lambda m, name=name: f"{name}: {m}")
 
 
-# Buckets start anew where a sequence is shorter than BUCKET_SHARE of the longest in them.
+# Long sequences share a bucket while they are at least BUCKET_SHARE of its longest; short ones of a trial share tiles.
 EDGES = {
     "one sequence": [9],
     "one token": [1],
@@ -113,7 +125,11 @@ EDGES = {
     "one bucket with padding": [20, 18, 19, 17],
     "a bucket each": [3, 20, 1, 8],
     "shortest first": [1, 2, 3, 20, 19],
-    "at the bucket's edge": [20, 17, 16],
+    "at the bucket's edge": [60, 51, 50],
+    "at the tile's edge": [TILE, TILE + 1, TILE - 1, 1],
+    "tiles full to the last place": [TILE // 2, TILE // 2, TILE // 4, 3 * TILE // 4],
+    "long ones with padding": [70, 68, 61, 66],
+    "long and short": [3, 45, 1, 80, 8, 44],
 }
 
 
@@ -121,6 +137,16 @@ EDGES = {
 @pytest.mark.parametrize("name", EDGES)
 def test_edges(name: str, window: int | None) -> None:
     check(EDGES[name], sliding_window=window)
+
+
+@pytest.mark.parametrize("rates", [None, [None]])
+@pytest.mark.parametrize("window", [None, 1, 4])
+@pytest.mark.parametrize("name", EDGES)
+def test_first_tokens_alone(
+    name: str, window: int | None, rates: list[float | None] | None
+) -> None:
+    """Only the queries of first tokens: as if the others' output and gradient were zero."""
+    check(EDGES[name], rates=rates, dropout=0.3, sliding_window=window, first_only=True)
 
 
 @pytest.mark.parametrize("window", [None, 1, 4])
@@ -131,14 +157,20 @@ def test_edges_with_dropout(name: str, window: int | None) -> None:
 
 @settings(max_examples=60, deadline=None, derandomize=True, database=None)
 @given(
-    lengths=st.lists(st.lists(st.integers(1, 24), min_size=1, max_size=4), min_size=1, max_size=4),
-    window=st.one_of(st.none(), st.integers(1, 26)),
+    lengths=st.lists(st.lists(st.integers(1, 50), min_size=1, max_size=5), min_size=1, max_size=4),
+    window=st.one_of(st.none(), st.integers(1, 52)),
     dropout=st.sampled_from([0.0, 0.1, 0.5]),
     noisy=st.booleans(),
+    first_only=st.booleans(),
     data=st.data(),
 )
 def test_random_lengths(
-    lengths: list[list[int]], window: int | None, dropout: float, noisy: bool, data: Any
+    lengths: list[list[int]],
+    window: int | None,
+    dropout: float,
+    noisy: bool,
+    first_only: bool,
+    data: Any,
 ) -> None:
     """Up to four trials, each with its sequences' lengths and a dropout rate of its own or none."""
     rates = None
@@ -147,7 +179,7 @@ def test_random_lengths(
         rates = data.draw(st.lists(own, min_size=len(lengths), max_size=len(lengths)))
     flat = [n for trial in lengths for n in trial]
     trials = [len(trial) for trial in lengths]
-    check(flat, trials, rates=rates, dropout=dropout, sliding_window=window)
+    check(flat, trials, rates=rates, dropout=dropout, sliding_window=window, first_only=first_only)
 
 
 def test_scale_is_the_models_own() -> None:
@@ -166,37 +198,56 @@ def test_each_call_in_a_pass_draws_anew() -> None:
         assert_close(found, loop(stream, q, k, v, 0.0, call=call), rtol=1e-12, atol=1e-12)
 
 
-def test_a_neighbour_that_is_not_a_number_stays_alone() -> None:
-    """One sequence full of nan leaves the others, in the same bucket and beyond, as they were."""
-    lengths = [9, 10, 9, 3]
+@pytest.mark.parametrize("lengths", [[9, 10, 9, 3], [50, 48, 47, 3]], ids=["tiles", "bucket"])
+def test_a_trial_that_is_not_a_number_stays_alone(lengths: list[int]) -> None:
+    """One trial full of nan leaves the others, in the same bucket and beyond, as they were."""
     rng = np.random.default_rng(0)
     shape = (1, HEADS, sum(lengths), WIDTH)
     clean = [torch.from_numpy(rng.normal(size=shape)) for _ in range(3)]
+    start, end = lengths[0], lengths[0] + lengths[1]
     broken = [x.clone() for x in clean]
     for x in broken:
-        x[:, :, 9:19] = torch.nan
-    for dropout, noise in ((0.0, None), (0.2, noise_of([None]))):
-        expected, found = (
-            packed(stream_of(lengths, [4], noise), q, k, v, dropout, sliding_window=4)[0]
-            for q, k, v in (clean, broken)
-        )
-        others = [i for i in range(sum(lengths)) if not 9 <= i < 19]
-        assert torch.equal(found[:, others], expected[:, others])
-        assert found[:, 9:19].isnan().all()
+        x[:, :, start:end] = torch.nan
+    for dropout, noise in ((0.0, None), (0.2, noise_of([None, None, None]))):
+        results = []
+        for tensors in (clean, broken):
+            q, k, v = (x.clone().requires_grad_() for x in tensors)
+            stream = stream_of(lengths, [1, 1, 2], noise)
+            out, _ = packed(stream, q, k, v, dropout, sliding_window=4)
+            results.append(
+                [out[0], *(g[0].transpose(0, 1) for g in torch.autograd.grad(out.sum(), (q, k, v)))]
+            )
+        others = [i for i in range(sum(lengths)) if not start <= i < end]
+        for expected, found in zip(*results, strict=True):
+            assert torch.equal(found[others], expected[others])
+            assert found[start:end].isnan().all()
 
 
 @settings(max_examples=100, deadline=None, derandomize=True, database=None)
-@given(lengths=st.lists(st.integers(1, 200), min_size=1, max_size=30))
-def test_buckets_hold_each_sequence_once_with_little_padding(lengths: list[int]) -> None:
-    stream = stream_of(lengths, [len(lengths)], None)
+@given(
+    lengths=st.lists(st.lists(st.integers(1, 200), min_size=1, max_size=20), min_size=1, max_size=4)
+)
+def test_tiles_hold_each_sequence_once_with_little_padding(lengths: list[list[int]]) -> None:
+    flat = [n for trial in lengths for n in trial]
+    stream = stream_of(flat, [len(trial) for trial in lengths], None)
     held = np.concatenate([bucket.sequences for bucket in stream.buckets])
-    assert sorted(held.tolist()) == list(range(len(lengths)))
+    assert sorted(held.tolist()) == list(range(len(flat)))
+    trial_of = np.repeat(np.arange(len(lengths)), [len(trial) for trial in lengths])
     for bucket in stream.buckets:
         own = stream.lengths[bucket.sequences]
-        assert bucket.length == own.max() and own.min() >= BUCKET_SHARE * bucket.length
-        if bucket.valid is None:
-            assert (own == bucket.length).all()
-        else:
-            assert bucket.valid.sum(1).tolist() == own.tolist()
-    there, back = stream.regrouping
-    assert torch.equal(there[back], torch.arange(stream.n_tokens)), "there and back again"
+        assert np.array_equal(bucket.lengths, own)
+        assert set(bucket.tiles.tolist()) == set(range(bucket.n_tiles))
+        if bucket.length > TILE:
+            assert bucket.n_tiles == len(own)
+            assert bucket.length == own.max() and own.min() >= BUCKET_SHARE * bucket.length
+            continue
+        assert bucket.length == TILE
+        filled = np.bincount(bucket.tiles, weights=own)
+        owner = {}
+        for tile, sequence in zip(bucket.tiles.tolist(), bucket.sequences.tolist(), strict=True):
+            assert owner.setdefault(tile, trial_of[sequence]) == trial_of[sequence]
+        assert filled.max() <= TILE
+        for trial in range(len(lengths)):
+            mine = [filled[tile] for tile, who in owner.items() if who == trial]
+            # First fit leaves at most one tile of a trial half empty.
+            assert sum(n <= TILE / 2 for n in mine) <= 1

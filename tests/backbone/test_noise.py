@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
-from fleetune.backbone.noise import Noise, NoiseKey, multiplier
+from fleetune.backbone.noise import Blocks, Noise, NoiseKey, multiply_into
 from fleetune.backbone.stream import Stream
 
 LEVELS = 1 << 16
@@ -25,7 +25,7 @@ LIKE = torch.empty(0, dtype=torch.float64)
 
 
 def mask(key: NoiseKey, rate: float, *name: str | int, count: int = N) -> Tensor:
-    return Noise([key]).rows(0, rate, (count, 1), None, LIKE, *name).view(-1)
+    return Noise([key]).rows(0, rate, LIKE.new_empty(count, 1), None, *name).view(-1)
 
 
 # -- rate and scale -------------------------------------------------------------------------------
@@ -42,7 +42,7 @@ def test_dropped_share_is_the_rate(rate: float) -> None:
 def test_expectation_is_exactly_one(rate: float) -> None:
     """Over all 2^16 numbers that may be drawn, whatever the rate is rounded to."""
     every = np.arange(-LEVELS // 2, LEVELS // 2).astype(np.int16)
-    found = multiplier(every, rate, LIKE)
+    found = multiply_into(LIKE.new_empty(LEVELS), every, rate)
     assert float(found.mean()) == pytest.approx(1.0, abs=1e-12)
     assert float((found == 0).double().mean()) == pytest.approx(rate, abs=0.5 / LEVELS)
     assert len(found.unique()) <= 2
@@ -50,10 +50,24 @@ def test_expectation_is_exactly_one(rate: float) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_multiplier_has_the_dtype_of_what_it_multiplies(dtype: torch.dtype) -> None:
-    found = multiplier(np.zeros(3, dtype=np.int16), 0.25, torch.empty(0, dtype=dtype))
+    found = multiply_into(torch.empty(3, dtype=dtype), np.zeros(3, dtype=np.int16), 0.25)
     # 4 / 3 is rounded to the dtype, as torch's own dropout rounds it.
     assert found.dtype == dtype
     assert float(found[0]) == pytest.approx(4 / 3, rel=torch.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_multipliers_are_written_where_the_tensor_lies(dtype: torch.dtype) -> None:
+    """Into a part of a larger tensor, and into one whose memory is not in order."""
+    drawn = np.random.default_rng(0).integers(-LEVELS // 2, LEVELS // 2, 60).astype(np.int16)
+    value = torch.tensor(4 / 3, dtype=dtype)
+    expected = ((torch.from_numpy(drawn) >= -16_384).to(dtype) * value).view(6, 10)
+    whole = torch.full((8, 10), 7.0, dtype=dtype)
+    multiply_into(whole[1:7], drawn, 0.25)
+    assert torch.equal(whole[1:7], expected)
+    assert bool((whole[[0, 7]] == 7).all())
+    turned = torch.empty(10, 6, dtype=dtype).T
+    assert torch.equal(multiply_into(turned, drawn, 0.25), expected)
 
 
 def test_bits_are_uniform() -> None:
@@ -145,7 +159,8 @@ def test_attention_of_each_trial_has_its_own_rate() -> None:
     noise = Noise([NoiseKey(0, 0), NoiseKey(1, 0, 0.0), NoiseKey(2, 0, 0.75)])
     out = torch.ones(3, 8, 64, 64, dtype=torch.float64)
     lengths, trials = np.array([64, 64, 64]), np.array([0, 1, 2, 3])
-    noise.attention(0.25, np.arange(3), lengths, trials, out, "site", 0)
+    every = np.arange(3)
+    noise.attention(0.25, Blocks(every, every, 0 * every, lengths), trials, out, "site", 0)
     for k, rate in enumerate([0.25, 0.0, 0.75]):
         n = out[k].numel()
         dropped = float((out[k] == 0).double().mean())
@@ -164,7 +179,7 @@ def test_attention_of_each_trial_has_its_own_rate() -> None:
 def test_padded_rows_get_no_bits(lengths: list[int], extra: int, before: list[int]) -> None:
     """A trial's tokens have the masks of the packed layout, however much the company pads them."""
     key, width, rate = NoiseKey(5, 2), 3, 0.5
-    alone = Noise([key]).rows(0, rate, (sum(lengths), width), None, LIKE, "site", 0)
+    alone = Noise([key]).rows(0, rate, LIKE.new_empty(sum(lengths), width), None, "site", 0)
     # The trial in company: others come before it, and one of them is longer than all.
     mates = [*before, max(lengths) + extra]
     every = [*mates, *lengths]
@@ -175,7 +190,7 @@ def test_padded_rows_get_no_bits(lengths: list[int], extra: int, before: list[in
     low, high = stream.token_bounds[1:3]
     existing = stream.existing(stream.n_token_rows, 1)
     assert existing is not None and len(existing) == sum(lengths)
-    found = noise.rows(1, rate, (high - low, width), existing, LIKE, "site", 0)
+    found = noise.rows(1, rate, LIKE.new_empty(high - low, width), existing, "site", 0)
     assert torch.equal(found[torch.from_numpy(existing)], alone)
     padding = np.setdiff1d(np.arange(high - low), existing)
     assert bool((found[torch.from_numpy(padding)] == 1).all())
@@ -204,7 +219,7 @@ def test_attention_blocks_depend_on_nothing_but_their_names(
     expected = []
     for i, n in enumerate(lengths):
         bits = plain.bits(0, heads * n * n, "site", 0, i)
-        expected.append(multiplier(bits, rate, LIKE).view(heads, n, n))
+        expected.append(multiply_into(LIKE.new_empty(heads, n, n), bits, rate))
 
     first = data.draw(st.booleans())
     every = np.array([*lengths, *mates] if first else [*mates, *lengths])
@@ -219,7 +234,9 @@ def test_attention_blocks_depend_on_nothing_but_their_names(
             continue
         side = int(every[bucket].max()) + extra
         out = torch.ones(len(bucket), heads, side, side, dtype=torch.float64)
-        found = Noise(keys).attention(rate, bucket, every, trials, out, "site", 0)
+        tiles = np.arange(len(bucket))
+        blocks = Blocks(bucket, tiles, 0 * tiles, every[bucket])
+        found = Noise(keys).attention(rate, blocks, trials, out, "site", 0)
         assert found is out
         for place, sequence in enumerate(bucket.tolist()):
             n = int(every[sequence])

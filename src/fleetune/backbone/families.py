@@ -35,6 +35,9 @@ class Family:
     positions with the layer's own query and key): then each trial is a cohort of one."""
     pooling_setting: str | None = None
     """The setting of the config that says how a sequence becomes one vector; None: its first token."""
+    narrows: tuple[str, str] | None = None
+    """Inside the base model, the last layer's attention, and the module after it that takes (attended, residual) and where
+    all but the first token of each sequence may be left out, since nothing later reads them. None: all are computed."""
 
     def first_position(self, config: Any) -> int:
         """The position number of a sequence's first token."""
@@ -48,12 +51,13 @@ class Family:
         ]  # type: ignore[return-value]
 
 
+_LIKE_BERT = ("encoder.layer.-1.attention.self", "encoder.layer.-1.attention.output")
 _ROWS = (
-    Family("bert", "encoder"),
-    Family("roberta", "encoder", positions_after_padding=True),
-    Family("xlm-roberta", "encoder", positions_after_padding=True),
-    Family("camembert", "encoder", positions_after_padding=True),
-    Family("electra", "encoder"),
+    Family("bert", "encoder", narrows=_LIKE_BERT),
+    Family("roberta", "encoder", positions_after_padding=True, narrows=_LIKE_BERT),
+    Family("xlm-roberta", "encoder", positions_after_padding=True, narrows=_LIKE_BERT),
+    Family("camembert", "encoder", positions_after_padding=True, narrows=_LIKE_BERT),
+    Family("electra", "encoder", narrows=_LIKE_BERT),
     Family("distilbert", "transformer"),
     Family("albert", "encoder"),
     Family("modernbert", "final_norm", pooling_setting="classifier_pooling"),

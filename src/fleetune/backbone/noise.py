@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,6 +33,25 @@ class NoiseKey:
     """The trial's micro-batches before this one, from its start."""
     rate: float | None = None
     """Replaces every dropout rate of the backbone; None keeps them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Blocks:
+    """Where sequences stand in tiles, for masks of attention: a tile is [heads, length, length]."""
+
+    sequences: NDArray[np.int64]
+    """Their numbers in the stream, [S]."""
+    tiles: NDArray[np.int64]
+    """The tile of each, ascending, [S]."""
+    starts: NDArray[np.int64]
+    """Where in its tile each starts, [S]."""
+    lengths: NDArray[np.int64]
+    """Tokens of each, [S]."""
+
+    @property
+    def slots(self) -> NDArray[np.int64]:
+        """Each sequence's number within its tile, [S]."""
+        return np.arange(len(self.tiles)) - np.searchsorted(self.tiles, self.tiles)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,53 +82,72 @@ class Noise:
         self,
         trial: int,
         rate: float,
-        shape: tuple[int, int],
+        out: Tensor,
         existing: NDArray[np.int64] | None,
-        like: Tensor,
         *name: str | int,
     ) -> Tensor:
-        """The multiplier of one trial's rows of activations: 0 where dropped, 1 / kept share elsewhere; [rows, width].
+        """Write the multiplier of one trial's rows of activations into `out`, [rows, width], and return it.
 
-        existing: which of the rows hold tokens; padding gets no bits, since its amount depends on the company. None
-        where every row counts.
+        0 where dropped, 1 / kept share elsewhere. existing: which of the rows hold tokens; padding gets no bits, since its
+        amount depends on the company, and is multiplied by 1. None where every row counts.
         """
         if existing is None:
-            return multiplier(self.bits(trial, shape[0] * shape[1], *name), rate, like).view(shape)
-        out = like.new_ones(shape)
-        own = self.bits(trial, len(existing) * shape[1], *name)
-        out[torch.from_numpy(existing)] = multiplier(own, rate, like).view(-1, shape[1])
+            return multiply_into(out, self.bits(trial, out.numel(), *name), rate)
+        own = out.new_empty(len(existing), out.shape[1])
+        multiply_into(own, self.bits(trial, own.numel(), *name), rate)
+        out.fill_(1.0)
+        out[torch.from_numpy(existing).to(out.device)] = own
         return out
 
     def attention(
         self,
         rate: float,
-        sequences: NDArray[np.int64],
-        lengths: NDArray[np.int64],
+        blocks: Blocks,
         trial_offsets: NDArray[np.int64],
         out: Tensor,
         *name: str | int,
+        first_only: bool = False,
     ) -> Tensor:
-        """Write the multipliers of some sequences' attention probabilities into `out`, [b, heads, L, L], and return it.
+        """Write the multipliers of sequences' attention probabilities into `out`, [tiles, heads, Q, L], and return it.
 
-        The backbone's rate holds where a trial's key has none. `out` must come filled with ones.
+        The backbone's rate holds where a trial's key has none. What lies beyond the sequences stays as it was. first_only:
+        of each sequence the probabilities of its first token alone, Q counts a tile's sequences.
         """
-        rates = self.rates(rate)
-        owners = np.searchsorted(trial_offsets, sequences, side="right") - 1
-        for place, (sequence, trial) in enumerate(
-            zip(sequences.tolist(), owners.tolist(), strict=True)
+        rates, heads = self.rates(rate), out.shape[1]
+        owners = np.searchsorted(trial_offsets, blocks.sequences, side="right") - 1
+        own = blocks.sequences - trial_offsets[owners]
+        host = out if out.is_cpu else out.cpu()
+        raw = _raw(host)
+        of_sequence = (owners, own, blocks.tiles, blocks.starts, blocks.lengths, blocks.slots)
+        for trial, number, tile, start, n, slot in zip(
+            *(values.tolist() for values in of_sequence), strict=True
         ):
-            if rates[trial] == 0.0:
-                continue
-            n, heads = int(lengths[sequence]), out.shape[1]
-            own = sequence - int(trial_offsets[trial])
-            block = multiplier(self.bits(trial, heads * n * n, *name, own), rates[trial], out)
-            out[place, :, :n, :n] = block.view(heads, n, n)
+            queries = slice(slot, slot + 1) if first_only else slice(start, start + n)
+            block = raw[tile, :, queries, start : start + n]
+            bits = self.bits(trial, block.size, *name, number).reshape(heads, -1, n)
+            _multiply(block, bits, rates[trial], out.dtype)
+        return out if out.is_cpu else out.copy_(host)
+
+
+def multiply_into(out: Tensor, drawn: NDArray[np.int16], rate: float) -> Tensor:
+    """Write 0 where the drawn number falls below the rate, 1 / kept share elsewhere; `out` has as many numbers."""
+    if out.is_cpu and out.is_contiguous():
+        _multiply(_raw(out), drawn.reshape(out.shape), rate, out.dtype)
         return out
+    return out.copy_(multiply_into(torch.empty(out.shape, dtype=out.dtype), drawn, rate))
 
 
-def multiplier(drawn: NDArray[np.int16], rate: float, like: Tensor) -> Tensor:
-    """0 where the drawn number falls below the rate, 1 / kept share elsewhere; dtype and device of `like`, flat."""
-    threshold = round(rate * _LEVELS)
-    kept = _LEVELS - threshold
-    mask = torch.from_numpy(drawn) >= threshold - _LEVELS // 2
-    return mask.to(device=like.device, dtype=like.dtype).mul_(_LEVELS / kept)
+def _multiply(out: NDArray[Any], drawn: NDArray[np.int16], rate: float, dtype: torch.dtype) -> None:
+    threshold = min(round(rate * _LEVELS), _LEVELS - 1)
+    scale = _raw(torch.tensor([_LEVELS / (_LEVELS - threshold)], dtype=dtype))[0]
+    kept = np.greater_equal(drawn, threshold - _LEVELS // 2)
+    # numpy, and for bfloat16 on its bit patterns (that of 0 is 0): torch compares 16-bit integers and turns truth values
+    # into bfloat16 one by one, which takes four times as long altogether.
+    np.multiply(kept.view(np.uint8), scale, out=out, dtype=out.dtype)
+
+
+def _raw(tensor: Tensor) -> NDArray[Any]:
+    """The tensor's memory as an array: bfloat16, which numpy lacks, as its 16-bit patterns."""
+    if tensor.dtype == torch.bfloat16:
+        return tensor.view(torch.int16).numpy().view(np.uint16)
+    return tensor.numpy()

@@ -7,6 +7,7 @@ flat; the rows of one trial are always contiguous, which is what lets every leaf
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
@@ -16,23 +17,62 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fleetune.backbone.noise import Noise
+from fleetune.backbone.noise import Blocks, Noise
 
 # A sequence joins the bucket of a longer one while it is at least this long: shorter steps would save padding but cost
 # more and smaller products. Assumption, to be measured.
 BUCKET_SHARE = 0.85
+# Sequences up to this length share tiles of this length with others of their trial. On a CPU the softmax over rows of 32
+# bfloat16 numbers and its gradient take 2 ns a number, over rows of 13 they take 17 (docs/lab-notes.md, "short rows").
+TILE = 32
 
 
 @dataclass(frozen=True, slots=True)
-class Bucket:
-    """Sequences of near-equal length whose attention is computed together, padded to the longest of them."""
+class Bucket(Blocks):
+    """Tiles of one length whose attention is computed together: [n_tiles, length].
 
-    sequences: NDArray[np.int64]
-    """Their numbers in the stream."""
+    A tile holds one sequence, or several short ones of the same trial, one after the other; the rest is padding. A trial
+    whose numbers are no longer finite thus spoils tiles of its own only.
+    """
+
+    n_tiles: int
     length: int
-    """Tokens of the longest."""
-    valid: Tensor | None
-    """Which of [b, length] are tokens and not padding; None when all are."""
+
+    def owners(self) -> NDArray[np.int64]:
+        """The slot of the sequence that each place of each tile belongs to, -1 for padding, [n_tiles, length]."""
+        found = np.full((self.n_tiles, self.length), -1, dtype=np.int64)
+        placed = zip(self.tiles, self.starts, self.lengths, self.slots, strict=True)
+        for tile, start, n, slot in placed:
+            found[tile, start : start + n] = slot
+        return found
+
+    def visible(self, window: int | None, *, first_only: bool) -> NDArray[np.bool_] | None:
+        """Which places each query may look at, [n_tiles, queries, length]; None where each may look at all.
+
+        window: places i and j see each other where |i - j| <= window - 1. Queries are all places, or the first of each
+        sequence alone; one axis of length 1 stands for queries that all see the same. Padding looks at the tile's first
+        sequence, so that its softmax has a value.
+        """
+        owner = self.owners()
+        wide = window is None or self.length <= window
+        if wide and (owner == 0).all():
+            return None
+        if wide and (owner <= 0).all():
+            return (owner == 0)[:, None, :]
+        asks = np.maximum(owner, 0)
+        seen = asks[:, :, None] == owner[:, None, :]
+        if not wide:
+            place = np.arange(self.length)
+            near = np.abs(place[:, None] - place[None, :]) < window
+            seen &= near[None] | (owner < 0)[:, :, None]
+        return np.take_along_axis(seen, self.firsts()[:, :, None], axis=1) if first_only else seen
+
+    def firsts(self) -> NDArray[np.int64]:
+        """Where each sequence of each tile starts, [n_tiles, most sequences of a tile]; 0 where a tile has fewer."""
+        slots = self.slots
+        found = np.zeros((self.n_tiles, int(slots.max()) + 1), dtype=np.int64)
+        found[self.tiles, slots] = self.starts
+        return found
 
 
 @dataclass(frozen=True)
@@ -41,7 +81,8 @@ class Stream:
 
     sequence_offsets: where each sequence's tokens start, and T at the end, [B + 1].
     trial_offsets: where each trial's sequences start, and B at the end, [K + 1].
-    noise: dropout of the trials; None for evaluation.
+    noise: dropout of the trials; None for evaluation. first_tokens_only: the last layer, behind its keys and values, is
+    computed for each sequence's first token alone, since nothing else is read.
     """
 
     sequence_offsets: NDArray[np.int64]
@@ -49,8 +90,11 @@ class Stream:
     layout: Literal["packed", "padded"]
     device: torch.device
     noise: Noise | None = None
+    first_tokens_only: bool = False
     calls: dict[str, int] = field(default_factory=dict[str, int])
     """How often each leaf has run in this pass: shared leaves (albert) and heads run more than once."""
+    kept: dict[Any, Any] = field(default_factory=dict[Any, Any])
+    """What was worked out for one layer and holds for the next ones too: indices and masks of attention."""
 
     @cached_property
     def lengths(self) -> NDArray[np.int64]:
@@ -138,49 +182,57 @@ class Stream:
 
     @cached_property
     def buckets(self) -> tuple[Bucket, ...]:
-        """The sequences by length, longest first, in groups of near-equal length."""
+        """The sequences in tiles: the long ones by near-equal length, longest first, then the short ones."""
         order = np.argsort(-self.lengths, kind="stable")
+        long = order[self.lengths[order] > TILE]
         groups: list[list[int]] = []
-        for sequence in order.tolist():
+        for sequence in long.tolist():
             n = self.lengths[sequence]
             if not groups or n < BUCKET_SHARE * self.lengths[groups[-1][0]]:
                 groups.append([])
             groups[-1].append(sequence)
-        return tuple(self._bucket(np.asarray(group)) for group in groups)
+        found = [self._bucket(np.asarray(g), np.arange(len(g)), np.zeros(len(g))) for g in groups]
+        if len(long) < len(order):
+            found.append(self._tiled(order[len(long) :]))
+        return tuple(found)
 
-    def _bucket(self, sequences: NDArray[np.int64]) -> Bucket:
+    def _tiled(self, short: NDArray[np.int64]) -> Bucket:
+        """Each trial's short sequences, longest first, each into the trial's first tile with room."""
+        trials = np.searchsorted(self.trial_offsets, short, side="right") - 1
+        short = short[np.argsort(trials, kind="stable")]
+        tiles, starts = np.empty(len(short), np.int64), np.empty(len(short), np.int64)
+        filled: list[int] = []
+        first, trial = 0, -1
+        for i, (sequence, own) in enumerate(
+            zip(short.tolist(), np.sort(trials).tolist(), strict=True)
+        ):
+            if own != trial:
+                first, trial = len(filled), own
+            n = int(self.lengths[sequence])
+            at = next((t for t in range(first, len(filled)) if filled[t] + n <= TILE), len(filled))
+            if at == len(filled):
+                filled.append(0)
+            tiles[i], starts[i] = at, filled[at]
+            filled[at] += n
+        by_tile = np.lexsort((starts, tiles))
+        return self._bucket(short[by_tile], tiles[by_tile], starts[by_tile], TILE)
+
+    def _bucket(
+        self, sequences: NDArray[Any], tiles: NDArray[Any], starts: NDArray[Any], length: int = 0
+    ) -> Bucket:
         lengths = self.lengths[sequences]
-        length = int(lengths.max())
-        if (lengths == length).all():
-            return Bucket(sequences, length, None)
-        valid = np.arange(length)[None, :] < lengths[:, None]
-        return Bucket(sequences, length, torch.from_numpy(valid).to(self.device))
-
-    @cached_property
-    def regrouping(self) -> tuple[Tensor, Tensor]:
-        """Index from stream to buckets and back.
-
-        The first, [P], names for each place of all buckets laid end to end the packed row that goes there (padding
-        repeats the sequence's first token); the second, [T], names for each packed row its place in the buckets.
-        """
-        there: list[NDArray[np.int64]] = []
-        back = np.empty(self.n_tokens, dtype=np.int64)
-        place = 0
-        for bucket in self.buckets:
-            starts = self.sequence_offsets[bucket.sequences]
-            steps = np.arange(bucket.length)[None, :]
-            real = steps < self.lengths[bucket.sequences][:, None]
-            rows = np.where(real, starts[:, None] + steps, starts[:, None]).reshape(-1)
-            places = place + np.arange(rows.size)
-            back[rows[real.reshape(-1)]] = places[real.reshape(-1)]
-            there.append(rows)
-            place += rows.size
-        index = np.concatenate(there)
-        return torch.from_numpy(index).to(self.device), torch.from_numpy(back).to(self.device)
+        return Bucket(
+            sequences.astype(np.int64),
+            tiles.astype(np.int64),
+            starts.astype(np.int64),
+            lengths,
+            int(tiles.max()) + 1,
+            length or int(lengths.max()),
+        )
 
 
-class Current:
-    """The stream of the pass now running; every opened leaf holds the same one."""
+class Current(threading.local):
+    """The stream of the pass now running; every opened leaf holds the same one. Each thread has a pass of its own."""
 
     stream: Stream | None = None
     active: Any = None

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
+from fleetune.backbone.noise import Blocks
 from fleetune.backbone.stream import Current, Stream
 
 
@@ -116,9 +117,8 @@ class CohortLinear(Leaf):
             if slot is None or slot.dropout == 0.0:
                 continue
             part = rows[bounds[k] : bounds[k + 1]]
-            shape = (part.shape[0], part.shape[1])
             existing = stream.existing(rows.shape[0], k)
-            masks[k] = noise.rows(k, slot.dropout, shape, existing, part, name, call)
+            masks[k] = noise.rows(k, slot.dropout, torch.empty_like(part), existing, name, call)
         return masks
 
 
@@ -127,7 +127,8 @@ class CohortLayerNorm(Leaf):
 
     def __init__(self, name: str, current: Current, leaf: nn.LayerNorm) -> None:
         super().__init__(name, current)
-        self.weight, self.bias = leaf.weight, leaf.bias
+        self.weight = leaf.weight
+        self.bias: nn.Parameter | None = leaf.bias  # ModernBERT's norms have none
         self.normalized_shape, self.eps = leaf.normalized_shape, leaf.eps
 
     def forward(self, x: Tensor) -> Tensor:
@@ -139,7 +140,9 @@ class CohortLayerNorm(Leaf):
         if weights is None:
             assert biases is not None
             y = self._norm(rows, self.weight, None)
-            y = _add_biases(y, bounds, [_or(b, self.bias) for b in biases])
+            # A norm without bias: trials that were given none add zero.
+            shared = y.new_zeros(y.shape[-1]) if self.bias is None else self.bias
+            y = _add_biases(y, bounds, [_or(b, shared) for b in biases])
         else:
             owned_weights, owned_biases = weights, biases or [None] * len(weights)
             y = by_slices(
@@ -173,18 +176,16 @@ class CohortDropout(Leaf):
         call = stream.next_call(self.name)
         if x.dim() == 4 and x.shape[0] == stream.n_sequences and x.shape[-1] == stream.longest:
             # Attention probabilities of a family with its own attention code, [B, heads, L, L].
-            every, ones = np.arange(stream.n_sequences), torch.ones_like(x)
-            return x * noise.attention(
-                self.p, every, stream.lengths, stream.trial_offsets, ones, self.name, call
-            )
+            every = np.arange(stream.n_sequences)
+            blocks = Blocks(every, every, np.zeros_like(every), stream.lengths)
+            ones = torch.ones_like(x)
+            return x * noise.attention(self.p, blocks, stream.trial_offsets, ones, self.name, call)
         rows = x.reshape(-1, x.shape[-1])
         bounds = stream.bounds(rows.shape[0])
         kept = torch.empty_like(rows)
         for k, rate in enumerate(rates):
-            part = kept[bounds[k] : bounds[k + 1]]
-            shape = (part.shape[0], part.shape[1])
             existing = stream.existing(rows.shape[0], k)
-            part.copy_(noise.rows(k, rate, shape, existing, part, self.name, call))
+            noise.rows(k, rate, kept[bounds[k] : bounds[k + 1]], existing, self.name, call)
         return x * kept.view(x.shape)
 
 
@@ -246,8 +247,7 @@ class _AddBiases(torch.autograd.Function):
     def forward(ctx: Any, y: Tensor, bounds: list[int], *biases: Tensor) -> Tensor:
         ctx.bounds, ctx.dtypes = bounds, [b.dtype for b in biases]
         ctx.mark_dirty(y)
-        for k, bias in enumerate(biases):
-            y[bounds[k] : bounds[k + 1]].add_(bias)
+        _add_in_place(y, bounds, biases)
         return y
 
     @staticmethod
@@ -262,10 +262,15 @@ class _AddBiases(torch.autograd.Function):
         return grad, None, *sums
 
 
+def _add_in_place(y: Tensor, bounds: list[int], biases: Sequence[Tensor]) -> None:
+    for k, bias in enumerate(biases):
+        # Rounded first, as autocast does: adding float32 to bfloat16 takes twenty times as long on a CPU.
+        y[bounds[k] : bounds[k + 1]].add_(bias.to(y.dtype))
+
+
 def _add_biases(y: Tensor, bounds: list[int], biases: list[Tensor]) -> Tensor:
     if not y.requires_grad and not any(b.requires_grad for b in biases):
-        for k, bias in enumerate(biases):
-            y[bounds[k] : bounds[k + 1]].add_(bias)
+        _add_in_place(y, bounds, biases)
         return y
     return _AddBiases.apply(y, bounds, *biases)  # type: ignore[no-any-return]
 
@@ -332,7 +337,7 @@ class _CohortLinear(torch.autograd.Function):
                 mine = plan.biases[k]
                 own = bias if mine is None else tensors[mine]
                 if own is not None:
-                    part.add_(own)
+                    part.add_(own.to(y.dtype))
             at = plan.factors[k]
             if at is None:
                 continue
@@ -371,8 +376,10 @@ class _CohortLinear(torch.autograd.Function):
             out[at] = (through.T @ inputs[seen]).to(down.dtype)
             out[at + 1] = (part.T @ narrow[seen]).to(up.dtype).mul_(scale)
             if to_input is not None:
-                back = through @ down.to(part.dtype)
-                mask = plan.masks[k]
-                to_input[low:high].add_(back if mask is None else back.mul_(mask))
+                mine, mask, narrow_down = to_input[low:high], plan.masks[k], down.to(part.dtype)
+                if mask is None:
+                    mine.addmm_(through, narrow_down)
+                else:
+                    mine.addcmul_(through @ narrow_down, mask)
             seen += 1
         return to_input, None, None, None, *out

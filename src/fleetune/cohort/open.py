@@ -5,7 +5,8 @@ The model's own modules stay as they are, and its own code runs; what changes is
 (2) attention goes through `fleetune_packed` (families with the packed layout);
 (3) after the last encoder layer, each sequence is reduced to the one vector that the family's head reads, so that pooler
     and head see `[B, 1, D]`, an ordinary batch;
-(4) encoder weights take the compute dtype; pooler and head stay in float32 (or float64): they are small.
+(4) where the head reads first tokens alone, the last layer computes, behind its keys and values, no others;
+(5) encoder weights take the compute dtype; pooler and head stay in float32 (or float64): they are small.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ class OpenBackbone:
         self.device = device
         self.current = Current()
         self.takes_types = "token_type_ids" in inspect.signature(model.forward).parameters
+        self._whole = False
         self._seen: Tensor | None = None
         self.model = model.requires_grad_(False).eval().to(device)
         self._cast()
@@ -55,7 +57,14 @@ class OpenBackbone:
             # Attention modules hand their dropout rate on only while training; the masks themselves come from the stream.
             for name, module in self.model.named_modules():
                 module.fleetune_current, module.fleetune_site = self.current, name
-        last = _child(getattr(self.model, self.model.base_model_prefix), self.family.last)
+        base = getattr(self.model, self.model.base_model_prefix)
+        self.narrows = self.family.narrows is not None and self.pooling == "first"
+        if self.narrows:
+            assert self.family.narrows is not None
+            attention_path, after_path = self.family.narrows
+            _child(base, attention_path).fleetune_reads_first = True  # type: ignore[assignment]
+            _child(base, after_path).register_forward_pre_hook(self._narrow)
+        last = _child(base, self.family.last)
         last.register_forward_hook(self._pool)
         if self.pooling == "late":
             # eurobert's head reads every token. Its code would average their logits by an attention mask, and 0 * nan is
@@ -91,7 +100,9 @@ class OpenBackbone:
 
     def stream(self, packed: Packed, noise: Noise | None) -> Stream:
         """The layout of one pass over these tokens."""
-        return Stream(packed.offsets, packed.trials, self.family.layout, self.device, noise)
+        narrows = self.narrows and not self._whole
+        layout = self.family.layout
+        return Stream(packed.offsets, packed.trials, layout, self.device, noise, narrows)
 
     def forward(self, packed: Packed, active: Active, noise: Noise | None = None) -> Tensor:
         """Logits of every sequence, [B, C], in float32 (float64 when computing in float64).
@@ -102,7 +113,11 @@ class OpenBackbone:
 
     def hidden(self, packed: Packed, active: Active) -> Tensor:
         """Final hidden states before pooling: [1, T, D] packed, [B, L, D] padded."""
-        self._run(packed, active, None)
+        self._whole = True
+        try:
+            self._run(packed, active, None)
+        finally:
+            self._whole = False
         assert self._seen is not None
         return self._seen
 
@@ -149,6 +164,13 @@ class OpenBackbone:
             inputs["token_type_ids"] = spread(types, 0)
         return inputs
 
+    def _narrow(self, _module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        """Keep the first tokens' rows of [1, T, D]: [1, B, D]."""
+        stream = self.current.require()
+        if not stream.first_tokens_only:
+            return None
+        return tuple(x.index_select(1, stream.first_tokens) for x in args)
+
     def _pool(self, _module: nn.Module, _args: Any, output: Any) -> Any:
         """Reduce [1, T, D] to [B, 1, D] in the head's dtype, keeping the shape of the module's output."""
         if isinstance(output, Tensor):
@@ -160,8 +182,10 @@ class OpenBackbone:
 
     def _pooled(self, hidden: Tensor) -> Tensor:
         stream = self.current.require()
-        if not torch.is_grad_enabled():
+        if self._whole:
             self._seen = hidden
+        if stream.first_tokens_only:
+            return hidden[0][:, None].to(self.head_dtype)
         if stream.layout == "padded":
             return hidden[:, :1].to(self.head_dtype)
         if self.pooling == "first":
