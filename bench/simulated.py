@@ -1,8 +1,8 @@
 """Simulated studies with a known truth: right and wrong answers of two methods, [studies, seeds, examples].
 
-A probit model: method m, seed s, example i is right where z + e_i + m_mi + t_ms + r_msi > 0. e is how easy the example is, the same
-for both methods (variance 1); m what the method makes of it (variance 0.08); t how well the training went; r the rest. z is set so
-that the expected accuracy, over new seeds and new examples, is exact; so a null is a true null.
+A probit model: method m, seed s, example i is right where z + e_i + m_mi + t_ms + r_msi > 0. e is how easy the example is, the
+same for both methods (variance 1); m what the method makes of it (variance 0.08); t how well the training went; r the rest. z is
+set so that the expected accuracy, over new seeds and new examples, is exact; so a null is a true null.
 """
 
 from __future__ import annotations

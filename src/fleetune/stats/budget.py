@@ -7,8 +7,9 @@ Notation: n trials with scores sorted v_1 <= ... <= v_n, a budget of k of them.
 
 The first is the expected best of k draws from the trials seen, which is too low for k near n, since no draw beats the best seen;
 the second is the mean best over all subsets of k, without bias. Dodge et al. 2021 (arXiv:2110.00613) found that the unbiased one
-has the highest variance and that the first gives fewer wrong conclusions about which of two methods is better, so it is the
-default; the bias is the same for methods with the same number of trials, which is what a study gives them.
+has the highest variance and that biased ones give fewer wrong conclusions about which of two methods is better, so the first is
+the default; its bias is alike for methods with the same number of trials, which is what a study gives them. That depends on the
+scores: where they crowd at the top, as on a plateau of good settings, the unbiased one had less variance too (docs/lab-notes.md).
 """
 
 from __future__ import annotations

@@ -71,7 +71,7 @@ class Comparison:
 
 
 @dataclass(frozen=True, slots=True)
-class Test:
+class Outcome:
     """An interval of a difference and the tests that go with it."""
 
     low: float
@@ -150,20 +150,22 @@ def check_settings(margin: float, level: float) -> None:
         raise ValueError(f"`0.5 < level < 1` must hold, but got {level}; 0.95 is 95 %.")
 
 
-def t_test(difference: float, variance: float, freedom: float, margin: float, level: float) -> Test:
+def t_test(
+    difference: float, variance: float, freedom: float, margin: float, level: float
+) -> Outcome:
     """Interval, two-sided test and two one-sided tests of a difference whose variance is an estimate."""
     if variance <= 0.0:
-        return Test(difference, difference, 1.0, 1.0, 0.0, freedom)
+        return Outcome(difference, difference, 1.0, 1.0, 0.0, freedom)
     error = variance**0.5
     half = float(stats.t.ppf((1 + level) / 2, freedom)) * error
     p_value = 2 * float(stats.t.sf(abs(difference) / error, freedom))
     equivalence = float(stats.t.sf((margin - abs(difference)) / error, freedom))
-    return Test(difference - half, difference + half, p_value, equivalence, error, freedom)
+    return Outcome(difference - half, difference + half, p_value, equivalence, error, freedom)
 
 
 def assemble(
     difference: float,
-    test: Test,
+    test: Outcome,
     values: tuple[float, float],
     trainings: tuple[Floats, Floats],
     bootstrap: tuple[float, float],
@@ -227,7 +229,7 @@ def _nothing_varies(a: Floats, b: Floats) -> bool:
 
 def _without_variation(
     difference: float, n: int, margin: float, level: float, *, binary: bool
-) -> Test:
+) -> Outcome:
     """The exact statement where every example showed the same difference.
 
     Of right and wrong: a share q of other examples that do differ goes unseen in n with probability (1 - q)^n ("rule of
@@ -235,11 +237,11 @@ def _without_variation(
     can be said.
     """
     if not binary:
-        return Test(difference, difference, 1.0, 1.0, 0.0, float(n - 1))
+        return Outcome(difference, difference, 1.0, 1.0, 0.0, float(n - 1))
     unseen = 1 - ((1 - level) / 2) ** (1 / n)
     # An example may turn a difference of 0 into one of 1, and one of 1 into -1.
     reach = unseen * (1 if difference == 0 else 2)
     p_value = 1.0 if difference == 0 else min(1.0, 2 * 0.5**n)
     equivalence_p = max(0.0, 1 - margin) ** n if difference == 0 else 1.0
     low, high = max(-1.0, difference - reach), min(1.0, difference + reach)
-    return Test(low, high, p_value, equivalence_p, 0.0, float(n - 1))
+    return Outcome(low, high, p_value, equivalence_p, 0.0, float(n - 1))

@@ -57,9 +57,9 @@ def compare_models(
     """Compare two saved models on the same rows.
 
     correct_a, correct_b: boolean [n]. p: exact McNemar (1947), the binomial test of `only_b` out of `only_a + only_b` at one
-    half; the interval: paired percentile bootstrap over examples, drawn as multinomial counts of the three kinds of examples, which
-    is the same distribution. Equivalence: the share of resamples at or beyond the margin on the worse side, with one added to
-    both counts (Davison and Hinkley 1997).
+    half; the interval: paired percentile bootstrap over examples, drawn as multinomial counts of the three kinds of examples,
+    which is the same distribution. Equivalence: the share of resamples at or beyond the margin on the worse side, with one added
+    to both counts (Davison and Hinkley 1997).
     Assumes: rows are independent and neither model was chosen on them.
     Misleads: about methods. Two trainings of one method, compared so, differ "significantly" in 15 to 50 % of cases. With fewer
     than about ten rows on which the models disagree the bootstrap interval is short; the exact p is not, so trust the p.

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
+from fleetune.stats.bootstrap import RESAMPLES
 from fleetune.stats.compare import LEVEL, MARGIN, check_settings, compare, t_test
 from fleetune.stats.crossed import Floats, checked, contrast
 from fleetune.stats.multiple import Family, holm_family
@@ -76,12 +77,14 @@ def rank_trend(
     reference: int | None = None,
     margin: float = MARGIN,
     level: float = LEVEL,
+    resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> RankTrend:
     """The trend of the score over ranks.
 
     scores: for each rank [S, n], booleans or numbers, at least two ranks and two seeds each. reference: the rank that the
-    others are compared with, by default the smallest. margin: of the whole change from the smallest rank to the largest.
+    others are compared with, by default the smallest. margin: of the whole change from the smallest rank to the
+    largest. resamples, seed: of the contrasts' bootstrap check.
     Assumes: one rule for alpha at all ranks, and a learning rate tuned at each rank or stated as fixed; else the slope is about
     them as much as about the rank.
     Misleads: a slope near 0 with a bow in between (rising, then falling) is not "no effect": look at the points and the
@@ -107,7 +110,7 @@ def rank_trend(
     )
     against = {
         f"r={r} against r={chosen}": compare(
-            groups[chosen], g, margin=margin, level=level, seed=seed
+            groups[chosen], g, margin=margin, level=level, resamples=resamples, seed=seed
         )
         for r, g in groups.items()
         if r != chosen

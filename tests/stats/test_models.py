@@ -1,0 +1,95 @@
+"""Two saved models: exact McNemar against counting coin tosses, the interval against scipy's bootstrap."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from fleetune.records import as_json
+from fleetune.seeds import stream
+from fleetune.stats.models import compare_models
+
+
+def pair(
+    *name: str | int, n: int = 277, up: float = 0.1, down: float = 0.06
+) -> tuple[np.ndarray, np.ndarray]:
+    draw = stream(40, *name)
+    a, u = draw.random(n) < 0.7, draw.random(n)
+    return a, np.where(a, u > down, u < up)
+
+
+def test_p_is_that_of_fair_coins() -> None:
+    """500 random inputs: the two-sided probability by whole-number counting of heads."""
+    for i in range(500):
+        draw = stream(41, i)
+        a, b = pair(i, n=int(draw.integers(2, 120)), up=draw.random(), down=draw.random())
+        found = compare_models(a, b, resamples=2)
+        heads, tosses = sorted((found.only_a, found.only_b)), found.only_a + found.only_b
+        tail = sum(math.comb(tosses, k) for k in range(heads[0] + 1))
+        assert found.p_value == pytest.approx(min(1.0, 2 * tail / 2**tosses), rel=1e-10)
+
+
+def test_interval_is_scipys_paired_bootstrap() -> None:
+    for i in range(3):
+        a, b = pair("interval", i)
+        found = compare_models(a, b, resamples=20_000)
+        gap = b.astype(float) - a
+        scipys = stats.bootstrap(
+            (gap,), np.mean, n_resamples=20_000, method="percentile", rng=stream(i, "oracle")
+        ).confidence_interval
+        # Steps are 1 / 277, and the two draws may end on neighbouring ones.
+        assert found.low == pytest.approx(scipys.low, abs=1.5 / 277)
+        assert found.high == pytest.approx(scipys.high, abs=1.5 / 277)
+
+
+def test_swapping_the_files_flips_everything() -> None:
+    a, b = pair("swap", up=0.6, down=0.05)
+    forth, back = compare_models(a, b), compare_models(b, a)
+    assert (forth.verdict, back.verdict) == ("better", "worse")
+    assert (back.only_a, back.only_b, back.p_value) == (forth.only_b, forth.only_a, forth.p_value)
+    assert back.difference == -forth.difference
+
+
+def test_the_record_says_what_it_is_about() -> None:
+    found = compare_models(*pair("about"))
+    assert "these two files, not the methods" in found.about
+    assert "these two files, not the methods" in found.how
+    assert json.loads(json.dumps(as_json(found)))["n"] == 277
+
+
+def test_counts_of_the_original_study_can_be_judged() -> None:
+    """205 and 201 right of 277: even if the models disagreed on those 4 rows alone, p is 1/8; with more it only grows."""
+    a = np.arange(277) < 205
+    b = np.arange(277) < 201
+    found = compare_models(a, b)
+    assert found.p_value == pytest.approx(0.125)
+    assert found.verdict == "cannot tell"
+
+
+def test_identical_files() -> None:
+    few, many = (compare_models(np.ones(n, bool), np.ones(n, bool)) for n in (50, 2000))
+    assert (few.verdict, many.verdict) == ("cannot tell", "equivalent")
+    assert few.p_value == 1.0 and few.high == -few.low
+    assert (1 - few.high) ** 50 == pytest.approx(0.025)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "words"),
+    [
+        (np.ones(3, bool), np.ones(4, bool), "A has 3 and B has 4"),
+        (np.ones(3), np.ones(3, bool), "`correct_a` must be a boolean array"),
+        (
+            np.ones((5, 3), bool),
+            np.ones(3, bool),
+            "methods with several seeds are compared by `compare`",
+        ),
+        (np.ones(0, bool), np.ones(0, bool), "at least one row"),
+    ],
+)
+def test_wrong_input_is_named(a: np.ndarray, b: np.ndarray, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        compare_models(a, b)
