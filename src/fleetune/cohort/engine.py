@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fleetune.backbone.noise import Noise
 from fleetune.backbone.sites import SiteMap, site_map
+from fleetune.cohort.lanes import Lanes
 from fleetune.cohort.layers import Active, LowRankSlot
 from fleetune.cohort.open import OpenBackbone
 from fleetune.cohort.owned import Owned, initial_values
@@ -43,6 +44,7 @@ class Engine:
         }
         self._draws = _Drawer(model, self.sites)
         self.backbone = OpenBackbone(model, dtype, torch.device(device))
+        self.lanes = Lanes(self.backbone.device)
 
     def owned(self, method: Method, seed: int) -> Owned:
         """The starting state of a trial."""

@@ -183,17 +183,20 @@ class Cohort:
         losses: list[Tensor] = []
         failed: list[tuple[Trial, str]] = []
         while waiting:
-            group = _first_pass(waiting, self.max_tokens)
-            found = self._try_pass(group)
-            if found is not None:
-                passed += group
-                losses.append(found)
-            elif len(group) > 1:
-                self.max_tokens = sum(_tokens(*each) for each in group) // 2
-                continue
-            else:
-                failed.append((group[0][0], _too_large(*group[0])))
-            waiting = waiting[len(group) :]
+            groups = cut(waiting, self.max_tokens, self.engine.lanes.count)
+            waiting = []
+            for group, found in zip(
+                groups, self.engine.lanes.map(self._try_pass, groups), strict=True
+            ):
+                if found is not None:
+                    passed += group
+                    losses.append(found)
+                elif len(group) > 1:
+                    held = sum(_tokens(*each) for each in group)
+                    self.max_tokens = min(self.max_tokens, held // 2)
+                    waiting += group
+                else:
+                    failed.append((group[0][0], _too_large(*group[0])))
         failed += self._step(passed, losses)
         for trial, reason in failed:
             yield from self._fail(trial, reason)
@@ -328,14 +331,25 @@ def _tokens(trial: Trial, batch: NDArray[np.int64]) -> int:
     return int(trial.given.train.table.lengths[batch].sum())
 
 
-def _first_pass(waiting: Sequence[Batch], max_tokens: int) -> list[Batch]:
-    """The first micro-batches that fit one pass together; at least one, since a trial is never split."""
-    held = 0
-    for n, each in enumerate(waiting):
-        held += _tokens(*each)
-        if n and held > max_tokens:
-            return list(waiting[:n])
-    return list(waiting)
+def cut(batches: Sequence[Batch], max_tokens: int, lanes: int) -> list[list[Batch]]:
+    """A round's micro-batches in passes of neighbours, as equal in tokens as they come, none above the limit.
+
+    As many passes as fill the lanes evenly. A trial is never split, so one that is larger than the limit is a pass alone.
+    """
+    tokens = [_tokens(*each) for each in batches]
+    wanted = -(-sum(tokens) // max_tokens)
+    wanted = min(-(-wanted // lanes) * lanes, len(batches))
+    share = sum(tokens) / max(wanted, 1)
+    passes: list[list[Batch]] = []
+    before = held = 0
+    for each, n in zip(batches, tokens, strict=True):
+        # The middle of a micro-batch says which share it falls into.
+        if not passes or held + n > max_tokens or before + n / 2 > share * len(passes):
+            passes.append([])
+            held = 0
+        passes[-1].append(each)
+        before, held = before + n, held + n
+    return passes
 
 
 def _first_evaluation(waiting: Sequence[Trial], max_tokens: int) -> list[Trial]:
