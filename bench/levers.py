@@ -32,7 +32,7 @@ from dataclasses import dataclass
 from typing import Any
 from unittest import mock
 
-from bench.profile import breakdown
+from bench.breakdown import breakdown
 from bench.source import Source
 from bench.trials import TrialsSpec, prepare_trials
 

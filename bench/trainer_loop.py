@@ -56,7 +56,10 @@ class Rows(torch.utils.data.Dataset[dict[str, Any]]):
 
     def __getitem__(self, i: int) -> dict[str, Any]:
         row, table = int(self.rows.rows[i]), self.rows.table
-        item = {"input_ids": table.row(row)[: self.longest].astype("int64"), "labels": int(self.rows.labels[row])}
+        item = {
+            "input_ids": table.row(row)[: self.longest].astype("int64"),
+            "labels": int(self.rows.labels[row]),
+        }
         types = table.row_types(row)
         if types is not None:
             item["token_type_ids"] = types[: self.longest].astype("int64")
@@ -104,9 +107,25 @@ def train(
     """Train one trial with Trainer; seconds of training, and where asked the epochs' selection accuracies and the test's.
 
     grouped: batches of rows of near-equal length, which saves most of the padding. pad_to: every row is padded, or cut, to
-    so many tokens. Seconds do not hold the loading of the model.
+    so many tokens. "seconds" is all of `Trainer.train`, "step_seconds" from its first batch to its last step, without what
+    Trainer sets up before: in a short measurement that would count for too much. Loading the model is in neither.
     """
-    from transformers import DataCollatorWithPadding, Trainer, TrainingArguments
+    from transformers import DataCollatorWithPadding, Trainer, TrainerCallback, TrainingArguments
+
+    class Clock(TrainerCallback):
+        """When the first epoch began and the last step ended."""
+
+        begin = end = 0.0
+
+        def on_epoch_begin(self, *_: Any, **__: Any) -> None:
+            self.begin = self.begin or time.perf_counter()
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            if device != "cpu":
+                torch.cuda.synchronize()
+            self.end = time.perf_counter()
+
+    clock = Clock()
 
     s, tokenizer = given.settings, prepared.backbone.tokenizer
     model = model_for(prepared, given)
@@ -148,6 +167,7 @@ def train(
             eval_dataset=Rows(given.selection, pad_to),
             data_collator=DataCollatorWithPadding(tokenizer, padding=padding, max_length=pad_to),
             compute_metrics=accuracy,
+            callbacks=[clock],
         )
         # As fleetune, and as documented: losses of a group of micro-batches are averaged. Left to itself transformers 5.23
         # adds them for this model, which takes **kwargs and ignores num_items_in_batch.
@@ -155,7 +175,11 @@ def train(
         began = time.perf_counter()
         trainer.train()
         took = time.perf_counter() - began
-        found: dict[str, Any] = {"method": given.method.name, "seconds": round(took, 4)}
+        found: dict[str, Any] = {
+            "method": given.method.name,
+            "seconds": round(took, 4),
+            "step_seconds": clock.end - clock.begin,
+        }
         if evaluate:
             found["epochs"] = [
                 e["eval_accuracy"] for e in trainer.state.log_history if "eval_accuracy" in e
