@@ -1,7 +1,8 @@
 """Where a round's time goes, by kind of operation.
 
-Source: torch.profiler's own time of each operation (without what it calls). What no operation of torch accounts for (Python,
-numpy's random bits, the profiler itself) is the rest.
+Source: torch.profiler's own time of each operation (without what it calls), on all threads: where passes run side by side, a
+round has the time of each of their threads. What no operation of torch accounts for (Python, numpy's random bits, waiting,
+the profiler itself) is the rest.
 """
 
 from __future__ import annotations
@@ -40,15 +41,19 @@ def kind_of(name: str) -> str:
 def breakdown(step: Callable[[], Any], times: int, device: str, top: int = 12) -> str:
     """Run a step so many times under the profiler; a table of kinds, and one of single operations."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "5")
+    from torch._C._profiler import _ExperimentalConfig
     from torch.profiler import ProfilerActivity, profile
 
     gpu = device.startswith("cuda")
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu else [])]
     began = time.perf_counter()
-    with profile(activities=activities) as profiler:
+    every = _ExperimentalConfig(profile_all_threads=True)
+    with profile(activities=activities, experimental_config=every) as profiler:
         for _ in range(times):
             step()
-    wall = time.perf_counter() - began
+    spent = time.perf_counter() - began
+    threads = 1 if gpu else len({event.thread for event in profiler.events() or ()})
+    wall = spent * max(threads, 1)
     field = "self_device_time_total" if gpu else "self_cpu_time_total"
     # (seconds, calls, name); the profiler counts microseconds.
     rows = [

@@ -135,7 +135,7 @@ def filled(page: str, results: Path = RESULTS) -> str:
         if told is None:
             text = f"Not measured yet: there is no bench/results/{match['name']}.json."
         else:
-            form: Callable[[Found], str] = cohort_markdown if "cells" in told else simple_markdown
+            form: Callable[[Found], str] = simple_markdown if "head" in told else cohort_markdown
             text = form(told)
         return f"{match['open']}\n{text}\n\n{match['close']}"
 
