@@ -46,6 +46,14 @@ class Arm:
     learning_rate: float = 5e-4
     encoder: int = 26_112
 
+    @property
+    def name(self) -> str:
+        return (
+            f"{self.method}-r{self.hyperparameters['r']}"
+            if "r" in self.hyperparameters
+            else self.method
+        )
+
 
 BITFIT = Arm(method="bitfit", skill=0.78, hyperparameters={"terms": "all"})
 
@@ -73,10 +81,14 @@ class Plan:
     """Searched trials of each arm's method."""
     failed: Sequence[str] = ()
     """Trials that fail in their second epoch, by id."""
+    stopped: Sequence[str] = ()
+    """Trials that a search stopped after it, by id."""
     unfinished: Sequence[str] = ()
     """Trials that are cut after it."""
     reason: str = "the loss was not finite at step 12"
     source: str = "roberta-base"
+    ranks: bool = False
+    """All arms are one rank study."""
     file: Path | None = None
     """Test rows of the user's own, with columns text and label; by default there are none, and no texts."""
     tensors: bool = True
@@ -93,6 +105,8 @@ def write_run(folder: Path, plan: Plan) -> Path:
     for at, trial in enumerate(trials):
         events.clock = START + 4 * (at // 8)
         _write_trial(folder, plan, trial, events, metric)
+        if at + 1 == len(trials) or trials[at + 1]["task"] != trial["task"]:
+            _write_phases(plan, [t for t in trials if t["task"] == trial["task"]], events)
     if not plan.unfinished:
         events.clock = START + 900
         events.add("run-done", failed=len(plan.failed))
@@ -100,6 +114,22 @@ def write_run(folder: Path, plan: Plan) -> Path:
     (folder / "study.toml").write_text(tomli_w.dumps(_settings(plan)), encoding="utf-8")
     (folder / "environment.json").write_text(json.dumps(_environment(plan)), encoding="utf-8")
     return folder
+
+
+def _write_phases(plan: Plan, trials: Sequence[Mapping[str, Any]], events: _Events) -> None:
+    """What a study says of a task: the setting that each arm's search chose, and the trials that confirm it."""
+    if plan.phase != "confirm":
+        return
+    task = trials[0]["task"]
+    arms = {a.name: [t["id"] for t in trials if t["arm"] == a.name] for a in plan.arms}
+    for arm in plan.arms:
+        mine = [t["id"] for t in trials if t["arm"] is None and t["method"] == arm.method]
+        events.add(
+            "chosen", task=task, arm=arm.name, picks={"learning_rate": arm.learning_rate},
+            score=arm.skill, epochs=None, tried=len(mine), failed=0, trials=mine[:1],
+            stopped=sum(i in plan.stopped for i in mine), epochs_trained=len(mine) * plan.epochs,
+        )  # fmt: skip
+    events.add("phase-started", task=task, phase="confirm", trials=[], arms=arms)
 
 
 class _Events:
@@ -126,12 +156,11 @@ def _trials(plan: Plan, task: str, metric: str) -> list[dict[str, Any]]:
             skill = arm.skill - 0.05 - 0.06 * abs(np.log10(rate / 5e-4))
             found.append(
                 _trial(f"{prefix}{arm.method}-q{number}-{i}", task, arm, 0, "search", metric)
-                | {"hyperparameters": own, "skill": float(skill)}
+                | {"hyperparameters": own, "skill": float(skill), "arm": None}
             )
             found[-1]["training"] = {**found[-1]["training"], "learning_rate": rate}
-        rank = f"-r{arm.hyperparameters['r']}" if "r" in arm.hyperparameters else ""
         found += [
-            _trial(f"{prefix}{arm.method}{rank}-s{seed}", task, arm, seed, plan.phase, metric)
+            _trial(f"{prefix}{arm.name}-s{seed}", task, arm, seed, plan.phase, metric)
             for seed in plan.seeds
         ]
     return found
@@ -146,7 +175,7 @@ def _trial(ident: str, task: str, arm: Arm, seed: int, phase: str, metric: str) 
     return {
         "id": ident, "task": task, "method": arm.method, "seed": seed, "phase": phase,
         "hyperparameters": dict(arm.hyperparameters), "training": training,
-        "trainable_parameters": {"encoder": arm.encoder, "head": 1538}, "skill": arm.skill,
+        "trainable_parameters": {"encoder": arm.encoder, "head": 1538}, "skill": arm.skill, "arm": arm.name,
     }  # fmt: skip
 
 
@@ -154,9 +183,9 @@ def _write_trial(
     folder: Path, plan: Plan, trial: dict[str, Any], events: _Events, metric: str
 ) -> None:
     ident = trial["id"]
-    started = {k: v for k, v in trial.items() if k != "skill"}
+    started = {k: v for k, v in trial.items() if k not in ("skill", "arm")}
     events.add("trial-started", **started, total_steps=80, step=0)
-    ends = ident in (*plan.failed, *plan.unfinished)
+    ends = ident in (*plan.failed, *plan.stopped, *plan.unfinished)
     draw = stream(7, "epochs", ident)
     scores: list[float] = []
     for epoch in range(1, (1 if ends else plan.epochs) + 1):
@@ -169,6 +198,8 @@ def _write_trial(
         )  # fmt: skip
     if ident in plan.failed:
         events.add("trial-failed", id=ident, reason=plan.reason)
+    if ident in plan.stopped:
+        events.add("trial-stopped", id=ident, best_epoch=1, seconds=3.5)
     if ends:
         return
     tested = trial["phase"] != "search"
@@ -176,7 +207,8 @@ def _write_trial(
     best = int(np.argmax(scores)) + 1
     events.add(
         "trial-done", id=ident, best_epoch=best, selection={metric: scores[best - 1], "n": 50},
-        test=next(iter(tests.values()), None), tests=tests,
+        test=next(iter(tests.values()), None), tests=tests, tokens=90_000,
+        train={metric: min(scores[best - 1] + 0.06, 1.0)} if plan.ranks else {},
         optimistic=plan.protocol == "paper", seconds=3.5 * plan.epochs,
     )  # fmt: skip
 
@@ -262,7 +294,7 @@ def _data(plan: Plan) -> list[dict[str, Any]]:
             "text_columns": ["text"],
             "label_column": "label",
         }
-        return [{**own, "protocol": plan.protocol}]
+        return [{**own, "task": plan.tasks[0], "protocol": plan.protocol}]
     return [{"task": task, "protocol": plan.protocol} for task in plan.tasks]
 
 
@@ -276,10 +308,22 @@ def _settings(plan: Plan) -> dict[str, Any]:
             for a in plan.arms
         ],
     }
+    if plan.ranks:
+        own = {k: v for k, v in found["methods"][0].items() if k != "lora_alpha"}
+        ranks = {
+            "r": [a.hyperparameters["r"] for a in plan.arms],
+            "lora_alpha": "4r",
+            "rank_study": True,
+        }
+        found["methods"] = [{**own, **ranks, "reference_rank": ranks["r"][0]}]
     if plan.search:
         found["search"] = {"trials_per_method": plan.search, "sampler": "tpe"}
     if plan.phase == "confirm":
-        return {**found, "confirm": {"seeds": len(plan.seeds), "first_seed": plan.seeds[0]}}
+        first = plan.arms[0].name
+        return {
+            **found,
+            "confirm": {"seeds": len(plan.seeds), "first_seed": plan.seeds[0], "reference": first},
+        }
     return {**found, "seeds": list(plan.seeds)}
 
 
@@ -299,7 +343,8 @@ def _environment(plan: Plan) -> dict[str, Any]:
         "python": "3.11.7",
         "packages": {"torch": "2.13.0", "transformers": "5.23.0", "numpy": "2.4.6"},
         "machine": {"system": "Linux x86_64", "processor": plan.processor, "cores": 2, "device": "cpu"},
-        "data": data[0] if len(data) == 1 else data,
+        "data": data[0],
+        **({"tasks": data} if len(data) > 1 else {}),
         "backbone": {
             "name": plan.source, "source": plan.source, "revision": None, "checksum": "53" * 32,
         },

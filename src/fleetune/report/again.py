@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fleetune.config import TrainingSettings
-from fleetune.report.model_facts import listed
+from fleetune.report.model_facts import tables
 from fleetune.report.svg import printable
 
 _DATA_FLAGS = (
@@ -31,7 +31,7 @@ def again(facts: Mapping[str, Any]) -> str | None:
     study = facts["study"]
     if "confirm" in study or "search" in study:
         return "fleetune study study.toml --output-dir again"
-    data, seeds = listed(study.get("data")), study.get("seeds")
+    data, seeds = tables(facts), study.get("seeds")
     if len(data) != 1 or not seeds or seeds != list(range(seeds[0], seeds[0] + len(seeds))):
         return None
     own = _methods(study["methods"], _main_metric(facts))

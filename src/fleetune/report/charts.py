@@ -50,12 +50,14 @@ def style(place: int) -> dict[str, Any]:
     }
 
 
-def styles(groups: Sequence[Facts]) -> list[tuple[str, dict[str, Any]]]:
-    """The legend's name and the style of each group."""
-    names = [g["name"] for g in groups]
+def styles(groups: Sequence[Facts], every: Sequence[Facts]) -> list[tuple[str, dict[str, Any]]]:
+    """The legend's name and the style of each drawn group: a method looks the same in every picture of its task."""
+    names, order = [g["name"] for g in groups], [g["name"] for g in every]
+    if len(every) > _MOST_STYLES:
+        order = names
     if len(groups) > _MOST_STYLES:
         names = [g["estimate"]["method"] for g in groups]
-    order = list(dict.fromkeys(names))
+        order = list(dict.fromkeys(names))
     return [(name, style(order.index(name))) for name in names]
 
 
@@ -178,8 +180,11 @@ def seeds(task: Facts, name: str) -> Drawn:
     return draw(name, "Every seed", told, plot, height=75 + 40 * len(groups), note=note)
 
 
-def rank(task: Facts, name: str) -> Drawn:
-    """Score against rank, with the encoder's parameters under each rank."""
+def rank(task: Facts, name: str, studied: Sequence[Facts] = ()) -> Drawn:
+    """Score against rank, with the encoder's parameters under each rank.
+
+    studied: the task's rank studies, whose scores on the training rows show where a rank fits more than it learns.
+    """
     groups = [g for g in task["groups"] if isinstance(_rank(g), int)]
     ranks = sorted({_rank(g) for g in groups})
     if len(ranks) < 2:
@@ -198,14 +203,27 @@ def rank(task: Facts, name: str) -> Drawn:
                     linewidth=1,
                     alpha=0.6,
                 )
+        for study in studied:
+            fitted = [(r["r"], r["train"]) for r in study["ranks"] if r["train"] is not None]
+            axes.plot(
+                [r for r, _ in fitted],
+                [100 * v for _, v in fitted],
+                color=MUTED,
+                linestyle="--",
+                marker="s",
+                markerfacecolor="none",
+                markersize=5,
+                linewidth=1,
+                label="on train",
+            )
         axes.set_xscale("log", base=2)
         parameters = {_rank(g): g["estimate"]["trainable_parameters"]["encoder"] for g in groups}
         axes.set_xticks(ranks, [f"{r}\n{size(parameters[r])}" for r in ranks])
         axes.minorticks_off()
         axes.set_xlabel("rank r, and trainable parameters in the encoder")
         axes.set_ylabel(axis_name(task["metric"]))
-        if len(methods) > 1:
-            legend(axes, methods)
+        if len(methods) > 1 or studied:
+            legend(axes, [*methods, "on train"])
 
     told = "; ".join(
         f"{g['name']}: {percent(g['estimate']['value'])} {interval(g['estimate'])} with "
@@ -217,16 +235,21 @@ def rank(task: Facts, name: str) -> Drawn:
         "Rank against score",
         told,
         plot,
-        note="Vertical lines: 95% intervals. To choose the rank with the highest dot is to choose partly by luck.",
+        note="Vertical lines: 95% intervals. To choose the rank with the highest dot is to choose partly by luck."
+        + (
+            " On train: the score on the training rows; the gap is what a rank memorises."
+            if studied
+            else ""
+        ),
     )
 
 
 _COSTS = {
     "parameters": (
         "trainable parameters, encoder and head",
-        "the methods train as many parameters",
+        "all of them train the same number of parameters",
     ),
-    "time": ("seconds a training", "no times were measured"),
+    "time": ("seconds a training", "all of them took the same time"),
     "memory": ("memory, GiB", "this run did not measure the memory of its trials"),
 }
 
@@ -239,6 +262,7 @@ def cost(task: Facts, what: str, name: str) -> Drawn:
         return Absent(title, "it takes two methods or settings that have ended")
     if len({_cost(g, what) for g in groups}) < 2:
         return Absent(title, missing)
+    looks = styles(groups, task["groups"])
     ordered = sorted(groups, key=lambda g: (_cost(g, what) or 0, -g["estimate"]["value"]))
     best: list[Facts] = []
     for g in ordered:
@@ -255,7 +279,7 @@ def cost(task: Facts, what: str, name: str) -> Drawn:
             linewidth=1,
             linestyle="--",
         )
-        for g, (told, look) in zip(groups, styles(groups), strict=True):
+        for g, (told, look) in zip(groups, looks, strict=True):
             _with_intervals(axes, [_cost(g, what)], [g], short(told), look)
         if max(costs) >= _LOG_FROM * min(costs):
             axes.set_xscale("log")
@@ -263,7 +287,7 @@ def cost(task: Facts, what: str, name: str) -> Drawn:
             log_ticks(axes.xaxis, costs)
         axes.set_xlabel(unit)
         axes.set_ylabel(axis_name(task["metric"]))
-        legend(axes, [told for told, _ in styles(groups)])
+        legend(axes, [told for told, _ in looks])
 
     told = "On the frontier: " + ", ".join(
         f"{g['name']} ({percent(g['estimate']['value'])} at {_told(g, what)})" for g in best

@@ -210,12 +210,22 @@ def _texts(facts: dict[str, Any], task: str, name: str) -> dict[str, list[str]]:
 
 def source_of(facts: dict[str, Any], task: str) -> tuple[dict[str, Any], str]:
     """A task's data settings, and the checksum that its rows had."""
-    settings = listed(facts["study"].get("data"))
-    found = listed(facts["study"]["environment"]["data"])
+    settings, found = tables(facts), datasets(facts)
     for own, seen in zip(settings, found, strict=False):
         if seen.get("task") == task:
             return own, str(seen.get("checksum"))
     return {}, ""
+
+
+def tables(facts: Mapping[str, Any]) -> Sequence[dict[str, Any]]:
+    """The data settings of each task."""
+    return facts["study"].get("tasks") or listed(facts["study"].get("data"))
+
+
+def datasets(facts: Mapping[str, Any]) -> Sequence[dict[str, Any]]:
+    """What was found of each task's data: source, checksum, rows."""
+    found = facts["study"]["environment"]
+    return found.get("tasks") or listed(found["data"])
 
 
 def listed(value: Any) -> Sequence[dict[str, Any]]:

@@ -21,7 +21,7 @@ from markupsafe import Markup
 from fleetune.durable import write_bytes
 from fleetune.report import sections, words
 from fleetune.report.facts import run_facts
-from fleetune.report.model_facts import listed
+from fleetune.report.model_facts import datasets, tables
 from fleetune.report.page_facts import page_facts
 from fleetune.report.svg import printable
 
@@ -48,7 +48,7 @@ def write_report(folder: Path, output: Path | None = None) -> Path:
 def render(facts: Facts, page: Facts) -> str:
     """The page as text; the same facts give the same bytes."""
     style, script = _asset("page.css"), _asset("page.js")
-    study, trials, estimates = facts["study"], facts["trials"], facts["estimates"]
+    trials, estimates = facts["trials"], facts["estimates"]
     return _template().render(
         facts=facts,
         page=page,
@@ -61,12 +61,15 @@ def render(facts: Facts, page: Facts) -> str:
         verdicts=words.verdict_records(facts),
         estimates=words.named(facts),
         sets=list(dict.fromkeys(e["set"] for e in estimates)),
+        metrics=list(dict.fromkeys(v["metric"] for v in words.verdict_records(facts))),
         phases=list(dict.fromkeys(t["phase"] for t in trials)),
         has_memory=any(e.get("memory_bytes") is not None for e in estimates),
+        ranks=facts.get("rank", []),
+        arms=[a for a in facts.get("arms", []) if a["search"]["tried"]],
         sections=sections.sections(facts, page),
         trials=[(t, *_scores(t)) for t in trials[:MOST_TRIALS]],
-        datasets=listed(study["environment"]["data"]),
-        protocol=next((d.get("protocol") for d in listed(study.get("data"))), "holdout"),
+        datasets=datasets(facts),
+        protocol=next((d.get("protocol") for d in tables(facts)), "holdout"),
         protocols=PROTOCOLS,
         seeds=ranges(t["seed"] for t in trials),
         commands=commands(page),
@@ -130,7 +133,7 @@ def _template() -> jinja2.Template:
     )
     names = ("percent", "points", "score", "interval", "p_value", "count", "setting", "settings")
     filters: dict[str, Any] = {
-        **{name: getattr(words, name) for name in (*names, "duration", "gib", "signed")},
+        **{name: getattr(words, name) for name in (*names, "duration", "gib", "mib", "signed")},
         "lines": _lines,
         "markup": Markup,  # for pictures, which svg.py has cleaned
     }

@@ -104,23 +104,29 @@ def curve(trials: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     for number in sorted({e["epoch"] for t in trials for e in t["epochs"]}):
         rows = [e for t in trials for e in t["epochs"] if e["epoch"] == number]
+        # A trial that was trained on all of train has no selection scores.
+        scores = [e["selection"][metric] for e in rows if metric in e["selection"]]
         found.append(
             {
                 "epoch": number,
                 "metric": metric,
-                "selection": _spread([e["selection"][metric] for e in rows]),
+                "selection": _spread(scores),
                 "loss": _spread([e["loss"] for e in rows]),
             }
         )
     return found
 
 
-def _spread(values: Sequence[float]) -> dict[str, float]:
-    return {
-        "median": float(np.median(values)),
-        "low": float(np.min(values)),
-        "high": float(np.max(values)),
-    }
+def _spread(values: Sequence[float]) -> dict[str, float] | None:
+    return (
+        None
+        if not values
+        else {
+            "median": float(np.median(values)),
+            "low": float(np.min(values)),
+            "high": float(np.max(values)),
+        }
+    )
 
 
 def _winner(
@@ -168,6 +174,7 @@ def search_facts(facts: dict[str, Any]) -> list[dict[str, Any]]:
                 "method": method,
                 "metric": mine[0]["training"]["metric_for_best_model"],
                 "greater_is_better": higher,
+                "stopped": sum(t["status"] == "stopped" for t in mine),
                 "trials": rows,
                 "expected_best": expected_best([r["score"] for r in rows], higher),
                 "importance": importance(rows, varying),
@@ -228,7 +235,7 @@ def axis(values: Sequence[Any]) -> tuple[list[float], list[tuple[float, str]]]:
     low, high = float(min(values)), float(max(values))
     log = low > 0 and high / low >= 10
     places = [float(np.log10(v)) if log else float(v) for v in values]
-    return places, [(min(places), f"{low:g}"), (max(places), f"{high:g}")]
+    return places, [(min(places), f"{low:.3g}"), (max(places), f"{high:.3g}")]
 
 
 def timeline(events: Sequence[dict[str, Any]], facts: dict[str, Any]) -> list[dict[str, Any]]:

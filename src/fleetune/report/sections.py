@@ -44,7 +44,9 @@ def sections(facts: Facts, page: Facts) -> list[dict[str, Any]]:
         found = [
             charts.differences(_of_task(facts, task), f"differences{i}"),
             charts.seeds(task, f"seeds{i}"),
-            charts.rank(task, f"rank{i}"),
+            charts.rank(
+                task, f"rank{i}", [s for s in facts.get("rank", []) if s["task"] == task["task"]]
+            ),
             *(charts.cost(task, what, f"{what}{i}") for what in ("parameters", "time", "memory")),
         ]
         # The first task's lead stands on the first screen already.

@@ -76,24 +76,40 @@ def trials(facts: dict[str, Any]) -> str:
 
 
 def labels(estimates: Sequence[dict[str, Any]]) -> list[str]:
-    """A name for each estimate: the method, with the settings in which others of the same method differ."""
+    """A name for each estimate: the method, with its rank, and with as few settings as tell it from the others.
+
+    Settings that follow from others, such as lora_alpha = 4r, do not help to tell, and stay out.
+    """
+    several = len({e["set"] for e in estimates}) > 1
+    keys = {method: _telling(estimates, method) for method in {e["method"] for e in estimates}}
     names: list[str] = []
     for e in estimates:
         mine = {**e["hyperparameters"], **e["training"]}
-        others = [
-            {**o["hyperparameters"], **o["training"]}
-            for o in estimates
-            if o["method"] == e["method"]
-        ]
-        differing = [k for k in mine if any(o.get(k) != mine[k] for o in others)]
-        if "r" in mine and "r" not in differing:
-            differing.insert(0, "r")
-        told = ", ".join(f"{k}={mine[k]}" for k in differing)
-        several = len({o["set"] for o in estimates}) > 1
+        told = ", ".join(f"{k}={_plain(mine[k])}" for k in keys[e["method"]] if k in mine)
         names.append(
             e["method"] + (f" {told}" if told else "") + (f" on {e['set']}" if several else "")
         )
     return names
+
+
+def _telling(estimates: Sequence[dict[str, Any]], method: str) -> list[str]:
+    """The settings by which the estimates of a method are told apart; the rank comes first, and always."""
+    rows = [{**e["hyperparameters"], **e["training"]} for e in estimates if e["method"] == method]
+    keys = list(dict.fromkeys(k for row in rows for k in row))
+    kept = [k for k in keys if len({repr(row.get(k)) for row in rows}) > 1]
+    for key in reversed(kept[:]):
+        rest = [k for k in kept if k != key]
+        if key != "r" and _apart(rows, rest) == _apart(rows, kept):
+            kept = rest
+    return ["r", *(k for k in kept if k != "r")] if "r" in keys else kept
+
+
+def _apart(rows: Sequence[dict[str, Any]], keys: Sequence[str]) -> int:
+    return len({tuple(repr(row.get(k)) for k in keys) for row in rows})
+
+
+def _plain(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def duration(seconds: float) -> str:

@@ -19,18 +19,20 @@ _BEST_SHARE = 4
 def curves(task: Facts, what: str, name: str) -> Drawn:
     """Learning curves: the median over the seeds, and a band from the lowest to the highest. what: selection or loss."""
     title = "Training loss by epoch" if what == "loss" else "Selection score by epoch"
-    every = [g for g in task["groups"] if len(g["curve"]) > 1]
+    known = {g["name"]: [c for c in g["curve"] if c[what]] for g in task["groups"]}
+    every = [g for g in task["groups"] if len(known[g["name"]]) > 1]
     groups = sorted(every, key=lambda g: -g["estimate"]["value"])[:_MOST_CURVES]
     if not groups:
-        return Absent(title, "no trial that has ended trained for two epochs or more")
+        return Absent(title, "no trial behind the estimates has such numbers of two epochs or more")
     metric = "loss" if what == "loss" else groups[0]["curve"][0]["metric"]
-    factor = scale(metric)
+    factor, looks = scale(metric), styles(groups, task["groups"])
 
     def plot(axes: Any) -> None:
-        for g, (told, look) in zip(groups, styles(groups), strict=True):
-            at = [c["epoch"] for c in g["curve"]]
+        for g, (told, look) in zip(groups, looks, strict=True):
+            rows = known[g["name"]]
+            at = [c["epoch"] for c in rows]
             low, middle, high = (
-                [factor * c[what][key] for c in g["curve"]] for key in ("low", "median", "high")
+                [factor * c[what][key] for c in rows] for key in ("low", "median", "high")
             )
             axes.fill_between(at, low, high, color=look["color"], alpha=0.13, linewidth=0)
             axes.plot(at, middle, label=short(told), markersize=4.5, **look)
@@ -40,9 +42,10 @@ def curves(task: Facts, what: str, name: str) -> Drawn:
         legend(axes, [g["name"] for g in groups])
 
     told = "; ".join(
-        f"{g['name']}: median {score(g['curve'][0][what]['median'], metric)} after epoch {g['curve'][0]['epoch']}, "
-        f"{score(g['curve'][-1][what]['median'], metric)} after epoch {g['curve'][-1]['epoch']}"
+        f"{g['name']}: median {score(first[what]['median'], metric)} after epoch {first['epoch']}, "
+        f"{score(last[what]['median'], metric)} after epoch {last['epoch']}"
         for g in groups
+        for first, last in [(known[g["name"]][0], known[g["name"]][-1])]
     )
     note = "Line: median over the seeds. Band: from the lowest seed to the highest."
     if left := len(every) - len(groups):
@@ -78,6 +81,7 @@ def timeline(rows: Sequence[Facts], name: str) -> Drawn:
                 axes.plot([r["end"] / per], [-i], marker="x", color=INK, markersize=6)
         axes.set_yticks([])
         axes.set_xlim(left=0)
+        axes.margins(y=0.02)
         axes.set_xlabel(f"{unit} since the run began")
         legend(axes, methods)
 
@@ -93,7 +97,7 @@ def timeline(rows: Sequence[Facts], name: str) -> Drawn:
         title,
         told,
         plot,
-        height=min(90 + 9 * len(rows), 620),
+        height=min(80 + 11 * len(rows), 440),
         note="One line a trial, in the order of their starts. Trials that start together share a cohort: one pass through "
         "the backbone for all of them."
         + (" A cross: stopped early, failed, or not ended." if bad else ""),
@@ -128,6 +132,7 @@ def history(search: Sequence[Facts], name: str) -> Drawn:
                 linestyle=look["linestyle"],
             )
         axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.set_xlim(0.5, max(len(s["trials"]) for s in search) + 0.5)
         axes.set_xlabel("trial of the method")
         axes.set_ylabel(axis_name(f"selection {metric}") if metric != "loss" else "selection loss")
         legend(axes, [searched(s, several) for s in search])
@@ -142,7 +147,12 @@ def history(search: Sequence[Facts], name: str) -> Drawn:
         told,
         plot,
         note="Mark: one trial. Line: the best so far. The search chose by these selection scores; the best of many is high "
-        "partly by luck, and the test scores stand in the table of methods.",
+        "partly by luck, and the test scores stand in the table of methods."
+        + (
+            " Trials that were stopped early count with the best score they had."
+            if any(s["stopped"] for s in search)
+            else ""
+        ),
     )
 
 
@@ -164,6 +174,7 @@ def budget(search: Sequence[Facts], name: str) -> Drawn:
                 markersize=4,
                 **style(i),
             )
+        axes.set_xlim(0.5, max(len(s["expected_best"]) for s in shown) + 0.5)
         axes.set_xlabel("trials spent on the method")
         axes.set_ylabel(axis_name(f"expected best {metric}"))
         axes.xaxis.get_major_locator().set_params(integer=True)
@@ -259,7 +270,9 @@ def importance(s: Facts, name: str, several: bool = False) -> Drawn:
     ranked = sorted(shares.items(), key=lambda pair: pair[1])
 
     def plot(axes: Any) -> None:
-        axes.barh([short(k)[:22] for k, _ in ranked], [100 * v for _, v in ranked], color=SERIES[0])
+        axes.barh(
+            [short(k)[:22] for k, _ in ranked], [100 * v for _, v in ranked], 0.55, color=SERIES[0]
+        )
         axes.set_xlabel("share of what a forest explains, %")
         axes.grid(axis="y", visible=False)
 

@@ -78,6 +78,11 @@ def gib(value: int) -> str:
     return f"{value / 2**30:.2f} GiB"
 
 
+def mib(value: int) -> str:
+    """Bytes in MiB."""
+    return f"{value / 2**20:.3g} MiB"
+
+
 def signed(value: float) -> str:
     """An error of a regression, in the unit of its target."""
     return f"{value:+.3f}"
@@ -179,15 +184,16 @@ def main_verdicts(facts: Facts) -> list[Facts]:
 
 def answers(facts: Facts) -> list[Facts]:
     """The answer: one sentence a verdict, or what stands in its place. Each has `verdict` (or None), `text`, `optimistic`."""
-    verdicts = main_verdicts(facts)
+    verdicts, trends = main_verdicts(facts), [r for r in facts.get("rank", []) if r["trend"]]
     several = len({v["task"] for v in verdicts}) > 1
-    if not verdicts:
+    if not verdicts and not trends:
         stamp = facts["study"]["optimistic"]
         return [
             {"verdict": None, "text": text, "optimistic": stamp and scored}
             for text, scored in _without_verdicts(facts)
         ]
-    found = [
+    found = [_trend(r, several) for r in trends]
+    found += [
         {
             "verdict": v["verdict"],
             "text": _sentence(v, several),
@@ -195,10 +201,21 @@ def answers(facts: Facts) -> list[Facts]:
         }
         for v in verdicts[:_MOST_ANSWERS]
     ]
-    if left := len(verdicts) - len(found):
+    if left := len(verdicts) - len(verdicts[:_MOST_ANSWERS]):
         told = f"{plural(left, 'more verdict')} in the table below."
         found.append({"verdict": None, "text": told, "optimistic": False})
     return found
+
+
+def _trend(r: Facts, several: bool) -> Facts:
+    """What a rank study says: the slope for each doubling of the rank."""
+    t = r["trend"]
+    text = (
+        f"Each doubling of the rank of {r['method']}{' on ' + r['task'] if several else ''} changes {r['metric']} by "
+        f"{points(t['slope'])} points, 95% interval {interval(t, signed=True)}, over ranks "
+        f"{joined([str(x['r']) for x in r['ranks']], 'and')}: {t['reason']}."
+    )
+    return {"verdict": t["verdict"], "text": text, "optimistic": r["optimistic"]}
 
 
 def _sentence(v: Facts, several: bool) -> str:
@@ -272,7 +289,7 @@ def untold(facts: Facts) -> list[str]:
     if seeds < LEAST_SEEDS:
         found.append(
             f"How much of a difference is luck of the seed: an estimate here rests on {plural(seeds, 'seed')}, "
-            f"and {LEAST_SEEDS} are the least for a verdict. More: --seeds {LEAST_SEEDS}."
+            f"and {LEAST_SEEDS} are the least for a verdict."
         )
     if failed := [t for t in trials if t["status"] == "failed"]:
         found.append(
