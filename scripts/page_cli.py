@@ -1,19 +1,24 @@
 """docs/cli.md: every command with its synopsis, arguments, options, defaults, examples and exit codes.
 
-Commands are found as modules of `fleetune.cli` that have `register`; a new one needs no change here.
+Commands are found as modules of `fleetune.cli` that have `register` and that `main` registers; a new one needs no change here.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import inspect
+import io
 import pkgutil
 import re
+import sys
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any, get_args, get_origin
+from unittest import mock
 
 import typer
 from typer.main import get_command_name, get_params_from_function
@@ -21,6 +26,7 @@ from typer.models import ArgumentInfo, OptionInfo, ParameterInfo, ParamMeta
 
 import fleetune.cli
 from fleetune import errors
+from fleetune.cli import main
 from scripts import markdown as md
 
 
@@ -71,9 +77,25 @@ class Command:
         return [p for p in self.parameters if p.flags]
 
 
+def registered() -> frozenset[str]:
+    """The names of the commands that `main` offers: it is run for its help, on an app of ours."""
+    app = typer.Typer(callback=lambda: None)
+    with (
+        mock.patch.object(main, "app", app),
+        mock.patch.object(main.signal, "signal"),
+        mock.patch.object(sys, "argv", ["fleetune", "--help"]),
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.suppress(SystemExit),
+        warnings.catch_warnings(),
+    ):
+        main.main()
+    return frozenset(entry.name or "" for entry in app.registered_commands)
+
+
 def commands() -> list[Command]:
     """Every command, by name."""
     found: list[Command] = []
+    offered = registered()
     for info in pkgutil.iter_modules(fleetune.cli.__path__):
         module = importlib.import_module(f"fleetune.cli.{info.name}")
         if not hasattr(module, "register"):
@@ -87,7 +109,7 @@ def commands() -> list[Command]:
             found.append(
                 Command(name, module, entry.callback, tuple(_parameters(parameters.values())))
             )
-    return sorted(found, key=lambda command: command.name)
+    return sorted((c for c in found if c.name in offered), key=lambda command: command.name)
 
 
 def _parameters(metas: Any) -> Iterator[Parameter]:
