@@ -128,10 +128,14 @@ def _parameter(meta: ParamMeta, info: ParameterInfo) -> Parameter:
         name = meta.name.upper().rstrip("_")
         return Parameter(name, (), "", text, _default(value), required, repeated, panel)
     assert isinstance(info, OptionInfo)
-    own = list(info.param_decls or ()) or [f"--{meta.name.replace('_', '-')}"]
+    plain = meta.name.replace("_", "-")
+    # typer gives a switch without declared flags a second one that turns it off.
+    own = list(info.param_decls or ()) or [
+        f"--{plain}/--no-{plain}" if single is bool else f"--{plain}"
+    ]
     flags = tuple(flag for declared in own for flag in declared.split("/"))
     kind = "" if single is bool else _VALUES.get(single, "TEXT")
-    return Parameter(own[0], flags, kind, text, _default(value), required, repeated, panel)
+    return Parameter(flags[0], flags, kind, text, _default(value), required, repeated, panel)
 
 
 _VALUES: dict[Any, str] = {int: "INTEGER", float: "NUMBER", Path: "PATH"}
