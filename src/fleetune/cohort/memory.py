@@ -1,22 +1,330 @@
 """What a cohort needs of a machine's memory, what the machine has left, and how to go back when it was not enough.
 
-Notation: K trials, P trainable parameters of one, T tokens of a pass. Formulas: docs/scaling.md.
+Notation: K trials, P trainable parameters of one, T tokens of a pass, L tokens of a sequence. Formulas: docs/scaling.md.
 
 A cohort holds (1) the backbone's weights, and the values that trials start from; (2) for each trial its parameters, their
 gradients, AdamW's two moments and the best epoch's copy; (3) while a pass runs, what its backward needs, which grows with
 the tokens. (1) and (2) are counted; (3) depends on family, methods and every kernel on the way, so it is not modelled but
-measured: two small passes of these trials through this backbone, every allocation counted, give a rate by the token.
+measured: small passes of these very methods through this backbone, every allocation counted, give a rate by the token.
 
-Not covered: memory that the process itself holds (torch, the tables of tokens), and what other processes take meanwhile.
+Not covered: what the process holds besides (torch, the tables of tokens), parked trials, whose state (2) stays, and what
+other processes take meanwhile. Where a prediction fails, `Cohort` makes its passes smaller.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from fleetune.cohort.trial import Trial
+from fleetune.backbone.noise import Noise, NoiseKey
+from fleetune.cohort.engine import Engine
+from fleetune.cohort.owned import Owned
+from fleetune.cohort.trial import Rows, Trial, TrialInput
+from fleetune.data.packing import Packed, pack
+from fleetune.data.tokens import TokenTable
+from fleetune.methods.base import count_parameters
+
+# Parameter, gradient, two moments, best epoch's copy.
+COPIES = 5
+# The C library's allocator keeps holes, and the kernels a little scratch; measured by tests/cohort/test_memory.py.
+OVERHEAD = 0.05
+# Rows of each trial in the two passes that are measured: enough that the difference is large beside what is fixed.
+_PROBE_ROWS = (2, 6)
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """Bytes alive at once at the worst moment of a pass: `fixed + by_token * T`."""
+
+    fixed: float
+    by_token: float
+
+    def at(self, tokens: int, passes: int = 1) -> int:
+        """Bytes at so many tokens, in so many passes side by side."""
+        return round(self.fixed * passes + self.by_token * tokens)
+
+    def within(self, budget: float) -> int:
+        """The most tokens that so many bytes hold."""
+        return max(int((budget - self.fixed) / self.by_token), 0) if self.by_token else 1 << 40
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """What passes of some methods need, beyond weights and states."""
+
+    training: Line
+    evaluation: Line
+    length: int
+    """Tokens of the sequences that were measured: attention's share of the rate grows with them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What a cohort takes, in bytes."""
+
+    backbone: int
+    """Weights in their compute dtype, and the values that trials start from in float32 (float64 in float64)."""
+    states: int
+    """Of all trials that train at once."""
+    training: int
+    """The largest training pass."""
+    evaluation: int
+    """The largest evaluation pass."""
+
+    @property
+    def beyond_backbone(self) -> int:
+        """What is still to be had once the backbone is loaded."""
+        return round((self.states + max(self.training, self.evaluation)) * (1 + OVERHEAD))
+
+    @property
+    def total(self) -> int:
+        return self.backbone + self.beyond_backbone
+
+
+# -- counted --------------------------------------------------------------------------------------
+
+
+def backbone_bytes(engine: Engine) -> int:
+    """Weights as the engine holds them, and the starting values beside them."""
+    weights = [*engine.backbone.model.parameters(), *engine.backbone.model.buffers()]
+    every = {w.untyped_storage().data_ptr(): w.untyped_storage().nbytes() for w in weights}
+    return sum(every.values()) + sum(_bytes(value) for value in engine.pretrained.values())
+
+
+def state_bytes(given: TrialInput, engine: Engine) -> int:
+    """One trial's parameters, gradients, moments and best copy; a further copy while a group of micro-batches runs."""
+    wide = 8 if engine.backbone.dtype == torch.float64 else 4
+    accumulates = given.settings.gradient_accumulation_steps > 1
+    count = count_parameters(given.method, engine.sites).total
+    return count * wide * (COPIES + accumulates)
+
+
+def typical_length(rows: Rows) -> int:
+    """The length whose sequences need by the token what these rows need: the mean over tokens, not over rows."""
+    lengths = rows.table.lengths[rows.rows].astype(np.float64)
+    return max(round(float((lengths**2).sum() / lengths.sum())), 1)
+
+
+def needs(
+    engine: Engine, inputs: Sequence[TrialInput], rates: Rates, *, trials: int, tokens: int
+) -> Needs:
+    """What these trials take, so many at once, in passes of so many tokens."""
+    states = sorted((state_bytes(given, engine) for given in inputs), reverse=True)[:trials]
+    batches = sorted((_batch_tokens(given) for given in inputs), reverse=True)[:trials]
+    judged = sorted((_eval_tokens(given, tokens) for given in inputs), reverse=True)[:trials]
+    padding = padding_share(engine, inputs)
+    # On a processor one pass runs in each lane, but a trial is never split.
+    lanes = min(engine.lanes.count, len(batches))
+    alive = max(min(tokens * lanes, sum(batches)), max(batches))
+    return Needs(
+        backbone_bytes(engine),
+        sum(states),
+        rates.training.at(round(alive * padding), lanes),
+        rates.evaluation.at(round(min(tokens, sum(judged)) * padding)) if any(judged) else 0,
+    )
+
+
+def worst_batch(given: TrialInput) -> int:
+    """Tokens of the largest micro-batch that a trial could draw."""
+    lengths = np.sort(given.train.table.lengths[given.train.rows])
+    return int(lengths[-given.settings.per_device_train_batch_size :].sum())
+
+
+def padding_share(engine: Engine, inputs: Sequence[TrialInput]) -> float:
+    """How many rows a pass computes by the token: more than one only in the padded layout, and at most this."""
+    if engine.backbone.family.layout == "packed":
+        return 1.0
+    lengths = np.concatenate([g.train.table.lengths[g.train.rows] for g in inputs])
+    return float(lengths.max() / lengths.mean())
+
+
+def _batch_tokens(given: TrialInput) -> int:
+    own = given.train
+    n = min(given.settings.per_device_train_batch_size, len(own))
+    return round(n * float(own.table.lengths[own.rows].mean()))
+
+
+def _eval_tokens(given: TrialInput, limit: int) -> int:
+    own = given.selection
+    if not len(own):
+        return 0
+    lengths = np.sort(own.table.lengths[own.rows])
+    n = max(min(given.settings.per_device_eval_batch_size, limit // int(lengths[-1])), 1)
+    return int(lengths[-n:].sum())
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+# -- measured -------------------------------------------------------------------------------------
+
+
+def measure(engine: Engine, inputs: Sequence[TrialInput]) -> Rates:
+    """What passes of these trials' methods need, by two small passes in training and two in evaluation.
+
+    Each distinct method takes part once, with as many tokens as every other. No trial is changed, nor is the backbone.
+    """
+    kinds = list({repr(given.method): given for given in inputs}.values())
+    length = max(typical_length(given.train) for given in kinds)
+    owned = [engine.start(given) for given in kinds]
+    rate = max((k.settings.dropout for k in kinds if k.settings.dropout is not None), default=None)
+    if any(k.settings.dropout is None for k in kinds):
+        rate = None
+    points: list[tuple[int, int, int]] = []
+    for rows in _PROBE_ROWS:
+        packed = _even(len(kinds), rows, length)
+        noise = Noise([NoiseKey(0, 0, rate) for _ in kinds])
+        points.append(
+            (
+                rows * length * len(kinds),
+                _peak(engine, lambda o=owned, p=packed, n=noise: _backward(engine, o, p, n)),
+                _peak(engine, lambda o=owned, p=packed: _forward(engine, o, p)),
+            )
+        )
+    (t0, *first), (t1, *second) = points
+    lines = [
+        Line(max(low - (high - low) / (t1 - t0) * t0, 0.0), (high - low) / (t1 - t0))
+        for low, high in zip(first, second, strict=True)
+    ]
+    return Rates(lines[0], lines[1], length)
+
+
+def _even(trials: int, rows: int, length: int) -> Packed:
+    """A stream of equal sequences. Which tokens they hold does not matter."""
+    table = TokenTable(
+        ids=np.zeros(rows * length, dtype=np.int32),
+        offsets=np.arange(rows + 1, dtype=np.int64) * length,
+        type_ids=None,
+        truncated=0,
+        max_length=length,
+    )
+    return pack([(table, np.arange(rows))] * trials)
+
+
+def _backward(engine: Engine, owned: Sequence[Owned], packed: Packed, noise: Noise) -> None:
+    engine.logits(owned, packed, noise).sum().backward()
+
+
+def _forward(engine: Engine, owned: Sequence[Owned], packed: Packed) -> None:
+    with torch.inference_mode():
+        engine.logits(owned, packed, None)
+
+
+def _peak(engine: Engine, run: Callable[[], None]) -> int:
+    """Bytes alive at the worst moment of a run, beyond those before it."""
+    device = engine.backbone.device
+    if device.type != "cuda":
+        with _Allocations() as counted:
+            run()
+        return counted.peak
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    run()
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device) - before
+
+
+class _Allocations(TorchDispatchMode):
+    """Counts the bytes of every storage that an operation makes, for as long as it lives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held = self.peak = 0
+        self._alive: dict[int, tuple[int, weakref.ref[Any]]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        # What goes in is older than this mode, or known; only what comes out can be new.
+        for tensor in _tensors((args, kwargs)):
+            self._see(tensor, 0)
+        out = func(*args, **(kwargs or {}))
+        for tensor in _tensors(out):
+            self._see(tensor, tensor.untyped_storage().nbytes())
+        return out
+
+    def _see(self, tensor: Tensor, size: int) -> None:
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._alive:
+            return
+        self._alive[key] = (size, weakref.ref(storage, lambda _: self._gone(key)))
+        self.held += size
+        self.peak = max(self.peak, self.held)
+
+    def _gone(self, key: int) -> None:
+        self.held -= self._alive.pop(key)[0]
+
+
+def _tensors(tree: Any) -> Iterator[Tensor]:
+    return (leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor))
+
+
+# -- the machine ----------------------------------------------------------------------------------
+
+
+def available(device: torch.device, root: Path = Path("/")) -> int:
+    """Bytes that this process may still take: of the device, or of the machine and of every control group around it."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return free + unused
+    return min([_machine(root), *_groups(root)])
+
+
+def _machine(root: Path) -> int:
+    for line in (root / "proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    raise ValueError("/proc/meminfo names no MemAvailable; the kernel must be 3.14 or newer")
+
+
+def _groups(root: Path) -> Iterator[int]:
+    """What each control group above this process leaves: version 2, and the memory controller of version 1."""
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        mount = root / "sys/fs/cgroup"
+        if controllers == "":
+            names = ("memory.max", "memory.current", "inactive_file")
+        elif "memory" in controllers.split(","):
+            mount /= "memory"
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        else:
+            continue
+        inside = mount / path.lstrip("/")
+        for folder in (inside, *inside.parents):
+            left = _left(folder, *names)
+            if left is not None:
+                yield left
+            if folder == mount:
+                break
+
+
+def _left(folder: Path, limit: str, used: str, reclaimable: str) -> int | None:
+    """Limit less use, where files that were only read count as free; None where there is no limit."""
+    try:
+        most = (folder / limit).read_text().strip()
+        if most == "max" or int(most) >= 1 << 60:
+            return None
+        stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        now = int((folder / used).read_text())
+    except (OSError, ValueError):
+        return None
+    return max(int(most) - now + int(stat.get(reclaimable, 0)), 0)
+
 
 # -- when it was not enough -----------------------------------------------------------------------
 
