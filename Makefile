@@ -14,7 +14,7 @@ help:
 	@echo "make test-slow  the long tests; some need the GLUE files in ../shared/data/glue"
 	@echo "make lint       ruff and pyright"
 	@echo "make docs       the pages of docs/ that are written from the code"
-	@echo "make bench      the benchmarks, into bench/results"
+	@echo "make bench      the benchmark, hours, into bench/results; BENCH=--quick for a small one, BENCH=--estimate for its length"
 
 setup: $(STAMP)
 
@@ -43,7 +43,7 @@ docs: $(STAMP)
 	$(BIN)/python -m scripts.docs
 
 bench: $(STAMP)
-	$(BIN)/python -m bench.side_by_side
+	$(BIN)/python -m bench.cohort $(BENCH)
 
 clean:
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis

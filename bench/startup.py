@@ -21,6 +21,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -37,11 +38,12 @@ STAGES = (
     ("fleetune.study.prepare", "tokenizer_fingerprint", "tokens"),
     ("fleetune.study.prepare", "tokenize", "tokens"),
     ("fleetune.study.prepare", "empty_model", "site map"),
-    ("fleetune.study.prepare", "_input", "splits"),
-    ("fleetune.study.run", "open_workbench", "backbone: weights, twice, opened"),
+    ("fleetune.study.prepare", "divisions", "splits"),
+    ("fleetune.study.run", "open_workbench", "backbone: weights, twice, opened"),  # LOADED
     ("fleetune.study.machine", "describe", "machine and commit"),
-    ("fleetune.cohort.train", "Cohort._pass", "first passes"),
 )
+# After the weights comes the training: what is not imports there is the making of the trials and the first passes.
+LOADED, TRAINING = "backbone: weights, twice, opened", "trials made, passes of the first step"
 END = ("fleetune.cohort.optim", "TrialOptimizer.step")
 FIRST, REST = "interpreter", "all else"
 
@@ -53,6 +55,7 @@ class Clock:
         self.spent: Counter[str] = Counter()
         self.last = began
         self.stack = [FIRST]
+        self.thread = threading.get_ident()
 
     def push(self, stage: str) -> None:
         self._count()
@@ -71,13 +74,16 @@ class Clock:
         """The function, its time counted to a stage."""
 
         def run(*args: Any, **kwargs: Any) -> Any:
-            if self.stack[-1] == stage:
+            # Passes run on threads of their own, and what they import is theirs.
+            if self.stack[-1] == stage or threading.get_ident() != self.thread:
                 return function(*args, **kwargs)
             self.push(stage)
             try:
                 return function(*args, **kwargs)
             finally:
                 self.pop()
+                if stage == LOADED:
+                    self.push(TRAINING)
 
         return run
 
@@ -108,7 +114,7 @@ def inside(began: float, out: Path, words: list[str]) -> None:
     def ending(step: Callable[..., Any]) -> Callable[..., Any]:
         def run(*args: Any, **kwargs: Any) -> None:
             step(*args, **kwargs)
-            clock.push("end")
+            clock.pop()
             out.write_text(json.dumps(dict(clock.spent)))
             os._exit(0)
 

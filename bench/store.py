@@ -16,7 +16,14 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 # What a measurement depends on; commands, reports, tables and pictures may change without spoiling it.
-PACKAGE = ("*.py", "data/*.py", "backbone/*.py", "methods/*.py", "cohort/*.py", "study/prepare.py")
+PACKAGE = (
+    "*.py",
+    "data/*.py",
+    "backbone/*.py",
+    "methods/*.py",
+    "cohort/*.py",
+    *(f"study/{name}.py" for name in ("prepare", "rows", "settings", "space")),
+)
 MEASURING = ("adapterhub", "backbones", "processes", "rate", "side", "trainer_loop", "trials")
 
 
