@@ -337,7 +337,7 @@ def _rank(group: Facts) -> Any:
 def _cost(group: Facts, what: str) -> float | None:
     e = group["estimate"]
     if what == "parameters":
-        return e["trainable_parameters"]["encoder"] + e["trainable_parameters"]["head"]
+        return group["parameters"]
     if what == "time":
         return e["seconds"]
     memory = e.get("memory_bytes")

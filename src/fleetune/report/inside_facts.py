@@ -18,7 +18,7 @@ import safetensors.numpy
 from numpy.typing import NDArray
 
 from fleetune.artifact import layout
-from fleetune.errors import DataError, EnvironmentProblem
+from fleetune.errors import DataError, EnvironmentProblem, FleetuneError
 
 Tensors = dict[str, NDArray[Any]]
 _LAYER = re.compile(r"\.(\d+)\.")
@@ -128,7 +128,11 @@ def _backbone(facts: dict[str, Any]) -> Tensors:
     from fleetune.backbone.weights import checksum, weight_files
 
     told = facts["study"]["environment"]["backbone"]
-    folder = find_files(told["name"], told["revision"], cached_alone=True).folder
+    try:
+        folder = find_files(told["name"], told["revision"], cached_alone=True).folder
+    except FleetuneError:
+        # Its own words name folders of this machine, which have no place on a page that is sent on.
+        raise EnvironmentProblem("the backbone's own weights are not on this machine") from None
     files = weight_files(folder)
     if not files or checksum(files) != told["checksum"]:
         raise EnvironmentProblem("the backbone at hand is not the one of the run")

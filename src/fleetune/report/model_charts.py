@@ -22,7 +22,7 @@ def confusion(model: Facts, name: str) -> Drawn:
     title = "Confusion of the winner"
     if not counts:
         return Absent(title, model.get("no_confusion") or NO_WINNER)
-    names, totals = model["label_names"], [sum(row) for row in counts]
+    names, totals, right = model["label_names"], model["totals"], model["right"]
 
     def plot(axes: Any) -> None:
         for i, row in enumerate(counts):
@@ -39,7 +39,6 @@ def confusion(model: Facts, name: str) -> Drawn:
         axes.set_xlabel("predicted")
         axes.set_ylabel("label")
 
-    right = sum(counts[i][i] for i in range(len(counts)))
     told = f"{count(right)} of {plural(model['n'], 'example')} right. " + "; ".join(
         f"{names[i]}: {count(counts[i][i])} of {count(totals[i])} right" for i in range(len(names))
     )

@@ -61,6 +61,8 @@ def model_facts(folder: Path, facts: dict[str, Any], trial: dict[str, Any]) -> d
         **common,
         "confusion": counts.tolist() if len(names) <= MOST_CLASSES else None,
         "no_confusion": f"{len(names)} labels are too many for a picture; the table lists the pairs",
+        "totals": counts.sum(1).tolist(),
+        "right": int(np.trace(counts)),
         "pairs": _pairs(counts, names),
         "calibration": calibration(truth, shares),
         "worst": _wrong(ids, truth, shares, names, texts),

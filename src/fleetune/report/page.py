@@ -65,6 +65,7 @@ def render(facts: Facts, page: Facts) -> str:
         phases=list(dict.fromkeys(t["phase"] for t in trials)),
         has_memory=any(e.get("memory_bytes") is not None for e in estimates),
         ranks=facts.get("rank", []),
+        compared={(v["task"], v["name"], v["reference"]) for v in words.verdict_records(facts)},
         arms=[a for a in facts.get("arms", []) if a["search"]["tried"]],
         sections=sections.sections(facts, page),
         trials=[(t, *_scores(t)) for t in trials[:MOST_TRIALS]],

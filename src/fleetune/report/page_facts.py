@@ -32,7 +32,7 @@ def page_facts(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
         try:
             return read()
         except (FleetuneError, OSError) as error:
-            why[part] = str(error)
+            why[part] = str(error).replace(str(folder), folder.resolve().name)
             return None
 
     best = winner(facts)
@@ -75,6 +75,7 @@ def task_facts(facts: dict[str, Any], task: str) -> dict[str, Any]:
         {
             "name": name,
             "estimate": e,
+            "parameters": sum(e["trainable_parameters"].values()),
             "seeds": [_seed(trials[ident], e) for ident in e["trials"] if ident in trials],
             "curve": curve([trials[ident] for ident in e["trials"] if ident in trials]),
         }

@@ -37,7 +37,7 @@ def _of_task(facts: Facts, task: Facts) -> list[Facts]:
 
 def sections(facts: Facts, page: Facts) -> list[dict[str, Any]]:
     """title, key, pictures, and absent: (titles, why) of those that are not there."""
-    led = _first(facts, page).title if page["tasks"] else ""
+    led = _first(facts, page) if page["tasks"] else None
     compare: list[Drawn] = []
     training: list[Drawn] = []
     for i, task in enumerate(page["tasks"][:_MOST_TASKS], start=1):
@@ -50,7 +50,7 @@ def sections(facts: Facts, page: Facts) -> list[dict[str, Any]]:
             *(charts.cost(task, what, f"{what}{i}") for what in ("parameters", "time", "memory")),
         ]
         # The first task's lead stands on the first screen already.
-        found = [p for p in found if i > 1 or p.title != led]
+        found = [p for p in found if i > 1 or not isinstance(led, Picture) or p.title != led.title]
         learned = [
             training_charts.curves(task, what, f"{what}{i}") for what in ("selection", "loss")
         ]

@@ -130,6 +130,8 @@ def question(facts: Facts) -> str:
         return f"{joined(methods)}: which is best on {tasks} with {backbone}?"
     if len(methods) > 5:
         return f"Which of {len(methods)} methods is best on {tasks} with {backbone}?"
+    if len(methods) == 1 and facts.get("rank"):
+        return f"Which rank of {methods[0]} is best on {tasks} with {backbone}?"
     if methods and len({label for label, _ in named(facts)}) > 1:
         return f"Which setting of {methods[0]} is best on {tasks} with {backbone}?"
     return f"How good is {methods[0] if methods else 'it'} on {tasks} with {backbone}?"
@@ -276,9 +278,11 @@ def untold(facts: Facts) -> list[str]:
     study, trials = facts["study"], facts["trials"]
     open_ = [v for v in main_verdicts(facts) if v["verdict"] == "cannot tell"]
     for v in open_[:_MOST_ANSWERS]:
+        where = f" on {v['task']}" if len({w["task"] for w in open_}) > 1 else ""
+        why = f" ({v['reason']})" if v["reason"] and (v["seeds"] or 0) < LEAST_SEEDS else ""
         found.append(
-            f"Whether {v['name']} and {v['reference']} differ: the data agree with anything from {points(v['low'])} to "
-            f"{points(v['high'])} points{'; ' + v['reason'] if v['reason'] else ''}."
+            f"Whether {v['name']} and {v['reference']} differ{where}: the data agree with anything from "
+            f"{points(v['low'])} to {points(v['high'])} points{why}."
         )
     if study["optimistic"]:
         found.append(
