@@ -1,33 +1,21 @@
-"""Fixtures for all tests: a tiny backbone, and finished runs that many tests read and none changes."""
+"""Fixtures for all tests: a tiny backbone with rows to train on, and a finished run that many tests read."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import pytest
 
 from tests import runs
 from tests.backbone.hub import save_tiny
 
-# Guards that apply to every test because they are known here.
-from tests.guards import generators_stay, one_thread, own_environment  # noqa: F401
+pytest_plugins = ("tests.guards",)
 
 
 @pytest.fixture(scope="session")
-def tiny_backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a BERT of two layers and its tokenizer."""
-    return save_tiny(tmp_path_factory.mktemp("backbone") / "tiny")
-
-
-@pytest.fixture(scope="session")
-def reviews(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Sixty own rows with two labels."""
-    return runs.write_csv(tmp_path_factory.mktemp("data") / "reviews.csv", 60)
-
-
-@pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Path, reviews: Path) -> Path:
-    """A run of all four methods with two seeds. Tests only read it."""
-    folder = tmp_path_factory.mktemp("finished") / "run"
-    runs.train(folder, runs.settings(tiny_backbone, reviews))
-    return folder
+def made(tmp_path_factory: pytest.TempPathFactory) -> runs.Made:
+    """A BERT of two layers, rows with two labels, and a run of all four methods. Tests only read them."""
+    folder = tmp_path_factory.mktemp("made")
+    backbone = save_tiny(folder / "tiny")
+    runs.write_csv(folder / "train.csv", 60)
+    runs.write_csv(folder / "test.csv", 24, seed=7)
+    runs.train(folder / "run", runs.settings(folder, backbone))
+    return runs.Made(folder, backbone, folder / "run")

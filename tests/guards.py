@@ -1,4 +1,4 @@
-"""Guards around every test; conftest.py imports them, and pytest then applies them by itself.
+"""Guards around every test: a plugin that conftest.py names, whose fixtures pytest applies by itself.
 
 Every test runs on one thread, offline, with a token cache of its own session, and must leave the global generators of
 torch and numpy where they were: draws come from named streams (`fleetune.seeds`), so that no test depends on another.

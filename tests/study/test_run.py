@@ -18,7 +18,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import torch
 
 from fleetune.artifact import layout
 from fleetune.cohort.train import Advanced, EpochDone, TrialDone
@@ -100,7 +99,7 @@ def resume(folder: Path, prepared: Prepared, *stops: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def wide(token_cache, tmp_path_factory) -> tuple[Prepared, Path, list]:
+def wide(tmp_path_factory) -> tuple[Prepared, Path, list]:
     """A run wide enough that the rounding of a product depends on who shares it, and its events."""
     from tests.backbone.hub import save_tiny
 
@@ -193,9 +192,10 @@ def test_the_test_set_is_opened_once_a_trial(made: Made) -> None:
 
 
 def interesting(events: list) -> list[int]:
-    """The first rounds, and every place where an epoch or a trial ends, thinned out."""
-    at = [i for i, e in enumerate(events) if isinstance(e, EpochDone | TrialDone)]
-    return [0, 1, 5, *at[::2], len(events) - 1]
+    """An early round, the end of an epoch, and the end of a trial whose mates go on."""
+    epoch = next(i for i, e in enumerate(events) if isinstance(e, EpochDone))
+    trial = next(i for i, e in enumerate(events) if isinstance(e, TrialDone))
+    return [5, epoch, trial]
 
 
 def test_resumed_at_many_events_is_the_uninterrupted_run(wide, tmp_path: Path) -> None:
@@ -221,8 +221,8 @@ def test_stopped_again_and_again_with_saving_within_epochs(
     wide, tmp_path: Path, monkeypatch
 ) -> None:
     monkeypatch.setattr(study_run, "SAVE_SECONDS", 0.0)
-    prepared, whole, events = wide
-    resume(tmp_path / "run", prepared, *[7] * (len(events) // 4))
+    prepared, whole, _ = wide
+    resume(tmp_path / "run", prepared, *[11] * 3)
     assert_same_run(tmp_path / "run", whole)
 
 
@@ -444,7 +444,7 @@ def test_a_failure_is_the_same_after_a_resume(made: Made, tmp_path: Path) -> Non
     prepared = prepare(settings(made.folder, made.backbone, methods, seeds=[0]))
     events: list = []
     train(tmp_path / "whole", prepared, events.append)
-    for stop in range(3, len(events), 6):
+    for stop in (3, len(events) - 8):
         folder = tmp_path / str(stop)
         resume(folder, prepared, stop)
         assert_same_run(folder, tmp_path / "whole")
@@ -500,13 +500,10 @@ def test_two_test_sets_in_the_layout_of_mnli(made: Made, tmp_path: Path) -> None
 
 
 def test_the_global_generators_are_left_alone(made: Made, tmp_path: Path) -> None:
-    torch.manual_seed(5)
-    np.random.seed(5)
-    random.seed(5)
-    before = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
+    """A user's own seeds keep their meaning; torch's and numpy's are watched in every test (guards.py)."""
+    before = random.getstate()
     train(tmp_path / "run", settings(made.folder, made.backbone, ["lora"], seeds=[0]))
-    assert torch.equal(torch.get_rng_state(), before[0])
-    assert np.random.get_state()[1].tolist() == before[1] and random.getstate() == before[2]
+    assert random.getstate() == before
 
 
 def test_a_snapshot_holds_the_whole_cohort_at_one_round(wide, tmp_path: Path) -> None:

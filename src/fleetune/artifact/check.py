@@ -64,7 +64,8 @@ class Checker:
     def _by_peft(self, folder: Path) -> Any:
         from peft import PeftModel
 
-        with warnings.catch_warnings():
+        # peft draws starting values from torch's global generator before it reads the saved ones.
+        with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
             # peft asks transformers for a property that transformers is renaming.
             warnings.simplefilter("ignore", FutureWarning)
             return PeftModel.from_pretrained(copy.deepcopy(self.model), str(folder))

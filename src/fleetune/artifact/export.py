@@ -11,9 +11,9 @@ import torch
 
 from fleetune.artifact import layout
 from fleetune.artifact.check import TOLERANCE, logits_of, padded_inputs
-from fleetune.artifact.load import check_against, check_backbone, load_saved
+from fleetune.artifact.layout import ModelRecord
+from fleetune.artifact.load import check_against, check_backbone, find_backbone_of, load_saved
 from fleetune.artifact.merge import merge_into
-from fleetune.backbone.load import find_backbone
 from fleetune.backbone.sites import site_map
 from fleetune.data.base import Split
 from fleetune.data.tokens import tokenize
@@ -39,7 +39,7 @@ def export_hf(folder: Path, output: Path) -> None:
         raise RefusedError(f"{output}: exists and is no empty folder; give --output a new folder")
     saved = load_saved(folder)
     record = saved.record
-    backbone = find_backbone(record.backbone, revision=record.backbone_revision)
+    backbone = find_backbone_of(record)
     check_backbone(record, backbone.checksum, folder)
     kind = "regression" if record.regression else "single_label_classification"
     model, fresh = backbone.classifier(record.num_labels, record.label_names, problem_type=kind)
@@ -53,7 +53,7 @@ def export_hf(folder: Path, output: Path) -> None:
         backbone.tokenizer.save_pretrained(staging)
         for file in staging.iterdir():
             file.chmod(plain_mode())  # safetensors makes files of mode 0600
-        _compare(merged, staging, backbone.tokenizer, len(record.text_columns) == 2)
+        _compare(merged, staging, backbone.tokenizer, record)
         sums = {f.name: sha256(f) for f in sorted(staging.iterdir()) if f.is_file()}
         body: dict[str, Any] = {**record.as_json(), "exported": "hf", "checksums": sums}
         (staging / layout.RECORD).write_text(
@@ -61,15 +61,17 @@ def export_hf(folder: Path, output: Path) -> None:
         )
 
 
-def _compare(merged: Any, staging: Path, tokenizer: Any, pairs: bool) -> None:
+def _compare(merged: Any, staging: Path, tokenizer: Any, record: ModelRecord) -> None:
     from transformers import AutoModelForSequenceClassification
 
     read = AutoModelForSequenceClassification.from_pretrained(
         staging, local_files_only=True, use_safetensors=True, trust_remote_code=False
     )
     ids = tuple(str(i) for i in range(len(_PROBES)))
-    split = Split(ids, _PROBES, _PROBES[::-1] if pairs else None, None)
-    inputs = padded_inputs(merged, tokenize(split, tokenizer, 64, None, ""), len(_PROBES))
+    second = _PROBES[::-1] if len(record.text_columns) == 2 else None
+    longest = min(64, record.max_length)
+    table = tokenize(Split(ids, _PROBES, second, None), tokenizer, longest, None, "")
+    inputs = padded_inputs(merged, table, len(_PROBES))
     expected, found = logits_of(merged, inputs), logits_of(read, inputs)
     if not torch.allclose(found, expected, rtol=TOLERANCE, atol=TOLERANCE):
         raise FleetuneError(

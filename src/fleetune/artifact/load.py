@@ -14,11 +14,12 @@ from torch import Tensor
 
 from fleetune.artifact import layout
 from fleetune.artifact.layout import ModelRecord
+from fleetune.backbone.load import Backbone, find_backbone
 from fleetune.backbone.sites import SiteMap
 from fleetune.durable import sha256
 from fleetune.errors import DataError, RefusedError, SettingsError
 from fleetune.methods.base import LowRank, Method
-from fleetune.methods.table import make_method
+from fleetune.methods.table import METHODS, make_method
 
 # Larger than any adapter; safetensors itself caps the header at 100 MB.
 _MAX_RECORD_BYTES = 10_000_000
@@ -53,9 +54,19 @@ def load_saved(folder: Path) -> SavedModel:
                 f"{path}: changed since it was saved (its sha256 is not the one in {layout.RECORD}); "
                 "restore it from a copy"
             )
-    return SavedModel(
-        folder, record, make_method(record.method, record.hyperparameters), read_weights(folder)
-    )
+    return SavedModel(folder, record, _method(record, folder), read_weights(folder))
+
+
+def _method(record: ModelRecord, folder: Path) -> Method:
+    if record.method not in METHODS:
+        raise RefusedError(
+            f'{folder}: trained by method "{record.method}", which this fleetune does not know; update fleetune'
+        )
+    try:
+        return make_method(record.method, record.hyperparameters)
+    except SettingsError as error:
+        found = [f"damaged: hyperparameters: {problem}" for problem in error.problems]
+        raise DataError(str(folder / layout.RECORD), found) from None
 
 
 def read_record(folder: Path) -> tuple[ModelRecord, dict[str, str]]:
@@ -75,9 +86,49 @@ def read_record(folder: Path) -> tuple[ModelRecord, dict[str, str]]:
             raise RefusedError(
                 f"{path}: written in format {found['format']}, this fleetune reads {layout.FORMAT}; update fleetune"
             )
-        return ModelRecord(**{f.name: found[f.name] for f in fields(ModelRecord)}), sums
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        record = ModelRecord(**{f.name: found[f.name] for f in fields(ModelRecord)})
+    except KeyError as error:
+        raise DataError(
+            str(path), [f"damaged: {error} is missing; restore it from a copy"]
+        ) from None
+    except (ValueError, TypeError, AttributeError) as error:
         raise DataError(str(path), [f"damaged: {error}; restore it from a copy"]) from None
+    problems = _wrong_fields(record)
+    if problems:
+        raise DataError(str(path), [f"damaged: {p}; restore it from a copy" for p in problems])
+    return record, sums
+
+
+def _wrong_fields(record: ModelRecord) -> list[str]:
+    """What a record says that no fleetune would have written."""
+    texts = ("method", "task", "backbone", "backbone_source", "backbone_checksum", "dtype")
+    problems = [f"{n}: must be a text" for n in texts if not isinstance(getattr(record, n), str)]
+    for name in ("text_columns", "label_names", "metrics"):
+        value: Any = getattr(record, name)
+        if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
+            problems.append(f"{name}: must be a list of texts, but is {value!r}")
+        elif len(set(value)) != len(value):
+            problems.append(f"{name}: must differ from one another, but are {value!r}")
+    if problems:
+        return problems
+    if len(record.text_columns) not in (1, 2):
+        problems.append(f"text_columns: must be one or two, but are {record.text_columns!r}")
+    if not isinstance(record.regression, bool) or record.num_labels < 1:
+        problems.append("label_names: must hold every label, or `regression` must be true")
+    if not isinstance(record.hyperparameters, dict):
+        problems.append(f"hyperparameters: must be a table, but are {record.hyperparameters!r}")
+    if not isinstance(record.max_length, int) or record.max_length < 1:
+        problems.append(f"`max_length >= 1` must hold, but got {record.max_length!r}")
+    if record.dtype not in ("bfloat16", "float32", "float64"):
+        problems.append(f'dtype: "{record.dtype}" is not known')
+    return problems
+
+
+def find_backbone_of(record: ModelRecord) -> Backbone:
+    """The backbone that a model was trained on. A folder is looked for where it lay, from whatever folder the command runs."""
+    lies = Path(record.backbone_source)
+    name = record.backbone_source if lies.is_absolute() else record.backbone
+    return find_backbone(name, revision=record.backbone_revision)
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:

@@ -20,7 +20,7 @@ from fleetune.artifact.check import Checker
 from fleetune.artifact.layout import ModelRecord
 from fleetune.backbone.sites import SiteMap
 from fleetune.data.base import Split
-from fleetune.durable import new_folder, plain_mode, sha256
+from fleetune.durable import new_folder, sha256
 from fleetune.methods.base import LowRank, Method
 from fleetune.methods.lora import Lora
 
@@ -43,9 +43,9 @@ def save_trial(
     """
     with new_folder(folder) as staging:
         named = {layout.peft_name(n): t.detach().cpu().contiguous() for n, t in tensors.items()}
-        safetensors.torch.save_file(named, staging / layout.WEIGHTS, metadata={"format": "pt"})
-        # safetensors makes files of mode 0600 whatever the umask says.
-        (staging / layout.WEIGHTS).chmod(plain_mode())
+        # Not `save_file`, which makes files of mode 0600 whatever the umask says, and hides that a disk is full.
+        weights = safetensors.torch.save(named, metadata={"format": "pt"})
+        (staging / layout.WEIGHTS).write_bytes(weights)
         _write(staging / layout.CONFIG, adapter_config(record, method, sites))
         _write(staging / layout.METRICS, metrics)
         (staging / layout.CARD).write_text(model_card(record, metrics), encoding="utf-8")

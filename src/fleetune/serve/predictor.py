@@ -17,7 +17,13 @@ from numpy.typing import NDArray
 
 from fleetune.artifact import layout
 from fleetune.artifact.layout import ModelRecord
-from fleetune.artifact.load import check_against, check_backbone, load_saved, read_record
+from fleetune.artifact.load import (
+    check_against,
+    check_backbone,
+    find_backbone_of,
+    load_saved,
+    read_record,
+)
 from fleetune.backbone.load import find_backbone
 from fleetune.backbone.sites import site_map
 from fleetune.cohort.engine import Engine
@@ -51,7 +57,8 @@ class Predictor:
     def __init__(self, path: Path, *, dtype: str | None = None, device: str = "cpu") -> None:
         check_compute(dtype, device)
         self.folder = model_folder(path)
-        if (self.folder / layout.CONFIG).is_file():
+        _, sums = read_record(self.folder)
+        if layout.WEIGHTS in sums:
             self.record, engine, owned = _from_trial(self.folder, dtype, device)
         else:
             self.record, engine, owned = _from_export(self.folder, dtype, device)
@@ -126,7 +133,7 @@ def model_folder(path: Path) -> Path:
 def _from_trial(folder: Path, dtype: str | None, device: str) -> tuple[ModelRecord, Any, Owned]:
     saved = load_saved(folder)
     record = saved.record
-    backbone = find_backbone(record.backbone, revision=record.backbone_revision)
+    backbone = find_backbone_of(record)
     check_backbone(record, backbone.checksum, folder)
     kind = "regression" if record.regression else "single_label_classification"
     model, fresh = backbone.classifier(record.num_labels, record.label_names, problem_type=kind)
