@@ -108,6 +108,12 @@ def test_the_page_is_filled_from_results_and_says_what_was_not_measured(tmp_path
     assert filled(new, tmp_path) == new
 
 
+def test_the_page_in_the_documents_is_what_the_results_give() -> None:
+    page = tables.PAGE.read_text()
+    assert filled(page) == page
+    assert {"cohort", "memory", "startup"} <= {m["name"] for m in tables.MARKED.finditer(page)}
+
+
 def test_the_limit_counts_two_products_a_frozen_matrix(tiny_backbone: Path) -> None:
     from fleetune.backbone.load import find_backbone
 
