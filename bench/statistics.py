@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -93,12 +94,14 @@ def over_seeds(a: Answers, b: Answers) -> Rejections:
     with warnings.catch_warnings():
         # Trainings that all score the same have no t; nan is below nothing.
         warnings.simplefilter("ignore", RuntimeWarning)
-        return stats.ttest_ind(b.mean(2), a.mean(2), axis=1, equal_var=False).pvalue < 0.05
+        found: Any = stats.ttest_ind(b.mean(2), a.mean(2), axis=1, equal_var=False)
+        return found.pvalue < 0.05
 
 
 def over_examples(a: Answers, b: Answers) -> Rejections:
     """The paired t-test on each example's mean over trainings."""
-    return stats.ttest_rel(b.mean(1), a.mean(1), axis=1).pvalue < 0.05
+    found: Any = stats.ttest_rel(b.mean(1), a.mean(1), axis=1)
+    return found.pvalue < 0.05
 
 
 def mcnemar(a: Answers, b: Answers) -> Rejections:

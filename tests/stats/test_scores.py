@@ -20,8 +20,8 @@ ORACLES: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
     "f1": lambda p, y: metrics.f1_score(y, p, labels=[1], average="macro", zero_division=0.0),
     "f1_macro": lambda p, y: metrics.f1_score(y, p, average="macro", zero_division=0.0),
     "matthews_correlation": lambda p, y: metrics.matthews_corrcoef(y, p),
-    "pearson": lambda p, y: stats.pearsonr(p, y)[0],
-    "spearmanr": lambda p, y: stats.spearmanr(p, y)[0],
+    "pearson": lambda p, y: float(stats.pearsonr(p, y).statistic),
+    "spearmanr": lambda p, y: float(stats.spearmanr(p, y).statistic),
 }
 OF_TARGETS = ("pearson", "spearmanr")
 
