@@ -12,7 +12,15 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from fleetune.cohort.train import Advanced, EpochDone, Event, Started, TrialDone, TrialFailed
+from fleetune.cohort.train import (
+    Advanced,
+    EpochDone,
+    Event,
+    Started,
+    TrialDone,
+    TrialFailed,
+    TrialStopped,
+)
 from fleetune.cohort.trial import Trial, TrialInput
 
 Watch = Callable[[Event], None]
@@ -21,14 +29,15 @@ MAX_BARS = 24
 
 
 @contextmanager
-def progress(inputs: Sequence[TrialInput]) -> Generator[Watch]:
-    """A function to be told every event of a run."""
+def progress(inputs: Sequence[TrialInput], total: int | None = None) -> Generator[Watch]:
+    """A function to be told every event of a run. total: how many trials there will be, where a search makes them."""
     console = Console(stderr=True)
-    if console.is_terminal and not console.is_dumb_terminal and len(inputs) <= MAX_BARS:
+    total = len(inputs) if total is None else total
+    if console.is_terminal and not console.is_dumb_terminal and total <= MAX_BARS:
         with _Bars(console) as bars:
             yield bars.watch
     else:
-        yield _Lines(len(inputs)).watch
+        yield _Lines(total).watch
 
 
 class _Speed:
@@ -48,7 +57,7 @@ class _Speed:
     def left(self, trials: Sequence[Trial]) -> float:
         """Seconds until the trials now training have ended."""
         to_do = sum(
-            (t.total_steps - t.step)
+            (t.last_step - t.step)
             * t.given.settings.gradient_accumulation_steps
             * t.given.settings.per_device_train_batch_size
             for t in trials
@@ -78,9 +87,10 @@ class _Bars:
     def watch(self, event: Event) -> None:
         if isinstance(event, Started):
             trial = event.trial
-            self.tasks[trial.id] = self.bars.add_task(
-                trial.id, total=trial.total_steps, completed=trial.step, told=""
-            )
+            if trial.id not in self.tasks:  # else it was parked, and goes on
+                self.tasks[trial.id] = self.bars.add_task(
+                    trial.id, total=trial.last_step, completed=trial.step, told=""
+                )
         elif isinstance(event, Advanced):
             self.speed.add(event.rows)
             for trial in event.trials:
@@ -91,9 +101,11 @@ class _Bars:
         elif isinstance(event, TrialDone):
             self.bars.update(
                 self.tasks[event.trial.id],
-                completed=event.trial.total_steps,
+                completed=event.trial.last_step,
                 told=_told(event.trial),
             )
+        elif isinstance(event, TrialStopped):
+            self.bars.update(self.tasks[event.trial.id], told=f"stopped, {_told(event.trial)}")
 
 
 class _Lines:
@@ -118,7 +130,12 @@ class _Lines:
         elif isinstance(event, TrialDone):
             self.ended += 1
             self._say(
-                f"{event.trial.id}: saved, best epoch {event.trial.best_epoch} ({self.ended}/{self.total} trials)"
+                f"{event.trial.id}: done, best epoch {event.trial.best_epoch} ({self.ended}/{self.total} trials)"
+            )
+        elif isinstance(event, TrialStopped):
+            self.ended += 1
+            self._say(
+                f"{event.trial.id}: stopped after epoch {len(event.trial.results)} ({self.ended}/{self.total} trials)"
             )
 
     def _say(self, line: str) -> None:
@@ -128,14 +145,14 @@ class _Lines:
 
 def _told(trial: Trial) -> str:
     """Epoch, loss and metric of a trial in a few words."""
-    epochs = trial.total_steps / trial.given.settings.steps_per_epoch(trial.rows)
+    epochs = trial.last_step / trial.given.settings.steps_per_epoch(trial.rows)
     at = trial.step / trial.given.settings.steps_per_epoch(trial.rows)
     told = f"epoch {at:.1f}/{epochs:g}"
     running = trial.loss_sum / trial.rows_seen if trial.rows_seen else None
     loss = running if running is not None else (trial.results[-1].loss if trial.results else None)
     if loss is not None:
         told += f" loss {loss:.4f}"
-    if trial.results:
+    if trial.results and trial.results[-1].selection:
         metric = trial.given.best_metric
         best = trial.results[trial.best_epoch - 1].selection[metric]
         told += f" {metric} {trial.results[-1].selection[metric]:.4f} (best {best:.4f})"

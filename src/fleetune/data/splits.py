@@ -60,6 +60,35 @@ def three_way(split: Split, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     return _divide(split, regression, len(split) // 10, stream(0, "test"))
 
 
+def folds(
+    train: Split, regression: bool, count: int, seed: int
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """`count` pairs of (train_indices, selection_indices); every row is held out in exactly one.
+
+    Units stay whole, and each stratum is spread evenly. Raises DataError for fewer units than folds.
+    """
+    unit_n = _units(train)
+    n_units = int(unit_n.max()) + 1 if len(unit_n) else 0
+    if n_units < count:
+        problem = f"{n_units} different texts (or groups) cannot make {count} folds"
+        raise DataError("the data", [f"{problem}; use protocol holdout, or add rows"])
+    rows_of_unit = np.bincount(unit_n)
+    stratum_of_unit = _stratum_of_units(_strata(train, regression), unit_n)
+    draws = stream(seed, "folds")
+    fold_of_unit = np.zeros(n_units, dtype=np.int64)
+    total = np.zeros(count, dtype=np.int64)
+    for stratum in range(int(stratum_of_unit.max()) + 1):
+        own = np.zeros(count, dtype=np.int64)
+        for unit in draws.permutation(np.flatnonzero(stratum_of_unit == stratum)).tolist():
+            # The fold with the fewest rows of this stratum, and of these the smallest.
+            fold = int(np.lexsort((total, own))[0])
+            fold_of_unit[unit] = fold
+            own[fold] += rows_of_unit[unit]
+            total[fold] += rows_of_unit[unit]
+    fold_n = fold_of_unit[unit_n]
+    return [(np.flatnonzero(fold_n != k), np.flatnonzero(fold_n == k)) for k in range(count)]
+
+
 def _divide(
     split: Split, regression: bool, size: int, draws: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from fleetune.data import metrics
 from fleetune.errors import SettingsError
 from fleetune.records import Estimate, as_json
+from fleetune.report import study_facts
 from fleetune.stats.intervals import accuracy_estimate, bootstrap_estimate
+from fleetune.stats.weighted import scorer_of
 from fleetune.study import journal
 from fleetune.study.results import epochs
 
@@ -39,10 +41,13 @@ def run_facts(folder: Path) -> dict[str, Any]:
     data = settings["data"]  # one table, or a list of them for a study of several tasks
     tables = data if isinstance(data, list) else [data]
     optimistic = any(table.get("protocol") == "paper" for table in tables)
+    named = ", ".join(table["task"] for table in tables)
     trials = [_trial(ident, events) for ident in _started(events)]
-    return {
+    facts: dict[str, Any] = {
         "study": {
             **settings,
+            "data": {**tables[0], "task": named},
+            "tasks": tables,
             "status": _status(events),
             "optimistic": optimistic,
             "environment": environment,
@@ -50,32 +55,48 @@ def run_facts(folder: Path) -> dict[str, Any]:
         "trials": trials,
         "estimates": _estimates(folder, trials, environment, optimistic),
         "verdicts": [],
+        "arms": study_facts.arm_facts(events, trials),
+        "rank": [],
     }
+    if facts["arms"]:
+        read = partial(_outputs, folder)
+        facts["verdicts"] = study_facts.verdicts(facts, read)
+        facts["rank"] = study_facts.rank_facts(facts, read)
+    return facts
 
 
 def winner(facts: dict[str, Any]) -> dict[str, Any] | None:
     """The trial to use: of the method with the best mean selection score, its best one. Test scores are not looked at."""
     groups: dict[str, list[tuple[float, dict[str, Any]]]] = {}
-    for trial in facts["trials"]:
-        if trial["status"] == "done":
-            groups.setdefault(_setting(trial), []).append((_selection_score(trial), trial))
+    measured = _measured(facts["trials"])
+    for trial in (t for t in measured if t["task"] == measured[0]["task"]):
+        groups.setdefault(_setting(trial), []).append((_selection_score(facts, trial), trial))
     if not groups:
         return None
     best = max(groups.values(), key=lambda group: float(np.mean([score for score, _ in group])))
     return max(best, key=lambda pair: pair[0])[1]
 
 
-def _selection_score(trial: dict[str, Any]) -> float:
+def _measured(trials: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Trials that ended well and whose test rows were opened: all but those of a search."""
+    return [t for t in trials if t["status"] == "done" and t["phase"] != "search"]
+
+
+def _selection_score(facts: dict[str, Any], trial: dict[str, Any]) -> float:
+    """Higher is better. A trial that was trained on all of train has none, and stands by the score of its arm's search."""
     training = trial["training"]
     chosen = next(e for e in trial["epochs"] if e["epoch"] == trial["best_epoch"])
-    score = float(chosen["selection"][training["metric_for_best_model"]])
-    return score if training["greater_is_better"] else -score
+    score = chosen["selection"].get(training["metric_for_best_model"])
+    if score is None:
+        arms = (a for a in facts["arms"] if trial["id"] in a["confirm"]["trials"])
+        score = next(a["score"] for a in arms)
+    return float(score) if training["greater_is_better"] else -float(score)
 
 
 def _started(events: list[dict[str, Any]]) -> list[str]:
     order = [i for e in events if e["kind"] == "run-started" for i in e["trials"]]
-    begun = {e["id"] for e in events if e["kind"] == "trial-started"}
-    return [ident for ident in dict.fromkeys(order) if ident in begun]
+    begun = dict.fromkeys(e["id"] for e in events if e["kind"] == "trial-started")
+    return [ident for ident in dict.fromkeys([*order, *begun]) if ident in begun]
 
 
 def _status(events: list[dict[str, Any]]) -> str:
@@ -95,8 +116,11 @@ def _trial(ident: str, events: list[dict[str, Any]]) -> dict[str, Any]:
     start = next(e for e in mine if e["kind"] == "trial-started")
     done = next((e for e in mine if e["kind"] == "trial-done"), None)
     failed = next((e for e in mine if e["kind"] == "trial-failed"), None)
+    stopped = next((e for e in mine if e["kind"] == "trial-stopped"), None)
     found = epochs(events, ident)
-    seconds = done["seconds"] if done else (found[-1]["seconds"] if found else 0.0)
+    end = done or stopped
+    seconds = end["seconds"] if end else (found[-1]["seconds"] if found else 0.0)
+    status = "done" if done else "failed" if failed else "stopped" if stopped else "unfinished"
     return {
         "id": ident,
         "task": start["task"],
@@ -105,25 +129,26 @@ def _trial(ident: str, events: list[dict[str, Any]]) -> dict[str, Any]:
         "training": start["training"],
         "seed": start["seed"],
         "phase": start["phase"],
-        "status": "done" if done else "failed" if failed else "unfinished",
+        "status": status,
         "reason": failed["reason"] if failed else None,
         "epochs": [
             {k: e[k] for k in ("epoch", "loss", "selection", "step", "seconds")} for e in found
         ],
-        "best_epoch": done["best_epoch"] if done else None,
+        "best_epoch": end["best_epoch"] if end else None,
         "test": done["test"] if done else None,
         "tests": done["tests"] if done else {},
         "optimistic": bool(done and done["optimistic"]),
         "trainable_parameters": start["trainable_parameters"],
         "seconds": seconds,
+        "train": (done or {}).get("train", {}),
+        "tokens": (done or {}).get("tokens"),
     }
 
 
 def _setting(trial: dict[str, Any]) -> str:
-    """What is the same in all seeds of one method and setting."""
-    return json.dumps(
-        [trial["method"], trial["hyperparameters"], trial["training"]], sort_keys=True
-    )
+    """What is the same in all seeds of one method and setting: its settings, and its name without the seed."""
+    told = [trial["task"], trial["method"], trial["hyperparameters"], trial["training"]]
+    return json.dumps([trial["id"].rpartition("-s")[0], *told], sort_keys=True)
 
 
 def _estimates(
@@ -131,9 +156,8 @@ def _estimates(
 ) -> list[dict[str, Any]]:
     """One estimate a method, setting, test set and official metric, over the seeds that ended well."""
     groups: dict[str, list[dict[str, Any]]] = {}
-    for trial in trials:
-        if trial["status"] == "done":
-            groups.setdefault(_setting(trial), []).append(trial)
+    for trial in _measured(trials):
+        groups.setdefault(_setting(trial), []).append(trial)
     found: list[dict[str, Any]] = []
     for group in groups.values():
         first = group[0]
@@ -160,11 +184,12 @@ def _estimates(
 
 
 def _failed(trials: list[dict[str, Any]], first: dict[str, Any]) -> int:
-    return sum(t["status"] == "failed" and _setting(t) == _setting(first) for t in trials)
+    mine = [t for t in trials if t["phase"] == first["phase"] and _setting(t) == _setting(first)]
+    return sum(t["status"] == "failed" for t in mine)
 
 
 def _outputs(
-    folder: Path, group: list[dict[str, Any]], name: str
+    folder: Path, group: Sequence[dict[str, Any]], name: str
 ) -> tuple[NDArray[Any], NDArray[Any]]:
     """Labels [n] and logits [S, n, C] of one test set."""
     logits: list[NDArray[Any]] = []
@@ -183,8 +208,11 @@ def _estimate(
     if metric == "accuracy":
         correct = outputs.argmax(-1) == labels.astype(np.int64)[None]
         return accuracy_estimate(correct, optimistic=optimistic)
+    # The same numbers as data.metrics gives, but without scikit-learn's checks of each of thousands of resamples.
     whole = outputs.shape[-1] > 1
-    score: Callable[[NDArray[Any], NDArray[Any]], float] = lambda out, lab: metrics.compute(  # noqa: E731
-        (metric,), out, lab.astype(np.int64) if whole else lab
-    )[metric]
-    return bootstrap_estimate(score, outputs, labels, optimistic=optimistic)
+    said = outputs.argmax(-1) if whole else outputs[..., 0].astype(np.float64)
+    truth = labels.astype(np.int64) if whole else labels
+    score: Callable[[NDArray[Any], NDArray[Any]], float] = lambda out, lab: float(  # noqa: E731
+        scorer_of(metric, out[None], lab)(np.ones((1, len(lab))))[0, 0]
+    )
+    return bootstrap_estimate(score, said, truth, optimistic=optimistic)

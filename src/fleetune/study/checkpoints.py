@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +25,30 @@ State = tuple[dict[str, Tensor], dict[str, Any]]
 """Tensors by name, and numbers as JSON."""
 
 
-def write_all(folder: Path, states: Mapping[str, State]) -> None:
-    """Replace the snapshot by these trials' states."""
-    number = _manifest(folder)["number"] + 1
+def write_all(
+    folder: Path,
+    states: Mapping[str, State],
+    *,
+    note: Mapping[str, Any] | None = None,
+    keep: Collection[str] = (),
+) -> None:
+    """Replace the snapshot by these trials' states.
+
+    note: what else belongs to it, as JSON. keep: trials whose state has not changed since the snapshot before.
+    """
+    before = _manifest(folder)
+    number = before["number"] + 1
     files = {ident: f"{ident}.{number}.safetensors" for ident in states}
     for ident, name in files.items():
         write(folder / name, *states[ident])
-    write_json(folder / MANIFEST, {"number": number, "files": files})
+    files |= {ident: name for ident, name in before["files"].items() if ident in keep}
+    write_json(folder / MANIFEST, {"number": number, "files": files, "note": dict(note or {})})
     _remove_others(folder, set(files.values()))
+
+
+def read_note(folder: Path) -> dict[str, Any]:
+    """The note of the snapshot; empty where there is none."""
+    return _manifest(folder)["note"]
 
 
 def read_all(folder: Path) -> dict[str, State]:
@@ -55,9 +71,10 @@ def _manifest(folder: Path) -> dict[str, Any]:
         return {
             "number": int(found["number"]),
             "files": {str(k): str(v) for k, v in found["files"].items()},
+            "note": dict(found.get("note", {})),
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return {"number": 0, "files": {}}
+        return {"number": 0, "files": {}, "note": {}}
 
 
 def _remove_others(folder: Path, keep: set[str]) -> None:

@@ -21,7 +21,12 @@ from fleetune.cohort.trial import Rows, TrialInput
 from fleetune.data import metrics
 from fleetune.data.base import Split, Task
 from fleetune.data.tokens import TokenTable
+from fleetune.seeds import stream
 from fleetune.study.prepare import DTYPES
+from fleetune.study.settings import CONFIRM
+
+# A third of an epoch at most, and enough for a score to half a point.
+MOST_TRAIN_ROWS = 2_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +51,8 @@ class Trained:
     selection: Mapping[str, float]
     """Scores of that epoch on the selection split; empty where there was none."""
     seconds: float
+    tokens: int
+    """Tokens that it has trained on, over all epochs."""
 
 
 def open_workbench(
@@ -85,12 +92,15 @@ def keep(
         scores[name] = {**metrics.compute(given.metrics, logits, split.labels), "n": len(split)}
     facts: dict[str, Any] = {
         "best_epoch": trained.best_epoch,
-        "selection": {**trained.selection, "n": len(given.selection)},
+        "selection": {**trained.selection, "n": len(given.selection)} if trained.selection else {},
         "test": next(iter(scores.values())),
         "tests": scores,
         "optimistic": optimistic,
         "seconds": round(trained.seconds, 3),
+        "tokens": trained.tokens,
     }
+    if given.spec.phase == CONFIRM:
+        facts["train"] = _train_scores(bench, trained)
     ident, seed, method = given.spec.id, given.spec.seed, given.method
     save_trial(
         folder,
@@ -104,6 +114,20 @@ def keep(
         bench.checker,
     )
     return facts
+
+
+def _train_scores(bench: Workbench, trained: Trained) -> dict[str, float]:
+    """Scores on the trial's own training rows, or on a fixed sample of them: what it has learned by heart."""
+    given = trained.given
+    rows = given.train.rows
+    if len(rows) > MOST_TRAIN_ROWS:
+        draw = stream(given.spec.seed, "train-scores")
+        rows = np.sort(draw.choice(rows, MOST_TRAIN_ROWS, replace=False))
+    sample = Rows(given.train.table, rows, given.train.labels)
+    (logits,) = bench.engine.predict(
+        [trained.owned], [sample], [given.settings.per_device_eval_batch_size]
+    )
+    return {**metrics.compute(given.metrics, logits, sample.labels[rows]), "n": len(rows)}
 
 
 def _record(bench: Workbench, trained: Trained) -> ModelRecord:

@@ -14,33 +14,40 @@ import torch
 
 from fleetune import __version__
 from fleetune.errors import RefusedError
-from fleetune.study.prepare import Prepared
+from fleetune.study.prepare import Prepared, PreparedTask
 
 PACKAGES = ("torch", "transformers", "tokenizers", "peft", "numpy", "safetensors", "pyarrow")
 
 
 def describe(prepared: Prepared, device: str) -> dict[str, Any]:
     """The environment of a run, as written to environment.json."""
-    data, backbone = prepared.dataset, prepared.backbone
+    backbone = prepared.backbone
+    tasks = [_data(task) for task in prepared.tasks]
     return {
         "fleetune": __version__,
         "commit": commit(),
         "python": platform.python_version(),
         "packages": {name: metadata.version(name) for name in PACKAGES},
         "machine": hardware(device),
-        "data": {
-            "task": data.task.name,
-            "source": data.source,
-            "checksum": data.checksum,
-            "rows": {"train": len(data.train), **{n: len(s) for n, s in data.tests.items()}},
-            "truncated": dict(prepared.truncated),
-        },
+        "data": tasks[0],
+        **({"tasks": tasks} if len(tasks) > 1 else {}),
         "backbone": {
             "name": backbone.name,
             "source": backbone.source,
             "revision": backbone.revision,
             "checksum": backbone.checksum,
         },
+    }
+
+
+def _data(task: PreparedTask) -> dict[str, Any]:
+    data = task.dataset
+    return {
+        "task": data.task.name,
+        "source": data.source,
+        "checksum": data.checksum,
+        "rows": {"train": len(data.train), **{n: len(s) for n, s in data.tests.items()}},
+        "truncated": dict(task.truncated),
     }
 
 
@@ -79,7 +86,13 @@ def commit() -> str | None:
 def refuse_changes(path: Path, found: dict[str, Any]) -> None:
     """RefusedError where a resume would go on with other data, another backbone, or another major version."""
     before = json.loads(path.read_text(encoding="utf-8"))
-    pairs = [("data", before["data"]["checksum"], found["data"]["checksum"])]
+    old_data, new_data = (
+        {d["task"]: d["checksum"] for d in e.get("tasks", [e["data"]])} for e in (before, found)
+    )
+    pairs = [
+        (f"data of {name}" if len(new_data) > 1 else "data", old_data.get(name), checksum)
+        for name, checksum in new_data.items()
+    ]
     pairs.append(("backbone", before["backbone"]["checksum"], found["backbone"]["checksum"]))
     for name in ("torch", "transformers", "tokenizers"):
         old, new = before["packages"][name], found["packages"][name]

@@ -1,13 +1,14 @@
-"""From settings to trials: which data, which backbone, which trials, with nothing left to defaults.
+"""From settings to what can be trained: rows, tokens, backbone, arms, with nothing left to defaults.
 
-`Settings` is what a user says and what is stored as study.toml; `Prepared` is what can be trained.
+`Settings` (settings.py) is what a user says; `Prepared` is what can be trained, and its `settings` are what study.toml
+stores. The test rows of a task lie in `PreparedTask.dataset`, apart from `PreparedTask.rows`, which is all that search sees.
 """
 
 from __future__ import annotations
 
-import math
+import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,75 +18,51 @@ import torch
 from fleetune.backbone.load import Backbone, find_backbone
 from fleetune.backbone.sites import SiteMap, empty_model, site_map
 from fleetune.cohort.trial import Rows, TrialInput
-from fleetune.config import TrainingSettings, training_settings
-from fleetune.data import metrics
 from fleetune.data.base import Dataset, Split
-from fleetune.data.load import load_task
+from fleetune.data.load import TASK_NAMES, load_task
 from fleetune.data.sources import dataset_from_files
-from fleetune.data.splits import holdout, three_way
+from fleetune.data.splits import three_way
 from fleetune.data.tokens import TokenTable, default_cache_dir, tokenize, tokenizer_fingerprint
-from fleetune.errors import DataError, EnvironmentProblem, SettingsError, did_you_mean
-from fleetune.methods.base import Method
-from fleetune.methods.table import make_method
-from fleetune.records import TrialSpec
+from fleetune.errors import EnvironmentProblem, SettingsError, did_you_mean
+from fleetune.study.rows import TaskRows, divisions, settle, trial_input
+from fleetune.study.settings import PROTOCOLS, TRAIN, Settings
+from fleetune.study.settings import DataSettings as DataSettings
+from fleetune.study.settings import MethodSettings as MethodSettings
+from fleetune.study.settings import as_toml as as_toml
+from fleetune.study.space import Arm, arms_of
 
-PROTOCOLS = ("holdout", "paper")
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
 # Longer rows are rare in sentence tasks and cost attention their square; packed rows cost nothing for being short.
 DEFAULT_MAX_LENGTH = 256
 
 
-@dataclass(frozen=True, slots=True)
-class MethodSettings:
-    """One method with one setting: hyperparameters of the method, and training settings of its own."""
+@dataclass(frozen=True, eq=False)
+class PreparedTask:
+    """One task of a run."""
 
-    method: str
-    hyperparameters: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    training: Mapping[str, Any] = field(default_factory=dict[str, Any])
-
-
-@dataclass(frozen=True, slots=True)
-class DataSettings:
-    """Where the rows come from: a task by name, or files."""
-
-    task: str | None = None
-    data_dir: str | None = None
-    file: str | None = None
-    test_file: str | None = None
-    text_columns: tuple[str, ...] | None = None
-    label_column: str | None = None
-    groups_column: str | None = None
-    protocol: str = "holdout"
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """All that decides the numbers of a run."""
-
-    data: DataSettings
-    methods: tuple[MethodSettings, ...]
-    seeds: tuple[int, ...]
-    training: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    backbone: str = "minilm"
-    revision: str | None = None
-    dtype: str = "auto"
-    max_length: int | None = None
+    rows: TaskRows
+    """What training and search see."""
+    dataset: Dataset
+    """With its test sets, which only `seal.Seal` hands out."""
+    test_tables: Mapping[str, TokenTable]
+    sites: SiteMap
+    truncated: Mapping[str, int]
+    """Rows cut to max_length, by split."""
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """Trials ready to train, and what belongs to all of them."""
+    """All that a run needs to train."""
 
     settings: Settings
-    dataset: Dataset
+    """Resolved: nothing left to defaults."""
     backbone: Backbone
-    sites: SiteMap
     dtype: str
     max_length: int
+    tasks: tuple[PreparedTask, ...]
+    arms: tuple[Arm, ...]
     inputs: tuple[TrialInput, ...]
-    test_tables: Mapping[str, TokenTable]
-    truncated: Mapping[str, int]
-    """Rows cut to max_length, by split."""
+    """The trials, where they are known before anything was searched: those of `train`."""
 
     @property
     def optimistic(self) -> bool:
@@ -93,59 +70,164 @@ class Prepared:
         return self.settings.data.protocol == "paper"
 
     @property
+    def dataset(self) -> Dataset:
+        """Of the first task."""
+        return self.tasks[0].dataset
+
+    @property
+    def sites(self) -> SiteMap:
+        """Of the first task."""
+        return self.tasks[0].sites
+
+    @property
+    def test_tables(self) -> Mapping[str, TokenTable]:
+        """Of the first task."""
+        return self.tasks[0].test_tables
+
+    @property
+    def truncated(self) -> Mapping[str, int]:
+        """Of the first task."""
+        return self.tasks[0].truncated
+
+    @property
     def num_labels(self) -> int:
-        return 1 if self.dataset.task.regression else len(self.dataset.task.label_names)
+        """Of the first task."""
+        return num_labels(self.dataset)
 
 
-def prepare(settings: Settings) -> Prepared:
-    """Read data and backbone, check everything, make the trials. Raises any FleetuneError."""
+def num_labels(dataset: Dataset) -> int:
+    """Outputs of the head."""
+    return 1 if dataset.task.regression else len(dataset.task.label_names)
+
+
+def prepare(settings: Settings, *, cache: bool = True) -> Prepared:
+    """Read data and backbone, check everything. Raises any FleetuneError.
+
+    cache: whether tokens may be kept for the next time; False writes nothing at all.
+    """
     _check(settings)
-    dataset = read_dataset(settings.data)
+    arms = arms_of(settings.methods, settings.training)
+    if settings.search is None and (searched := [a.name for a in arms if a.searched]):
+        raise SettingsError(
+            "settings",
+            [
+                f"{', '.join(searched)}: a setting with several values is searched; use fleetune study"
+            ],
+        )
+    datasets = [read_dataset(data) for data in settings.all_data]
+    names = [d.task.name for d in datasets]
+    if len(set(names)) != len(names):
+        raise SettingsError("data", [f"the tasks need different names, but got {', '.join(names)}"])
     backbone = find_backbone(settings.backbone, revision=settings.revision)
     max_length = min(settings.max_length or DEFAULT_MAX_LENGTH, backbone.max_length)
+    prefixes = [f"{_slug(name)}-" if len(names) > 1 else "" for name in names]
+    tasks = tuple(
+        _task(d, data.protocol, prefix, backbone, max_length, cache)
+        for d, data, prefix in zip(datasets, settings.all_data, prefixes, strict=True)
+    )
+    for task in tasks:
+        _check_arms(arms, task)
+    resolved = _resolved(settings, arms, tasks, max_length)
+    inputs = _fixed_trials(resolved, arms, tasks) if settings.phase == TRAIN else ()
+    return Prepared(resolved, backbone, resolved.dtype, max_length, tasks, arms, inputs)
+
+
+def _task(
+    dataset: Dataset, protocol: str, prefix: str, backbone: Backbone, max_length: int, cache: bool
+) -> PreparedTask:
     fingerprint = tokenizer_fingerprint(backbone.tokenizer)
+    folder = default_cache_dir() if cache else None
 
     def tokens(split: Split) -> TokenTable:
-        return tokenize(split, backbone.tokenizer, max_length, default_cache_dir(), fingerprint)
+        return tokenize(split, backbone.tokenizer, max_length, folder, fingerprint)
 
     train = tokens(dataset.train)
     tests = {name: tokens(split) for name, split in dataset.tests.items()}
-    num_labels = 1 if dataset.task.regression else len(dataset.task.label_names)
-    sites = site_map(empty_model(backbone.config, num_labels))
-    made = [
-        (m, make_method(m.method, m.hyperparameters), _training(settings, m, dataset, len(train)))
-        for m in settings.methods
+    reported = None
+    if protocol == "paper":
+        name, split = next(iter(dataset.tests.items()))
+        assert split.labels is not None
+        reported = Rows(tests[name], np.arange(len(split)), split.labels)
+    return PreparedTask(
+        TaskRows(dataset.task, dataset.train, train, dataset.source, protocol, prefix, reported),
+        dataset,
+        tests,
+        site_map(empty_model(backbone.config, num_labels(dataset))),
+        {name: t.truncated for name, t in {"train": train, **tests}.items()},
+    )
+
+
+def _check_arms(arms: tuple[Arm, ...], task: PreparedTask) -> None:
+    """What cannot be used on this data or backbone is refused before anything is written."""
+    problems: list[str] = []
+    for arm in arms:
+        for picks in arm.corners():
+            try:
+                settle(arm, picks, task.rows).method.ownership(task.sites)
+            except SettingsError as error:
+                problems += [f"{error.where}: {p}" for p in error.problems]
+    if problems:
+        raise SettingsError("settings", list(dict.fromkeys(problems)))
+
+
+def _resolved(
+    settings: Settings, arms: tuple[Arm, ...], tasks: tuple[PreparedTask, ...], max_length: int
+) -> Settings:
+    """The settings with every default said; what is searched, and rules, stay as they were given."""
+    methods: list[MethodSettings] = []
+    for i, m in enumerate(settings.methods):
+        own = [a for a in arms if a.entry == i]
+        arm = own[0]
+        setting = settle(arm, arm.first_picks(), tasks[0].rows)
+        hyper = setting.method.model_dump(mode="json")
+        training = setting.training.model_dump(mode="json")
+        if len(tasks) > 1:  # these may differ by task
+            given = {**settings.training, **m.training}
+            for key in ("metric_for_best_model", "greater_is_better"):
+                training[key] = given.get(key)
+        said = {**settings.training, **m.hyperparameters, **m.training}
+        keep = (*arm.searched, *arm.rules, *(("r",) if m.rank_study else ()))
+        for place in (hyper, training):
+            place.update({k: said[k] for k in keep if k in place})
+        reference = m.reference_rank
+        if m.rank_study and reference is None:
+            reference = own[0].rank
+        methods.append(MethodSettings(m.method, hyper, training, m.rank_study, reference))
+    data = [
+        replace(
+            d,
+            task=t.dataset.task.name,
+            text_columns=t.dataset.task.columns,
+            label_column=t.dataset.task.label_column,
+        )
+        for d, t in zip(settings.all_data, tasks, strict=True)
     ]
-    for _, method, _ in made:
-        method.ownership(
-            sites
-        )  # what cannot be used on this backbone is refused before anything is written
-    resolved = replace(
+    return replace(
         settings,
-        methods=tuple(
-            MethodSettings(
-                m.method, method.model_dump(mode="json"), training.model_dump(mode="json")
-            )
-            for m, method, training in made
-        ),
+        methods=tuple(methods),
         training={},
         dtype=resolve_dtype(settings.dtype),
         max_length=max_length,
-        data=replace(
-            settings.data,
-            task=dataset.task.name,
-            text_columns=dataset.task.columns,
-            label_column=dataset.task.label_column,
-        ),
+        data=data[0],
+        more_data=tuple(data[1:]),
     )
-    inputs = tuple(
-        _input(dataset, train, tests, resolved, method, training, ident, seed)
-        for ident, method, training in _named(made)
+
+
+def _fixed_trials(
+    settings: Settings, arms: tuple[Arm, ...], tasks: tuple[PreparedTask, ...]
+) -> tuple[TrialInput, ...]:
+    return tuple(
+        trial_input(
+            task.rows,
+            settle(arm, {}, task.rows),
+            divisions(task.rows, seed)[0],
+            ident=f"{arm.name}-s{seed}",
+            seed=seed,
+            phase=settings.phase,
+        )
+        for task in tasks
+        for arm in arms
         for seed in settings.seeds
-    )
-    truncated = {name: t.truncated for name, t in {"train": train, **tests}.items()}
-    return Prepared(
-        resolved, dataset, backbone, sites, resolved.dtype, max_length, inputs, tests, truncated
     )
 
 
@@ -158,7 +240,7 @@ def read_dataset(data: DataSettings) -> Dataset:
         test = Path(data.test_file) if data.test_file else None
         dataset = dataset_from_files(
             Path(data.file), test, data.text_columns, data.label_column,
-            groups_column=data.groups_column,
+            name=data.task, groups_column=data.groups_column,
         )  # fmt: skip
     if not dataset.tests:
         kept, held = three_way(dataset.train)
@@ -202,43 +284,22 @@ def check_compute(dtype: str | None, device: str) -> None:
         )
 
 
-def as_toml(settings: Settings) -> dict[str, Any]:
-    """The resolved settings in the form of a study file; TOML has no null, so what is unset is left out."""
-    data = {k: v for k, v in asdict(settings.data).items() if v is not None}
-    return _without_none(
-        {
-            "data": data,
-            "backbone": {
-                "name": settings.backbone,
-                "revision": settings.revision,
-                "dtype": settings.dtype,
-                "max_length": settings.max_length,
-            },
-            "methods": [
-                {"method": m.method, **m.hyperparameters, **m.training} for m in settings.methods
-            ],
-            "seeds": list(settings.seeds),
-        }
-    )
-
-
-def _without_none(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {k: _without_none(v) for k, v in value.items() if v is not None}
-    return [_without_none(v) for v in value] if isinstance(value, list | tuple) else value
-
-
 def _check(settings: Settings) -> None:
     problems: list[str] = []
-    data = settings.data
-    if (data.task is None) == (data.file is None):
-        problems.append(
-            "give either a task (--task rte) or a file (--data reviews.csv), and not both"
-        )
-    if data.protocol not in PROTOCOLS:
-        problems.append(
-            f'protocol "{data.protocol}" is not known{did_you_mean(data.protocol, PROTOCOLS)}'
-        )
+    for data in settings.all_data:
+        both = data.file is not None and data.task in TASK_NAMES
+        if both or (data.task is None and data.file is None):
+            problems.append(
+                "give either a task (--task rte) or a file (--data reviews.csv), and not both"
+            )
+        if data.protocol not in PROTOCOLS:
+            problems.append(
+                f'protocol "{data.protocol}" is not known{did_you_mean(data.protocol, PROTOCOLS)}'
+            )
+        elif data.protocol == "cv" and settings.phase == TRAIN:
+            problems.append(
+                "protocol cv first chooses the epochs by five folds; it is for fleetune study"
+            )
     if settings.dtype not in ("auto", *DTYPES):
         problems.append(
             f'dtype "{settings.dtype}" is not known{did_you_mean(settings.dtype, DTYPES)}'
@@ -257,99 +318,6 @@ def _check(settings: Settings) -> None:
         raise SettingsError("settings", problems)
 
 
-def _training(
-    settings: Settings, method: MethodSettings, dataset: Dataset, rows: int
-) -> TrainingSettings:
-    from fleetune.methods.table import method_class
-
-    task = dataset.task
-    values = {**settings.training, **method.training}
-    if values.get("learning_rate") is None:
-        values["learning_rate"] = method_class(method.method).default_learning_rate
-    metric = values.get("metric_for_best_model") or task.main_metric
-    metric = metric.removeprefix("eval_")
-    known = ("loss", *task.metrics)
-    if metric not in known:
-        raise SettingsError(
-            "training",
-            [f'metric_for_best_model: {task.name} has no "{metric}"{did_you_mean(metric, known)}'],
-        )
-    values["metric_for_best_model"] = metric
-    if values.get("greater_is_better") is None:
-        values["greater_is_better"] = metrics.higher_is_better(metric)
-    checked = training_settings(values)
-    if checked.warmup(rows) > checked.total_steps(rows):
-        raise SettingsError(
-            "training",
-            [
-                f"warmup_steps={checked.warmup(rows)} is more than the {checked.total_steps(rows)} steps of the whole "
-                "training; lower it, or give a share below 1"
-            ],
-        )
-    return checked
-
-
-def _named(
-    made: list[tuple[MethodSettings, Method, TrainingSettings]],
-) -> list[tuple[str, Method, TrainingSettings]]:
-    """Each setting with a short name: the method's, numbered where a method stands more than once."""
-    names = [m.method for m, _, _ in made]
-    named: list[tuple[str, Method, TrainingSettings]] = []
-    for i, (m, method, training) in enumerate(made):
-        number = names[: i + 1].count(m.method)
-        own = m.method if names.count(m.method) == 1 else f"{m.method}-{number}"
-        named.append((own, method, training))
-    return named
-
-
-def _input(
-    dataset: Dataset,
-    train: TokenTable,
-    tests: Mapping[str, TokenTable],
-    settings: Settings,
-    method: Method,
-    training: TrainingSettings,
-    ident: str,
-    seed: int,
-) -> TrialInput:
-    task, labels = dataset.task, dataset.train.labels
-    assert labels is not None
-    if settings.data.protocol == "paper":
-        name, split = next(iter(dataset.tests.items()))
-        assert split.labels is not None
-        rows = Rows(train, np.arange(len(train)), labels)
-        selection = Rows(tests[name], np.arange(len(split)), split.labels)
-    else:
-        kept, held = holdout(dataset.train, task.regression, seed)
-        rows, selection = Rows(train, kept, labels), Rows(train, held, labels)
-    if len(rows) < 1 or len(selection) < 1:
-        raise DataError(dataset.source, ["too few rows to hold any out; at least 10 are needed"])
-    assert training.metric_for_best_model is not None
-    return TrialInput(
-        spec=TrialSpec(
-            id=f"{ident}-s{seed}",
-            task=task.name,
-            method=method.name,
-            seed=seed,
-            hyperparameters=method.model_dump(mode="json"),
-            training=training.model_dump(mode="json"),
-        ),
-        method=method,
-        settings=training,
-        train=rows,
-        selection=selection,
-        metrics=task.metrics,
-        best_metric=training.metric_for_best_model,
-        higher_is_better=bool(training.greater_is_better),
-        regression=task.regression,
-    )
-
-
-def total_examples(inputs: tuple[TrialInput, ...]) -> int:
-    """Training examples of all trials and epochs together."""
-    return sum(math.ceil(_epochs(i) * len(i.train)) for i in inputs)
-
-
-def _epochs(given: TrialInput) -> float:
-    steps = given.settings.total_steps(len(given.train))
-    return steps / given.settings.steps_per_epoch(len(given.train))
+def _slug(name: str) -> str:
+    """A task's name as part of a file name."""
+    return re.sub(r"[^A-Za-z0-9_]+", "_", name)[:40]

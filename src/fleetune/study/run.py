@@ -1,43 +1,42 @@
 """Train the trials of a run and keep everything: the journal first, then checkpoints, models, results.
 
-The same command again goes on where the last one stopped: finished trials are not touched, started ones continue from
-their checkpoints, and the numbers come out the same. Other settings in the same folder are refused, with the difference.
+A run is a list of stages (stage.py): for each task the search, where there is one, and then the trials that are measured on
+the test rows. `train` is a study with fixed settings and no search. The same command again goes on where the last one
+stopped: finished trials are not touched, started ones continue from their checkpoints, and the numbers come out the same.
+Other settings in the same folder are refused, with the difference.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
-import time
 import tomllib
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import tomli_w
 
+from fleetune.backbone.families import family_of
 from fleetune.cohort.plan import cohorts, default_limits
+from fleetune.cohort.schedule import FixedList, Resumable
 from fleetune.cohort.train import Advanced as Advanced
-from fleetune.cohort.train import (
-    Cohort,
-    EpochDone,
-    Event,
-    PassesShrunk,
-    Started,
-    TrialDone,
-    TrialFailed,
-)
-from fleetune.cohort.trial import Trial, TrialInput
+from fleetune.cohort.trial import Trial
 from fleetune.durable import TEMPORARY, remove_leftovers, write_bytes, write_json
 from fleetune.errors import RefusedError
-from fleetune.methods.base import count_parameters
-from fleetune.study import checkpoints, journal, machine
+from fleetune.study import checkpoints, journal, machine, plan
 from fleetune.study.journal import Journal
 from fleetune.study.keep import Trained, keep, open_workbench
-from fleetune.study.prepare import Prepared, as_toml
-from fleetune.study.results import epochs, write_results
+from fleetune.study.prepare import Prepared, PreparedTask
+from fleetune.study.results import write_results
+from fleetune.study.seal import Seal
+from fleetune.study.search import Chosen, choose
+from fleetune.study.settings import TRAIN, as_toml
+from fleetune.study.space import Arm
+from fleetune.study.stage import Finish, Stage, Watch, ended
 
 STUDY = "study.toml"
 ENVIRONMENT = "environment.json"
@@ -45,8 +44,6 @@ TRIALS = "trials"
 CHECKPOINTS = "checkpoints"
 # A cut costs at most this much work. Writing a cohort's state takes well under a second.
 SAVE_SECONDS = 300.0
-
-Watch = Callable[[Event], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +57,16 @@ class Outcome:
 
 
 class Run:
-    """The folder of one run, locked while it trains."""
+    """The folder of one run, locked while it trains. trials: how many may train at once; None: what suits the device."""
 
-    def __init__(self, folder: Path, prepared: Prepared, device: str = "cpu") -> None:
+    def __init__(
+        self, folder: Path, prepared: Prepared, device: str = "cpu", trials: int | None = None
+    ) -> None:
         self.folder = folder
         self.prepared = prepared
         self.device = device
-        self.saved_at = time.monotonic()
+        self.trials = trials
+        self.shares = family_of(prepared.backbone.config).shares
 
     def train(self, watch: Watch) -> Outcome:
         """Train what is not yet done. RefusedError: another command has the folder, or it holds another run."""
@@ -102,126 +102,146 @@ class Run:
 
     def _train(self, watch: Watch) -> Outcome:
         inputs = self.prepared.inputs
-        self.ended = {
-            e["id"]: e["kind"]
-            for e in self.journal.events
-            if e["kind"] in ("trial-done", "trial-failed")
-        }
-        skipped = len(self.ended)
-        waiting = len(inputs) - skipped
-        self.journal.append("run-started", trials=[i.spec.id for i in inputs], waiting=waiting)
-        if waiting:
-            self._load()
-            states = checkpoints.read_all(self.folder / CHECKPOINTS)
-            for group in cohorts(inputs, self.engine.backbone.family.shares):
-                self._train_group(group, states, watch)
+        before = ended(self.journal)
+        self.journal.append(
+            "run-started",
+            trials=[i.spec.id for i in inputs],
+            waiting=len(inputs) - len(before) if inputs else None,
+        )
+        for task in self.prepared.tasks:
+            self._task(task, watch)
         checkpoints.clear(self.folder / CHECKPOINTS)
         write_results(self.folder, self.journal.events)
-        failed = sum(kind == "trial-failed" for kind in self.ended.values())
+        kinds = list(ended(self.journal).values())
+        failed = kinds.count("trial-failed")
         self.journal.append("run-done", failed=failed)
-        return Outcome(len(inputs) - failed, failed, skipped)
+        return Outcome(len(kinds) - failed, failed, len(before))
 
-    def _train_group(
-        self, group: list[TrialInput], states: Mapping[str, checkpoints.State], watch: Watch
-    ) -> None:
-        """Train what is left of one cohort, from its last snapshot.
-
-        Who shares a pass changes the last bits of a product. So the cohort goes on with exactly the trials that it held,
-        at the same round: those of the snapshot that have ended since end a second time, and leave no trace.
-        """
-        ids = [given.spec.id for given in group]
-        if all(ident in self.ended for ident in ids):
-            return
-        again = {ident for ident in ids if ident in states}
-        if not again and "trial-done" not in [self.ended.get(ident) for ident in ids]:
-            again = set(ids)  # from the beginning, with those that have failed since
-        members = [g for g in group if g.spec.id in again or g.spec.id not in self.ended]
-        limits = default_limits(self.device)
-        cohort = Cohort(self.engine, members, size=limits.trials, max_tokens=limits.tokens)
-        cohort.checkpoints.update({ident: states[ident] for ident in ids if ident in states})
-        self._follow(cohort, watch)
-
-    def _load(self) -> None:
-        p = self.prepared
-        rows = next(iter(p.test_tables.values()))
-        self.bench = open_workbench(
-            p.dataset.task, p.backbone, p.dtype, p.max_length, rows, self.device
-        )
-        self.engine = self.bench.engine
-
-    def _follow(self, cohort: Cohort, watch: Watch) -> None:
-        for event in cohort.run():
-            if isinstance(event, Advanced):
-                self._save_states(event.trials)
-            elif isinstance(event, PassesShrunk):
-                self.journal.append(
-                    "passes-shrunk", training=event.training, evaluation=event.evaluation
-                )
-            elif event.trial.id in self.ended:
-                pass  # ended before the cut; see _train_group
-            elif isinstance(event, Started):
-                self._started(event.trial)
-            elif isinstance(event, EpochDone):
-                self._epoch(event.trial, event.result.epoch)
-            elif isinstance(event, TrialDone):
-                self._finish(event.trial)
-                self.ended[event.trial.id] = "trial-done"
-            elif isinstance(event, TrialFailed):
-                self.journal.append("trial-failed", id=event.trial.id, reason=event.reason)
-                self.ended[event.trial.id] = "trial-failed"
-            watch(event)
-
-    def _started(self, trial: Trial) -> None:
-        spec = trial.given.spec
-        counted = count_parameters(trial.given.method, self.engine.sites)
-        self.journal.append(
-            "trial-started",
-            id=spec.id,
-            task=spec.task,
-            method=spec.method,
-            hyperparameters=dict(spec.hyperparameters),
-            training=dict(spec.training),
-            seed=spec.seed,
-            phase=spec.phase,
-            trainable_parameters={"encoder": counted.encoder, "head": counted.head},
-            total_steps=trial.total_steps,
-            step=trial.step,
-        )
-
-    def _epoch(self, trial: Trial, number: int) -> None:
-        r = trial.results[number - 1]
-        for e in epochs(self.journal.events, trial.id):
-            if e["epoch"] == number and (e["loss"], e["selection"]) == (r.loss, dict(r.selection)):
-                return  # written before a cut
-        self.journal.append(
-            "epoch", id=trial.id, epoch=r.epoch, loss=r.loss, selection=dict(r.selection), step=r.step,
-            seconds=round(r.seconds, 3),
-        )  # fmt: skip
-
-    def _save_states(self, trials: Sequence[Trial]) -> None:
-        """A snapshot of the whole cohort where an epoch ends, just before its evaluation, and from time to time."""
-        due = any(trial.at_epoch_end for trial in trials)
-        if due or (trials and time.monotonic() - self.saved_at > SAVE_SECONDS):
-            checkpoints.write_all(
-                self.folder / CHECKPOINTS, {trial.id: trial.checkpoint() for trial in trials}
+    def _task(self, task: PreparedTask, watch: Watch) -> None:
+        """Search where there is something to search, then train what is measured."""
+        self.bench: Any = None
+        settings = self.prepared.settings
+        if settings.phase == TRAIN:
+            inputs = [i for i in self.prepared.inputs if i.spec.task == task.dataset.task.name]
+        else:
+            chosen = self._search(task, watch)
+            inputs = plan.confirm_trials(self.prepared, task, chosen)
+            self._tell(
+                "phase-started",
+                task=task.dataset.task.name,
+                phase=settings.phase,
+                trials=[i.spec.id for i in inputs],
+                arms=plan.trials_by_arm(self.prepared, chosen, inputs),
             )
-            self.saved_at = time.monotonic()
+        seal = Seal(self.journal, task)
+        seal.declare(inputs)
+        for number, group in enumerate(cohorts(inputs, self.shares)):
+            done = ended(self.journal)
+            if all(i.spec.id in done for i in group):
+                continue
+            name = f"{task.dataset.task.name}/{settings.phase}/{number}"
+            members = group
+            snapshot = checkpoints.read_note(self.folder / CHECKPOINTS).get("stage") == name
+            if not snapshot and "trial-done" in (done.get(i.spec.id) for i in group):
+                members = [i for i in group if i.spec.id not in done]
+            self._stage(name, task, FixedList(members), partial(self._finish, seal), watch)
 
-    def _finish(self, trial: Trial) -> None:
-        """Open the test set, save the model, and only then say that the trial is done."""
-        prepared = self.prepared
-        if not any(e["kind"] == "test-opened" and e["id"] == trial.id for e in self.journal.events):
-            self.journal.append("test-opened", id=trial.id, sets=list(prepared.test_tables))
-        tests = {n: (prepared.dataset.tests[n], table) for n, table in prepared.test_tables.items()}
+    def _search(self, task: PreparedTask, watch: Watch) -> dict[str, Chosen]:
+        """The setting of each arm, from the journal where it is there."""
+        name = task.dataset.task.name
+        found = {
+            e["arm"]: Chosen(**{f.name: e[f.name] for f in fields(Chosen)})
+            for e in self.journal.events
+            if e["kind"] == "chosen" and e["task"] == name
+        }
+        lanes = plan.budgets(self.prepared)
+        for arm, budget in lanes:
+            if budget.trials == 0 and arm.name not in found:
+                found[arm.name] = Chosen(arm.name, {}, None, None)
+                self.journal.append("chosen", task=name, **asdict(found[arm.name]))
+        for number, group in enumerate(self._arm_groups([a for a, b in lanes if b.trials])):
+            if all(arm.name in found for arm in group):
+                continue
+            search = plan.search(self.prepared, task, group, self.journal)
+            self._stage(f"{name}/search/{number}", task, search, _searched, watch)
+            for lane in search.lanes:
+                best = choose(lane, fixed_epochs=self.prepared.settings.data.protocol == "cv")
+                found[lane.arm.name] = best
+                self.journal.append("chosen", task=name, **asdict(best))
+        return found
+
+    def _arm_groups(self, arms: Sequence[Arm]) -> list[list[Arm]]:
+        """Arms that search in one cohort: those that share a backbone together, each of the others alone."""
+        sharing = [a for a in arms if self.shares and plan.shares_backbone(a)]
+        alone = [[a] for a in arms if a not in sharing]
+        return [*([sharing] if sharing else []), *alone]
+
+    def _stage(
+        self,
+        name: str,
+        task: PreparedTask,
+        schedule: Resumable,
+        finish: Finish,
+        watch: Watch,
+    ) -> None:
+        limits = default_limits(self.device)
+        if self.trials is not None:
+            limits = type(limits)(trials=self.trials, tokens=limits.tokens)
+        self._load(task)
+        stage = Stage(name, self.bench, schedule, self.journal, self.folder / CHECKPOINTS, finish)
+        stage.train(limits, SAVE_SECONDS, watch)
+
+    def _load(self, task: PreparedTask) -> None:
+        if self.bench is None:
+            p = self.prepared
+            self.bench = open_workbench(
+                task.dataset.task, p.backbone, p.dtype, p.max_length, task.rows.table, self.device
+            )
+
+    def _finish(self, seal: Seal, trial: Trial) -> Mapping[str, Any]:
+        """Open the test set and save the model; only then the trial is said to be done."""
         best = trial.results[trial.best_epoch - 1]
-        facts = keep(
+        return keep(
             self.folder / TRIALS / trial.id,
             self.bench,
-            Trained(trial.given, trial.owned, trial.best_epoch, best.selection, trial.seconds),
-            tests,
-            optimistic=prepared.optimistic,
+            Trained(
+                trial.given,
+                trial.owned,
+                trial.best_epoch,
+                best.selection,
+                trial.seconds,
+                _tokens_trained(trial),
+            ),
+            seal.open(trial.given),
+            optimistic=self.prepared.optimistic,
         )
-        self.journal.append("trial-done", id=trial.id, **facts)
+
+    def _tell(self, kind: str, **facts: Any) -> None:
+        """An event that a resumed run does not repeat."""
+        told = (e for e in self.journal.events if e["kind"] == kind)
+        if not any(all(e.get(k) == v for k, v in facts.items()) for e in told):
+            self.journal.append(kind, **facts)
+
+
+def _searched(trial: Trial) -> dict[str, Any]:
+    """What a search trial leaves: its scores on the selection rows, and nothing of the test set."""
+    best = trial.results[trial.best_epoch - 1]
+    return {
+        "best_epoch": trial.best_epoch,
+        "selection": {**best.selection, "n": len(trial.given.selection)},
+        "test": None,
+        "tests": {},
+        "optimistic": False,
+        "seconds": round(trial.seconds, 3),
+    }
+
+
+def _tokens_trained(trial: Trial) -> int:
+    """Tokens of all the sequences that a trial has trained on, over its epochs."""
+    rows = trial.given.train
+    return round(
+        int(rows.table.lengths[rows.rows].sum()) * trial.micro_step / trial.micro_per_epoch
+    )
 
 
 @contextmanager

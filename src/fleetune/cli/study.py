@@ -1,0 +1,113 @@
+"""`fleetune study`: methods, settings and seeds of a study file, searched, confirmed and compared."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fleetune.cli.options import AsJson, Device, dump, out, say
+from fleetune.errors import SOME_TRIALS_FAILED, SettingsError
+
+
+def register(app: typer.Typer) -> None:
+    app.command("study")(study)
+
+
+def study(
+    file: Annotated[
+        Path | None, typer.Argument(metavar="STUDY.toml", help="The study file.")
+    ] = None,
+    output_dir: Annotated[
+        Path | None, typer.Option(help="Folder of the run; the same command again goes on in it.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            help="Another value for a key of the file: training.num_train_epochs=5, methods.lora.r=[2,4], confirm.seeds=5.",
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            help="Print trials, cohorts, parameters, and estimates of time, memory and disk; write nothing."
+        ),
+    ] = False,
+    schema: Annotated[
+        bool, typer.Option(help="Print the JSON schema of a study file, for editors.")
+    ] = False,
+    device: Device = "cpu",
+    as_json: AsJson = False,
+) -> None:
+    """Search each method with an equal budget, confirm the best settings with fresh seeds, and say what differs.
+
+    Example: fleetune study recipes/rte-search.toml --output-dir runs/rte
+    """
+    if schema:
+        from fleetune.study.schema import schema as json_schema
+
+        dump(json_schema())
+        return
+    if file is None:
+        raise SettingsError("study", ["a study file is needed: fleetune study STUDY.toml"])
+    if output_dir is None and not dry_run:
+        raise SettingsError("study", ["--output-dir is needed, or --dry-run to see what would run"])
+    from fleetune.study.file import read_study
+    from fleetune.study.prepare import check_compute, prepare
+
+    settings = read_study(file, set_ or ())
+    check_compute(None, device)
+    prepared = prepare(settings, cache=not dry_run)
+    if dry_run:
+        _dry_run(prepared, device, as_json)
+        return
+    assert output_dir is not None
+    if _run(prepared, output_dir, device, as_json):
+        raise typer.Exit(SOME_TRIALS_FAILED)
+
+
+def _dry_run(prepared: Any, device: str, as_json: bool) -> None:
+    from fleetune.report.study_tables import planned
+    from fleetune.study.estimate import estimate
+
+    found = estimate(prepared, device)
+    if as_json:
+        dump(found)
+        return
+    out(planned(found))
+    for line in found["assumptions"]:
+        say(line)
+
+
+def _run(prepared: Any, output_dir: Path, device: str, as_json: bool) -> int:
+    """Train with progress and print what was found. Returns how many trials failed."""
+    from fleetune.cli.progress import progress
+    from fleetune.report import study_tables, tables
+    from fleetune.report.facts import run_facts, winner
+    from fleetune.study.estimate import estimate
+    from fleetune.study.run import Run
+
+    plan = estimate(prepared, device)["totals"]
+    say(
+        f"{plan['trials']} trials, {plan['epochs']} epochs, about {tables.duration(plan['seconds'])}; "
+        f"backbone {prepared.backbone.source} in {prepared.dtype}"
+    )
+    if prepared.optimistic:
+        say(
+            "protocol paper: epochs and settings are chosen on the test rows: numbers are OPTIMISTIC"
+        )
+    with progress((), total=plan["trials"]) as watch:
+        outcome = Run(output_dir, prepared, device).train(watch)
+    facts = run_facts(output_dir)
+    if as_json:
+        dump(facts)
+    else:
+        out(study_tables.found(facts))
+    if outcome.failed:
+        say(f"{outcome.failed} trials failed; fleetune show {output_dir} names them")
+    best = winner(facts)
+    if best is not None:
+        say(f"next: fleetune report {output_dir}   (winner by selection rows: {best['id']})")
+    return outcome.failed

@@ -1,0 +1,257 @@
+"""What a study adds to the facts of a run: how each method was searched, verdicts between methods, the rank study.
+
+Verdicts are made for one family: on each task, every method against the study's reference, on the main metric of the main
+test set; Holm's correction is over all of them. A rank study is a family of its own (stats/rank.py).
+Not covered: a failed trial has no predictions; the numbers are of the trainings that ended, and say how many failed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fleetune.report.tables import labels
+from fleetune.stats.compare import Comparison, compare
+from fleetune.stats.multiple import holm_family
+from fleetune.stats.rank import rank_trend
+from fleetune.stats.scores import compare_scores
+
+Outputs = tuple[NDArray[Any], NDArray[Any]]
+Read = Callable[[Sequence[dict[str, Any]], str], Outputs]
+"""(trials, test set) to labels [n] and logits [S, n, C]."""
+
+
+def arm_facts(
+    events: Sequence[dict[str, Any]], trials: Sequence[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """One record a task and arm: what was tried, what was chosen, and how its confirm trials ended."""
+    by_id = {t["id"]: t for t in trials}
+    found: list[dict[str, Any]] = []
+    for e in (e for e in events if e["kind"] == "chosen"):
+        ids = _confirmed(events, e["task"]).get(e["arm"], [])
+        known = [by_id[i] for i in ids if i in by_id]
+        found.append(
+            {
+                "task": e["task"],
+                "arm": e["arm"],
+                "chosen": e["picks"],
+                "score": e["score"],
+                "epochs": e["epochs"],
+                "search": {
+                    k: e[k] for k in ("tried", "stopped", "failed", "epochs_trained", "trials")
+                },
+                "confirm": {
+                    "trials": ids,
+                    "done": sum(t["status"] == "done" for t in known),
+                    "failed": sum(t["status"] == "failed" for t in known),
+                },
+            }
+        )
+    return found
+
+
+def _confirmed(events: Sequence[dict[str, Any]], task: str) -> dict[str, list[str]]:
+    found = (e["arms"] for e in events if e["kind"] == "phase-started" and e["task"] == task)
+    return next(found, {})
+
+
+def verdicts(facts: Mapping[str, Any], read: Read) -> list[dict[str, Any]]:
+    """Each method against the reference on each task; Holm over all of them."""
+    reference = facts["study"].get("confirm", {}).get("reference")
+    groups = [g for g in _groups(facts) if reference in g]
+    compared: dict[str, tuple[dict[str, Any], dict[str, Any], Comparison]] = {}
+    for group in groups:
+        a = group[reference]
+        for arm, b in group.items():
+            if arm != reference:
+                name = f"{b['task']}: {arm} against {reference}"
+                compared[name] = (a, b, _compare(facts, a, b, read))
+    if not compared:
+        return []
+    family = holm_family(
+        {name: c for name, (_, _, c) in compared.items()},
+        family=f"every method against {reference}",
+    )
+    return [
+        _verdict(*compared[m.name][:2], m.comparison, m.p_holm, m.verdict, m.reason, family.how)
+        for m in family.members
+    ]
+
+
+def _verdict(
+    a: dict[str, Any],
+    b: dict[str, Any],
+    c: Comparison,
+    adjusted: float,
+    verdict: str,
+    reason: str,
+    family: str,
+) -> dict[str, Any]:
+    return {
+        "task": b["task"],
+        "set": b["set"],
+        "metric": b["metric"],
+        "reference": a["label"],
+        "method": b["label"],
+        "difference": c.difference,
+        "low": c.low,
+        "high": c.high,
+        "p_value": c.p_value,
+        "p_adjusted": adjusted,
+        "detectable": c.detectable,
+        "probability_better": c.probability_better,
+        "seeds": min(c.seeds_a, c.seeds_b),
+        "n": c.n,
+        "failed_seeds": a["failed_seeds"] + b["failed_seeds"],
+        "verdict": verdict,
+        "reason": reason,
+        "optimistic": bool(a["optimistic"] or b["optimistic"]),
+        "how": f"{c.how}; {family}",
+    }
+
+
+def _groups(facts: Mapping[str, Any]) -> list[dict[str, dict[str, Any]]]:
+    """By task: the main estimate of each arm, with its label."""
+    arm_of = {i: a["arm"] for a in facts["arms"] for i in a["confirm"]["trials"]}
+    found: list[dict[str, dict[str, Any]]] = []
+    for task in dict.fromkeys(e["task"] for e in facts["estimates"]):
+        mine = [e for e in facts["estimates"] if e["task"] == task]
+        main = [e for e in mine if (e["set"], e["metric"]) == (mine[0]["set"], mine[0]["metric"])]
+        named = zip(labels(main), main, strict=True)
+        found.append(
+            {
+                arm_of[e["trials"][0]]: {**e, "label": label}
+                for label, e in named
+                if e["trials"][0] in arm_of
+            }
+        )
+    return found
+
+
+def _trials(facts: Mapping[str, Any], estimate: Mapping[str, Any]) -> list[dict[str, Any]]:
+    by_id = {t["id"]: t for t in facts["trials"]}
+    return [by_id[i] for i in estimate["trials"]]
+
+
+def _said(outputs: NDArray[Any]) -> NDArray[Any]:
+    return outputs.argmax(-1) if outputs.shape[-1] > 1 else outputs[..., 0]
+
+
+def _compare(
+    facts: Mapping[str, Any], a: dict[str, Any], b: dict[str, Any], read: Read
+) -> Comparison:
+    truth, of_a = read(_trials(facts, a), a["set"])
+    _, of_b = read(_trials(facts, b), b["set"])
+    metric = b["metric"]
+    if metric == "accuracy":
+        right = truth.astype(np.int64)
+        return compare(of_a.argmax(-1) == right, of_b.argmax(-1) == right)
+    return compare_scores(metric, _said(of_a), _said(of_b), truth)
+
+
+# --- the rank study
+
+
+def rank_facts(facts: Mapping[str, Any], read: Read) -> list[dict[str, Any]]:
+    """One record a task and rank study: its ranks in order, the slope on log2 r, and each rank against the reference."""
+    found: list[dict[str, Any]] = []
+    entries = [m for m in facts["study"].get("methods", []) if m.get("rank_study")]
+    for entry in entries:
+        prefix = _prefix(facts, entry)
+        for group in _groups(facts):
+            names = {r: f"{prefix}-r{r}" for r in entry["r"]}
+            ranks = {r: group[name] for r, name in names.items() if name in group}
+            if ranks:
+                found.append(_rank_study(facts, entry, ranks, read))
+    return found
+
+
+def _prefix(facts: Mapping[str, Any], entry: dict[str, Any]) -> str:
+    """What the names of a rank study's arms start with: the method, numbered where it stands more than once."""
+    same = [m for m in facts["study"]["methods"] if m["method"] == entry["method"]]
+    if len(same) == 1:
+        return entry["method"]
+    return f"{entry['method']}-{[m is entry for m in same].index(True) + 1}"
+
+
+def _rank_study(
+    facts: Mapping[str, Any], entry: dict[str, Any], ranks: dict[int, dict[str, Any]], read: Read
+) -> dict[str, Any]:
+    first = next(iter(ranks.values()))
+    reference = entry.get("reference_rank", min(ranks))
+    trend = None
+    if first["metric"] == "accuracy" and len(ranks) > 1 and reference in ranks:
+        correct: dict[int, NDArray[np.bool_]] = {}
+        for r, e in ranks.items():
+            truth, outputs = read(_trials(facts, e), e["set"])
+            correct[r] = outputs.argmax(-1) == truth.astype(np.int64)
+        if min(len(c) for c in correct.values()) > 1:
+            trend = rank_trend(correct, reference=reference)
+    return {
+        "task": first["task"],
+        "set": first["set"],
+        "metric": first["metric"],
+        "method": entry["method"],
+        "rule": entry.get("lora_alpha"),
+        "reference": reference,
+        "optimistic": first["optimistic"],
+        "ranks": [_rank(facts, r, e) for r, e in sorted(ranks.items())],
+        "trend": None if trend is None else _trend(trend, ranks),
+    }
+
+
+def _trend(trend: Any, ranks: dict[int, dict[str, Any]]) -> dict[str, Any]:
+    told = {
+        k: getattr(trend, k)
+        for k in (
+            "slope", "low", "high", "p_value", "detectable", "equivalence_p", "margin", "n", "verdict", "reason", "how",
+        )
+    }  # fmt: skip
+    others = [r for r in sorted(ranks) if r != trend.reference]
+    contrasts = [
+        _verdict(
+            ranks[trend.reference], ranks[r], m.comparison, m.p_holm, m.verdict, m.reason, trend.contrasts.how,
+        )
+        for r, m in zip(others, trend.contrasts.members, strict=True)
+    ]  # fmt: skip
+    return {**told, "contrasts": contrasts}
+
+
+def _rank(facts: Mapping[str, Any], r: int, e: dict[str, Any]) -> dict[str, Any]:
+    """One rank: its score, how far training rows are ahead of unseen ones, and what it costs."""
+    trials = _trials(facts, e)
+    metric = e["metric"]
+    parameters = e["trainable_parameters"]
+    return {
+        "r": r,
+        "label": e["label"],
+        **{k: e[k] for k in ("value", "low", "high", "n", "seeds", "failed_seeds", "how")},
+        "learning_rate": e["training"]["learning_rate"],
+        "lora_alpha": e["hyperparameters"].get("lora_alpha"),
+        "train": _mean(t["train"].get(metric) for t in trials),
+        "selection": _mean(_selection(t, metric) for t in trials),
+        "gap": _mean(
+            t["train"][metric] - score
+            for t in trials
+            if metric in t["train"] and (score := _selection(t, metric)) is not None
+        ),
+        "best_epoch": _mean(t["best_epoch"] for t in trials),
+        "trainable_parameters": parameters,
+        # A parameter, its gradient and AdamW's two moments, in float32.
+        "training_bytes": 16 * (parameters["encoder"] + parameters["head"]),
+        "seconds": e["seconds"],
+        "tokens_per_second": _mean(t["tokens"] / t["seconds"] for t in trials if t["seconds"]),
+    }
+
+
+def _selection(trial: dict[str, Any], metric: str) -> float | None:
+    best = next((e for e in trial["epochs"] if e["epoch"] == trial["best_epoch"]), None)
+    return None if best is None else best["selection"].get(metric)
+
+
+def _mean(values: Any) -> float | None:
+    known = [v for v in values if v is not None]
+    return float(np.mean(known)) if known else None

@@ -1,0 +1,185 @@
+"""Tables of a study for the terminal: what a dry run says, and what was found."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fleetune.report.tables import comparison, duration, grid
+
+
+def planned(found: Mapping[str, Any]) -> str:
+    """Trials, cohorts and estimates of a study that has not been run."""
+    arms = [
+        [
+            a["task"],
+            a["arm"],
+            ", ".join(f"{k} {_space(v)}" for k, v in a["searched"].items()) or "-",
+            str(a["search"]["trials"]),
+            str(a["search"]["epochs"]),
+            str(a["confirm"]["trials"]),
+            str(a["confirm"]["epochs"]),
+            f"{a['trainable_parameters']['encoder']:,}",
+            f"{a['trainable_parameters']['head']:,}",
+        ]
+        for a in found["arms"]
+    ]
+    header = [
+        "task",
+        "method",
+        "searched",
+        "search",
+        "epochs",
+        "confirm",
+        "epochs",
+        "encoder",
+        "head",
+    ]
+    cohorts = [
+        [c["task"], c["phase"], ", ".join(c["arms"]), str(c["trials"]), str(c["at_once"])]
+        for c in found["cohorts"]
+    ]
+    totals = found["totals"]
+    lines = [
+        grid(header, arms, right=(3, 4, 5, 6, 7, 8)),
+        *_first_proposals(found["arms"]),
+        grid(["task", "cohort", "methods", "trials", "at once"], cohorts, right=(3, 4)),
+        f"{totals['trials']} trials, {totals['epochs']} epochs, {totals['tokens']:,} tokens; estimates: "
+        f"{duration(totals['seconds'])}, {_size(totals['memory_bytes'])} of memory, {_size(totals['disk_bytes'])} of disk",
+    ]
+    return "\n\n".join(lines)
+
+
+def _first_proposals(arms: Sequence[Mapping[str, Any]]) -> list[str]:
+    rows = [
+        [a["task"], a["arm"], str(i), ", ".join(f"{k}={_value(v)}" for k, v in picks.items())]
+        for a in arms
+        for i, picks in enumerate(a["first_proposals"], start=1)
+    ]
+    return [grid(["task", "method", "trial", "first proposals"], rows, right=(2,))] if rows else []
+
+
+def found(facts: dict[str, Any]) -> str:
+    """Estimates, verdicts, and what the search chose."""
+    parts = [comparison(facts), _chosen(facts), _verdicts(facts["verdicts"])]
+    parts += [_rank(r) for r in facts["rank"]]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _chosen(facts: Mapping[str, Any]) -> str:
+    rows = [
+        [
+            a["task"],
+            a["arm"],
+            str(a["search"]["tried"]),
+            str(a["search"]["stopped"]),
+            str(a["search"]["failed"]),
+            str(a["search"]["epochs_trained"]),
+            "none: every trial failed"
+            if a["chosen"] is None
+            else ", ".join(f"{k}={_value(v)}" for k, v in a["chosen"].items())
+            or "nothing to choose",
+            "-" if a["score"] is None else f"{a['score']:.4f}",
+        ]
+        for a in facts["arms"]
+    ]
+    header = ["task", "method", "tried", "stopped", "failed", "epochs", "chosen", "selection"]
+    return grid(header, rows, right=(2, 3, 4, 5, 7)) if rows else ""
+
+
+def _verdicts(verdicts: Sequence[Mapping[str, Any]]) -> str:
+    rows = [
+        [
+            v["task"],
+            f"{v['method']} against {v['reference']}",
+            f"{100 * v['difference']:+.2f}",
+            f"[{100 * v['low']:.2f}, {100 * v['high']:.2f}]",
+            f"{v['p_adjusted']:.3f}",
+            "-" if v["detectable"] is None else f"{100 * v['detectable']:.1f}",
+            f"{v['probability_better']:.2f}",
+            v["verdict"] + (" (optimistic)" if v["optimistic"] else ""),
+        ]
+        for v in verdicts
+    ]
+    header = [
+        "task",
+        "comparison",
+        "points",
+        "95% interval",
+        "p (Holm)",
+        "detectable",
+        "P(better)",
+        "verdict",
+    ]
+    if not rows:
+        return ""
+    notes = sorted({v["how"] for v in verdicts})
+    table = grid(header, rows, right=(2, 4, 5, 6))
+    return "\n".join([table, *(f"  {note}" for note in notes)])
+
+
+def _rank(study: Mapping[str, Any]) -> str:
+    rows = [
+        [
+            str(r["r"]),
+            f"{100 * r['value']:.2f}",
+            f"[{100 * r['low']:.2f}, {100 * r['high']:.2f}]",
+            str(r["seeds"]),
+            "-" if r["gap"] is None else f"{100 * r['gap']:+.2f}",
+            f"{r['learning_rate']:.2g}",
+            f"{r['trainable_parameters']['encoder']:,}",
+            duration(r["seconds"]),
+        ]
+        for r in study["ranks"]
+    ]
+    header = [
+        "r",
+        study["metric"],
+        "95% interval",
+        "seeds",
+        "train - selection",
+        "learning rate",
+        "encoder",
+        "time",
+    ]
+    lines = [
+        f"ranks of {study['method']} on {study['task']} (lora_alpha: {study['rule']})",
+        grid(header, rows, right=(0, 1, 3, 4, 5, 6, 7)),
+    ]
+    trend = study["trend"]
+    if trend is not None:
+        lines.append(
+            f"  slope for each doubling of r: {100 * trend['slope']:+.2f} points [{100 * trend['low']:.2f}, "
+            f"{100 * trend['high']:.2f}], p = {trend['p_value']:.3f}: {trend['verdict']}"
+        )
+        lines += [
+            f"  r={_rank_of(c['method'])} against r={study['reference']}: {100 * c['difference']:+.2f} points "
+            f"[{100 * c['low']:.2f}, {100 * c['high']:.2f}], p (Holm) = {c['p_adjusted']:.3f}: {c['verdict']}"
+            for c in trend["contrasts"]
+        ]
+    return "\n".join(lines)
+
+
+def _rank_of(label: str) -> str:
+    return label.partition("r=")[2].partition(",")[0] or label
+
+
+def _space(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return f"{value['low']:g} to {value['high']:g}" + (" (log)" if value["log"] else "")
+    return "[" + ", ".join(_value(v) for v in value) + "]"
+
+
+def _value(value: Any) -> str:
+    return (
+        f"{value:.3g}"
+        if isinstance(value, float)
+        else value
+        if isinstance(value, str)
+        else json.dumps(value)
+    )
+
+
+def _size(count: float) -> str:
+    return f"{count / 2**20:.0f} MiB" if count < 2**30 else f"{count / 2**30:.1f} GiB"

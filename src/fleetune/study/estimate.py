@@ -1,0 +1,194 @@
+"""What a study will train and what it will cost, before anything is written.
+
+Trials, epochs and parameters are exact (but for trials that fail). Time, memory and disk are estimates with their reasons in
+`assumptions`; expect a factor of two. Nothing here looks at a label of a test row, and nothing is written.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+import numpy as np
+import torch
+
+from fleetune.backbone.sites import SiteMap
+from fleetune.cohort.plan import default_limits
+from fleetune.methods.base import count_parameters
+from fleetune.study import plan
+from fleetune.study.prepare import DTYPES, Prepared, PreparedTask
+from fleetune.study.propose import propose
+from fleetune.study.rows import FOLDS, divisions, epochs_of, settle, trial_input
+from fleetune.study.search import ETA, Budget, rungs
+from fleetune.study.settings import CONFIRM, SEARCH, TRAIN
+from fleetune.study.space import Arm
+
+# Of the machine's matrix rate: 58 % was seen on two cores with RTE and MiniLM (DESIGN.md, section 8: limit 120, reached 70).
+EFFICIENCY = 0.5
+# A parameter, its gradient, AdamW's two moments and the best weights, in float32.
+COPIES = 5
+# Python with torch, transformers and peft loaded.
+LIBRARIES_BYTES = 600 * 2**20
+
+
+def search_epochs(budget: Budget, epochs: int) -> int:
+    """Epochs that one arm's search trains, where no trial fails; one fold counts as one trial."""
+    total, left = 0, budget.trials
+    while left > 0:
+        n = min(budget.batch, left)
+        left -= n
+        at = 0
+        racing = n
+        for level, rung in enumerate(rungs(n, epochs) if budget.halving else (), start=1):
+            total += racing * (rung - at)
+            at, racing = rung, math.ceil(n / ETA**level)
+        total += racing * (epochs - at)
+    return total
+
+
+def estimate(prepared: Prepared, device: str = "cpu") -> dict[str, Any]:
+    """Trials, cohorts, parameters, memory, time and disk of a study, as plain values."""
+    rate = matrix_rate(prepared.dtype, device)
+    arms = [
+        _arm(prepared, task, arm, b) for task in prepared.tasks for arm, b in plan.budgets(prepared)
+    ]
+    limits = default_limits(device)
+    at_once = max(
+        min(limits.trials, sum(a[key]["trials"] for a in arms)) for key in (SEARCH, CONFIRM)
+    )
+    weights = max(_weights(task.sites) for task in prepared.tasks)
+    owned = sorted((a["trainable_parameters"] for a in arms), key=lambda p: -sum(p.values()))
+    largest = sum(owned[0].values()) if owned else 0
+    flops = sum(a["flops"] for a in arms)
+    return {
+        "phases": [CONFIRM if prepared.settings.phase != TRAIN else TRAIN],
+        "arms": [{k: v for k, v in a.items() if k != "flops"} for a in arms],
+        "cohorts": _cohorts(prepared, arms, limits.trials),
+        "totals": {
+            "trials": sum(a[SEARCH]["trials"] + a[CONFIRM]["trials"] for a in arms),
+            "epochs": sum(a[SEARCH]["epochs"] + a[CONFIRM]["epochs"] for a in arms),
+            "tokens": sum(a[SEARCH]["tokens"] + a[CONFIRM]["tokens"] for a in arms),
+            "seconds": flops / (rate * EFFICIENCY),
+            "memory_bytes": LIBRARIES_BYTES
+            + 4 * weights * 4
+            + at_once * largest * 4 * COPIES
+            + _activations(prepared, limits.tokens),
+            "disk_bytes": _disk(prepared, arms, at_once, largest),
+        },
+        "assumptions": [
+            f"time: {rate / 1e9:.0f} GFLOP/s in a matrix product just now, of which half is reached; what else the machine "
+            "does comes on top",
+            "memory: libraries, four copies of the encoder's weights, five numbers for each trainable parameter of "
+            f"{at_once} trials at once, and the activations of a pass",
+            "disk: weights and predictions of the confirm trials, and one snapshot of a cohort",
+        ],
+    }
+
+
+def _arm(prepared: Prepared, task: PreparedTask, arm: Arm, budget: Budget) -> dict[str, Any]:
+    rows, settings = task.rows, prepared.settings
+    setting = settle(arm, arm.first_picks(), rows)
+    seed = settings.search.seed if settings.search else 0
+    part = divisions(rows, seed)[0]
+    probe = trial_input(rows, setting, part, ident="probe", seed=seed, phase=SEARCH)
+    epochs, folds = epochs_of(probe), FOLDS if rows.protocol == "cv" else 1
+    counted = count_parameters(setting.method, task.sites)
+    lengths = rows.table.lengths
+    kept, held = int(lengths[part[0].rows].sum()), int(part[1].table.lengths[part[1].rows].sum())
+    found = {
+        SEARCH: {"trials": budget.trials * folds, "epochs": folds * search_epochs(budget, epochs)},
+        CONFIRM: {"trials": len(settings.seeds), "epochs": len(settings.seeds) * epochs},
+    }
+    for phase in found.values():
+        phase["tokens"] = phase["epochs"] * kept
+    per_token = 2 * _linear_weights(task.sites)
+    backward = 1 if counted.encoder else 0
+    trained = sum(phase["tokens"] for phase in found.values())
+    judged = sum(phase["epochs"] for phase in found.values()) * held
+    tests = sum(int(t.lengths.sum()) for t in task.test_tables.values()) * len(settings.seeds)
+    return {
+        "task": rows.task.name,
+        "arm": arm.name,
+        "method": arm.method,
+        "searched": plan.searched_values(arm) if budget.trials else {},
+        "first_proposals": _proposals(prepared, task, arm, budget),
+        **found,
+        "trainable_parameters": {"encoder": counted.encoder, "head": counted.head},
+        "flops": per_token * (trained * (1 + backward) + judged + tests),
+    }
+
+
+def _proposals(
+    prepared: Prepared, task: PreparedTask, arm: Arm, budget: Budget
+) -> list[dict[str, Any]]:
+    """The first batch; what a learning sampler proposes later depends on the scores."""
+    s = prepared.settings.search
+    if s is None or not budget.trials or not arm.searched:
+        return []
+    count = min(budget.batch, budget.trials)
+    return propose(
+        s.sampler, arm, (), count=count, startup=count, seed=s.seed, task=task.rows.task.name
+    )
+
+
+def _cohorts(prepared: Prepared, arms: list[dict[str, Any]], at_once: int) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    shares = {a.name: plan.shares_backbone(a) for a in prepared.arms}
+    for task in prepared.tasks:
+        mine = [a for a in arms if a["task"] == task.rows.task.name]
+        for phase in (SEARCH, CONFIRM):
+            together = [a for a in mine if shares[a["arm"]] and a[phase]["trials"]]
+            alone = [[a] for a in mine if not shares[a["arm"]] and a[phase]["trials"]]
+            for group in [*([together] if together else []), *alone]:
+                trials = sum(a[phase]["trials"] for a in group)
+                sharing = shares[group[0]["arm"]]
+                found.append(
+                    {
+                        "task": task.rows.task.name,
+                        "phase": phase,
+                        "arms": [a["arm"] for a in group],
+                        "trials": trials,
+                        "at_once": min(trials, at_once) if sharing else 1,
+                    }
+                )
+    return found
+
+
+def matrix_rate(dtype: str, device: str) -> float:
+    """Floating-point operations a second in one matrix product of an encoder's size, measured now, in a tenth of a second."""
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(1024, 1024, generator=generator).to(device, DTYPES[dtype]) for _ in "ab")
+    best = math.inf
+    end = time.monotonic() + 0.1
+    while time.monotonic() < end or best == math.inf:
+        start = time.monotonic()
+        product = a @ b
+        float(product[0, 0])  # waits for the device
+        best = min(best, time.monotonic() - start)
+    return 2 * 1024**3 / best
+
+
+def _linear_weights(sites: SiteMap) -> int:
+    return sum(s.d_in * s.d_out for s in sites.linear())
+
+
+def _weights(sites: SiteMap) -> int:
+    return sum(int(np.prod(shape)) for shape in sites.parameters().values())
+
+
+def _activations(prepared: Prepared, tokens: int) -> int:
+    """Of one pass: about twenty numbers of the hidden width for each token and layer are kept for the way back."""
+    config = prepared.backbone.config
+    width = int(getattr(config, "hidden_size", 768))
+    layers = int(getattr(config, "num_hidden_layers", 12))
+    size = 2 if prepared.dtype == "bfloat16" else 4
+    return tokens * layers * width * 20 * size
+
+
+def _disk(prepared: Prepared, arms: list[dict[str, Any]], at_once: int, largest: int) -> int:
+    kept = sum(a[CONFIRM]["trials"] * 4 * sum(a["trainable_parameters"].values()) for a in arms)
+    rows = sum(len(t) for task in prepared.tasks for t in task.test_tables.values())
+    predictions = rows * len(prepared.settings.seeds) * len(prepared.arms) * 40
+    journal = 400 * sum(a[SEARCH]["epochs"] + a[CONFIRM]["epochs"] for a in arms)
+    return kept + predictions + journal + at_once * largest * 4 * (COPIES - 1)

@@ -1,0 +1,289 @@
+"""The study file: TOML into `Settings`, with everything that is wrong said at once.
+
+Paths in it are relative to the folder where the command runs, as those of the command line are.
+Not covered: what only the data or the backbone can tell (prepare.py checks that).
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+
+from fleetune.data.load import TASK_NAMES
+from fleetune.errors import SettingsError, did_you_mean
+from fleetune.methods.table import METHODS
+from fleetune.study.settings import (
+    CONFIRM,
+    DataSettings,
+    MethodSettings,
+    SearchSettings,
+    Settings,
+)
+from fleetune.study.space import Arm, Range, arms_of
+from fleetune.study.tables import (
+    BackboneTable,
+    ConfirmTable,
+    DataTable,
+    SearchTable,
+    StudyFile,
+)
+
+
+def read_study(path: Path, overrides: Sequence[str] = ()) -> Settings:
+    """The settings of a study file. overrides: `a.b=c` each. SettingsError names all that is wrong."""
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(str(path), [f"cannot be read: {error}"]) from None
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(str(path), [f"is not TOML: {error}"]) from None
+    problems = [p for pair in overrides if (p := _override(raw, pair)) is not None]
+    if problems:
+        raise SettingsError(str(path), problems)
+    return parse_study(raw, str(path))
+
+
+def parse_study(raw: Mapping[str, Any], where: str = "study") -> Settings:
+    """The settings of a study file that has been read. SettingsError names all that is wrong."""
+    given = dict(raw)
+    if isinstance(given.get("data"), Mapping):
+        given["data"] = [given["data"]]
+    single = isinstance(raw.get("data"), Mapping)
+    found, problems = _validated(given, single)
+    entries, more = _entries(given.get("methods"))
+    problems += more
+    training = given.get("training", {})
+    arms: tuple[Arm, ...] = ()
+    try:
+        arms = arms_of(entries, training if isinstance(training, Mapping) else {})
+    except SettingsError as error:
+        problems += error.problems
+    if found is not None:
+        problems += _data_problems(found.data)
+    if found is not None and not problems:
+        problems += _together(found, arms)
+    if problems:
+        raise SettingsError(where, list(dict.fromkeys(problems)))
+    assert found is not None
+    return _settings(found, entries, arms)
+
+
+def _validated(given: Mapping[str, Any], single: bool) -> tuple[StudyFile | None, list[str]]:
+    try:
+        return StudyFile(**given), []
+    except ValidationError as error:
+        return None, [_sentence(problem, single) for problem in error.errors()]
+
+
+_TABLES: dict[str, type[BaseModel]] = {
+    "data": DataTable,
+    "backbone": BackboneTable,
+    "search": SearchTable,
+    "confirm": ConfirmTable,
+}
+
+
+def _sentence(problem: Any, single: bool) -> str:
+    """One of pydantic's problems with key, rule and value."""
+    loc = [str(part + 1) if isinstance(part, int) else part for part in problem["loc"]]
+    if single and loc[:2] == ["data", "1"]:
+        loc = ["data", *loc[2:]]
+    key = ".".join(loc)
+    if problem["type"] == "extra_forbidden":
+        model = _TABLES.get(loc[0], StudyFile) if len(loc) > 1 else StudyFile
+        return f"{key}: unknown key{did_you_mean(loc[-1], model.model_fields)}"
+    if problem["type"] == "missing":
+        return f"{key}: missing; a study needs [data] and [[methods]]"
+    if problem["type"] == "literal_error":
+        model = _TABLES.get(loc[0], StudyFile)
+        choices = get_args(model.model_fields[loc[-1]].annotation)
+        return f'{key}: "{problem["input"]}" is not known{did_you_mean(str(problem["input"]), choices)}'
+    rule = str(problem["msg"])
+    return f"{key}: {rule[0].lower()}{rule[1:]}, but got {problem['input']!r}"
+
+
+def _entries(tables: Any) -> tuple[list[MethodSettings], list[str]]:
+    """[[methods]] with method names that are known; what is wrong with their own keys is said by space.py."""
+    found: list[MethodSettings] = []
+    problems: list[str] = []
+    for i, table in enumerate(tables if isinstance(tables, list) else [], start=1):
+        if not isinstance(table, Mapping):
+            continue
+        values = dict(table)
+        name = values.pop("method", None)
+        if name not in METHODS:
+            told = "missing; it names what is trained" if name is None else f'there is no "{name}"'
+            problems.append(f"methods.{i}.method: {told}{did_you_mean(str(name), METHODS)}")
+            continue
+        study, reference = values.pop("rank_study", False), values.pop("reference_rank", None)
+        if not isinstance(study, bool):
+            problems.append(f"methods.{i}.rank_study: is true or false, but got {study!r}")
+            continue
+        if reference is not None and not study:
+            problems.append(f"methods.{i}.reference_rank: needs rank_study = true beside it")
+        fields = METHODS[name].model_fields
+        own = {k: v for k, v in values.items() if k in fields}
+        training = {k: v for k, v in values.items() if k not in fields}
+        found.append(MethodSettings(name, own, training, study, reference))
+    return found, problems
+
+
+def _data_problems(tables: Sequence[DataTable]) -> list[str]:
+    problems: list[str] = []
+    for i, d in enumerate(tables, start=1):
+        where = "data" if len(tables) == 1 else f"data.{i}"
+        names = [d.task] if isinstance(d.task, str) else d.task or []
+        if not names and d.file is None:
+            problems.append(f'{where}: give task = "rte", or file = "reviews.csv"')
+        if d.file is not None:  # its task, where one is given, is what the rows are called
+            if len(names) > 1 or any(name in TASK_NAMES for name in names):
+                problems.append(
+                    f'{where}: give either task = "rte" or file = "reviews.csv", and not both'
+                )
+            continue
+        problems += [
+            f'{where}.task: "{name}" is not known{did_you_mean(name, TASK_NAMES)}'
+            for name in names
+            if name not in TASK_NAMES
+        ]
+        if d.test_file or d.text_columns or d.label_column or d.groups_column:
+            # A stored study says the columns of a named task too.
+            told = {"test_file": d.test_file, "groups_column": d.groups_column}
+            problems += [f"{where}.{k}: is for `file`" for k, v in told.items() if v is not None]
+    named = [
+        (t, d.file) for d in tables for t in (d.task if isinstance(d.task, list) else [d.task])
+    ]
+    twice = sorted({str(t or f) for t, f in named if named.count((t, f)) > 1})
+    problems += [f'data: "{name}" stands twice; a task is studied once' for name in twice]
+    if len({d.protocol for d in tables}) > 1:
+        problems.append("data: one protocol for all tasks, since their numbers stand side by side")
+    return problems
+
+
+def _together(study: StudyFile, arms: Sequence[Arm]) -> list[str]:
+    """Rules that concern several tables."""
+    problems: list[str] = []
+    searched = [a for a in arms if a.searched]
+    search = study.search
+    if searched and search is None:
+        keys = ", ".join(sorted(f"{a.name}.{k}" for a in searched for k in a.searched))
+        problems.append(f"search: missing, but there is something to search: {keys}; add [search]")
+    names = [a.name for a in arms]
+    reference = study.confirm.reference
+    if reference is not None and reference not in names:
+        problems.append(
+            f'confirm.reference: "{reference}" is none of the methods{did_you_mean(reference, names)}'
+        )
+    if search is None:
+        return problems
+    last, first = search.seed + search.trials_per_method, study.confirm.first_seed
+    if search.seed < first + study.confirm.seeds and first < last:
+        problems.append(
+            f"confirm.first_seed: must be fresh: the search may use seeds {search.seed} to {last - 1}, but got "
+            f"{first} to {first + study.confirm.seeds - 1}"
+        )
+    for arm in searched:
+        problems += _search_problems(arm, search)
+    lengths = {
+        str((a.values(a.first_picks())[1]).get("num_train_epochs", "default"))
+        + str((a.values(a.first_picks())[1]).get("max_steps", ""))
+        for a in searched
+    }
+    if len(lengths) > 1:
+        problems.append(
+            "methods: num_train_epochs and max_steps must be the same for every searched method, since search budgets "
+            "are equal in epochs; set them in [training]"
+        )
+    return problems
+
+
+def _search_problems(arm: Arm, search: SearchTable) -> list[str]:
+    problems = [
+        f"methods.{arm.name}.{key}: cannot be searched, since search budgets are equal in epochs; give one value"
+        for key in ("num_train_epochs", "max_steps")
+        if key in arm.searched
+    ]
+    if search.sampler == "grid":
+        ranges = [k for k, s in arm.searched.items() if isinstance(s, Range)]
+        problems += [
+            f"methods.{arm.name}.{key}: a grid needs a list, or `steps` in the range"
+            for key in ranges
+        ]
+        if not ranges and len(arm.grid()) > search.trials_per_method:
+            problems.append(
+                f"search.trials_per_method: the grid of {arm.name} has {len(arm.grid())} settings, but got "
+                f"{search.trials_per_method}; raise it, or shorten the lists"
+            )
+    return problems
+
+
+def _settings(study: StudyFile, entries: Sequence[MethodSettings], arms: Sequence[Arm]) -> Settings:
+    data: list[DataSettings] = []
+    for d in study.data:
+        values = d.model_dump(exclude={"task"})
+        columns = values.pop("text_columns")
+        values["text_columns"] = None if columns is None else tuple(columns)
+        names = d.task if isinstance(d.task, list) else [d.task]
+        data += [DataSettings(task=name, **values) for name in names]
+    first = study.confirm.first_seed
+    search = None if study.search is None else SearchSettings(**study.search.model_dump())
+    return Settings(
+        data=data[0],
+        more_data=tuple(data[1:]),
+        methods=tuple(entries),
+        seeds=tuple(range(first, first + study.confirm.seeds)),
+        training=dict(study.training),
+        backbone=study.backbone.name,
+        revision=study.backbone.revision,
+        dtype=study.backbone.dtype,
+        max_length=study.backbone.max_length,
+        search=search,
+        phase=CONFIRM,
+        reference=study.confirm.reference or arms[0].name,
+    )
+
+
+def _override(raw: dict[str, Any], pair: str) -> str | None:
+    """Put `a.b=c` into the file's content; the problem where that cannot be done."""
+    key, equals, text = pair.partition("=")
+    path = key.split(".")
+    if not equals or not all(path):
+        return f"--set {pair}: must have the form table.key=value"
+    place: Any = raw
+    for i, part in enumerate(path[:-1]):
+        if isinstance(place, list):
+            found = _in_list(place, part)
+            if found is None:
+                names = [str(t.get("method", n)) for n, t in enumerate(place, start=1)]
+                return f'--set {pair}: "{part}" is none of {", ".join(names)}'
+            place = found
+        else:
+            place = place.setdefault(part, {})
+        if not isinstance(place, dict | list):
+            return f"--set {pair}: {'.'.join(path[: i + 1])} is a value, not a table"
+    if isinstance(place, list):
+        return f"--set {pair}: name one of the tables: {path[0]}.1.{path[-1]}"
+    place[path[-1]] = _value(text)
+    return None
+
+
+def _in_list(tables: list[Any], part: str) -> Any:
+    """A table by its number from 1, or by its method's name."""
+    if part.isdigit():
+        return tables[int(part) - 1] if 0 < int(part) <= len(tables) else None
+    return next((t for t in tables if isinstance(t, dict) and t.get("method") == part), None)
+
+
+def _value(text: str) -> Any:
+    """A value as TOML or JSON writes it, else a text."""
+    for read in (lambda: tomllib.loads(f"v = {text}")["v"], lambda: json.loads(text)):
+        try:
+            return read()
+        except ValueError:
+            continue
+    return text

@@ -1,0 +1,109 @@
+"""A study's search as an Optuna database, so that optuna-dashboard and Optuna's own plots open it.
+
+One Optuna study for each task and method, named "task/method", in one SQLite file. Scores keep the metric's own direction.
+A setting under protocol "cv" is one trial there, with the mean score of its folds. User attributes name our trials. The file
+is a copy for looking at: nothing of Fleetune reads it.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fleetune.durable import TEMPORARY, sync_folder
+from fleetune.errors import RefusedError, SettingsError
+from fleetune.study import journal
+from fleetune.study.file import parse_study
+from fleetune.study.plan import PROPOSED
+from fleetune.study.propose import DONE, FAILED, STOPPED, Tried, frozen
+from fleetune.study.results import epochs
+from fleetune.study.space import Arm, arms_of
+
+_ENDS = {"trial-done": DONE, "trial-stopped": STOPPED, "trial-failed": FAILED}
+
+
+def export_optuna(run: Path, output: Path) -> int:
+    """Write the database; how many trials it holds. A trial that has not ended yet is left out.
+
+    Raises SettingsError where the run has searched nothing, RefusedError where `output` is there already.
+    """
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    events = journal.read(run / journal.NAME)
+    proposed = [e for e in events if e["kind"] == PROPOSED]
+    if not proposed:
+        raise SettingsError(
+            str(run), ["nothing was searched in this run, so there is nothing for Optuna"]
+        )
+    if output.exists():
+        raise RefusedError(f"{output}: is there already; give another --output")
+    settings = parse_study(tomllib.loads((run / "study.toml").read_text(encoding="utf-8")))
+    arms = {arm.name: arm for arm in arms_of(settings.methods, settings.training)}
+    output.parent.mkdir(parents=True, exist_ok=True)
+    temporary = output.with_name(f"{TEMPORARY}{os.getpid()}-{output.name}")
+    count = 0
+    try:
+        storage = optuna.storages.RDBStorage(f"sqlite:///{temporary}")
+        for task, name in dict.fromkeys((e["task"], e["arm"]) for e in proposed):
+            own = [e for e in proposed if (e["task"], e["arm"]) == (task, name)]
+            count += _study(storage, events, f"{task}/{name}", arms[name], own)
+        storage.engine.dispose()
+        os.replace(temporary, output)
+        sync_folder(output.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return count
+
+
+def _study(
+    storage: Any,
+    events: Sequence[dict[str, Any]],
+    name: str,
+    arm: Arm,
+    proposed: Sequence[dict[str, Any]],
+) -> int:
+    import optuna
+
+    trials: list[Any] = []
+    higher = True
+    for e in proposed:
+        for picks, ids in zip(e["settings"], e["trials"], strict=True):
+            found = _tried(events, ids, picks)
+            if found is not None:
+                one, higher = found
+                best = max(one.curve, default=None) if higher else min(one.curve, default=None)
+                trials.append(frozen(arm, one, value=best, trials=ids, state=one.state))
+    study = optuna.create_study(
+        study_name=name,
+        storage=storage,
+        direction="maximize" if higher else "minimize",
+    )
+    study.add_trials(trials)
+    return len(trials)
+
+
+def _tried(
+    events: Sequence[dict[str, Any]], ids: Sequence[str], picks: dict[str, Any]
+) -> tuple[Tried, bool] | None:
+    """What came of a setting in its metric's own direction, and whether higher is better; None where it is still open."""
+    ends = {e["id"]: _ENDS[e["kind"]] for e in events if e["kind"] in _ENDS and e["id"] in ids}
+    begun = {e["id"]: e["training"] for e in events if e["kind"] == "trial-started"}
+    own = [i for i in ids if i in begun]
+    # A fold that was never started belongs to a setting of which another has failed.
+    if (
+        not own
+        or any(i not in ends for i in own)
+        or (len(own) < len(ids) and FAILED not in ends.values())
+    ):
+        return None
+    training = begun[own[0]]
+    metric = training["metric_for_best_model"]
+    curves = [[e["selection"][metric] for e in epochs(events, i)] for i in own]
+    means = tuple(sum(s) / len(s) for s in zip(*curves, strict=False))
+    states = set(ends.values())
+    state = FAILED if FAILED in states else STOPPED if STOPPED in states else DONE
+    return Tried(picks, means, state), bool(training["greater_is_better"])

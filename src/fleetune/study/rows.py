@@ -1,0 +1,154 @@
+"""Trials from rows and settings: which rows a trial trains on, which choose its epoch, and all that it is told.
+
+`TaskRows` is all that training and search ever see of a task: no row of a test set. The one exception is asked for by
+name: under protocol "paper" the reported set chooses the epoch, and everything that comes of it is stamped optimistic.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fleetune.cohort.trial import Rows, TrialInput
+from fleetune.config import TrainingSettings, training_settings
+from fleetune.data import metrics
+from fleetune.data.base import Split, Task
+from fleetune.data.splits import folds, holdout
+from fleetune.data.tokens import TokenTable
+from fleetune.errors import DataError, SettingsError, did_you_mean
+from fleetune.methods.base import Method
+from fleetune.methods.table import make_method, method_class
+from fleetune.records import TrialSpec
+from fleetune.study.space import Arm
+
+FOLDS = 5
+
+
+@dataclass(frozen=True, eq=False)
+class TaskRows:
+    """A task as training and search see it."""
+
+    task: Task
+    train: Split
+    table: TokenTable
+    """The tokens of train."""
+    source: str
+    protocol: str
+    prefix: str = ""
+    """What the names of its trials start with, where a study has several tasks."""
+    reported: Rows | None = None
+    """Under protocol "paper", and only there: the rows that choose the epoch, which are the test rows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One method with nothing left to defaults."""
+
+    method: Method
+    training: TrainingSettings
+
+
+def settle(arm: Arm, picks: Mapping[str, Any], rows: TaskRows) -> Setting:
+    """One setting of an arm on a task. SettingsError where values cannot stand together."""
+    own, training = arm.values(picks)
+    method = make_method(arm.method, own)
+    task = rows.task
+    if training.get("learning_rate") is None:
+        training["learning_rate"] = method_class(arm.method).default_learning_rate
+    metric = training.get("metric_for_best_model") or task.main_metric
+    metric = metric.removeprefix("eval_")
+    known = ("loss", *task.metrics)
+    if metric not in known:
+        raise SettingsError(
+            "training",
+            [f'metric_for_best_model: {task.name} has no "{metric}"{did_you_mean(metric, known)}'],
+        )
+    training["metric_for_best_model"] = metric
+    if training.get("greater_is_better") is None:
+        training["greater_is_better"] = metrics.higher_is_better(metric)
+    checked = training_settings(training)
+    n = len(rows.table)
+    if checked.warmup(n) > checked.total_steps(n):
+        raise SettingsError(
+            "training",
+            [
+                f"warmup_steps={checked.warmup(n)} is more than the {checked.total_steps(n)} steps of the whole "
+                "training; lower it, or give a share below 1"
+            ],
+        )
+    return Setting(method, checked)
+
+
+def divisions(rows: TaskRows, seed: int) -> tuple[tuple[Rows, Rows], ...]:
+    """(training rows, selection rows) by protocol: one pair, or five under "cv". DataError for too few rows."""
+    labels = rows.train.labels
+    assert labels is not None
+    everything = np.arange(len(rows.table))
+    if rows.protocol == "paper":
+        assert rows.reported is not None
+        pairs = [(Rows(rows.table, everything, labels), rows.reported)]
+    else:
+        regression = rows.task.regression
+        parts = (
+            folds(rows.train, regression, FOLDS, seed)
+            if rows.protocol == "cv"
+            else [holdout(rows.train, regression, seed)]
+        )
+        pairs = [(Rows(rows.table, a, labels), Rows(rows.table, b, labels)) for a, b in parts]
+    if any(len(a) < 1 or len(b) < 1 for a, b in pairs):
+        raise DataError(rows.source, ["too few rows to hold any out; at least 10 are needed"])
+    return tuple(pairs)
+
+
+def whole(rows: TaskRows) -> tuple[Rows, Rows]:
+    """All of train, and an empty selection: for a refit with a number of epochs that has been chosen."""
+    labels = rows.train.labels
+    assert labels is not None
+    everything = np.arange(len(rows.table))
+    return Rows(rows.table, everything, labels), Rows(rows.table, everything[:0], labels)
+
+
+def trial_input(
+    rows: TaskRows,
+    setting: Setting,
+    parts: tuple[Rows, Rows],
+    *,
+    ident: str,
+    seed: int,
+    phase: str,
+    stop_epoch: int | None = None,
+) -> TrialInput:
+    """One trial of a setting."""
+    training = setting.training
+    assert training.metric_for_best_model is not None
+    return TrialInput(
+        spec=TrialSpec(
+            id=f"{rows.prefix}{ident}",
+            task=rows.task.name,
+            method=setting.method.name,
+            seed=seed,
+            hyperparameters=setting.method.model_dump(mode="json"),
+            training=training.model_dump(mode="json"),
+            phase=phase,
+        ),
+        method=setting.method,
+        settings=training,
+        train=parts[0],
+        selection=parts[1],
+        metrics=rows.task.metrics,
+        best_metric=training.metric_for_best_model,
+        higher_is_better=bool(training.greater_is_better),
+        regression=rows.task.regression,
+        stop_epoch=stop_epoch,
+    )
+
+
+def epochs_of(given: TrialInput) -> int:
+    """Evaluations of a whole training: its epochs, a last partial one included."""
+    n = len(given.train)
+    whole_training = given.settings.total_steps(n) / given.settings.steps_per_epoch(n)
+    return max(math.ceil(whole_training), 1)

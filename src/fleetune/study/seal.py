@@ -1,0 +1,70 @@
+"""The seal on the test rows of a task: they are handed out through the journal, and for declared settings only.
+
+Before the first opening the journal says for which settings the test set is opened; then each opening is written down before
+it happens. Whoever asks for the same rows with other settings is refused: chosen after a look at the test scores, their
+numbers would be optimistic. A cut may make a trial open twice; the second time is the same setting and seed, and is not
+written again.
+
+Limit: the seal knows one run's journal. Two runs on the same data know nothing of each other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+
+from fleetune.cohort.trial import TrialInput
+from fleetune.data.base import Split
+from fleetune.data.tokens import TokenTable
+from fleetune.errors import RefusedError
+from fleetune.study.journal import Journal
+from fleetune.study.prepare import PreparedTask
+
+DECLARED, OPENED = "test-declared", "test-opened"
+
+
+class Seal:
+    """One task's test sets."""
+
+    def __init__(self, journal: Journal, task: PreparedTask) -> None:
+        self._journal = journal
+        self._task = task
+        self.name = task.dataset.task.name
+
+    def declare(self, inputs: Sequence[TrialInput]) -> None:
+        """Say for which trials the sets will be opened. RefusedError where they have been declared for others."""
+        wanted = sorted({_digest(given) for given in inputs})
+        before = self._declared()
+        if before is None:
+            self._journal.append(DECLARED, task=self.name, settings=wanted)
+        elif before != wanted:
+            raise RefusedError(
+                f"{self._journal.path.parent}: the test rows of {self.name} are sealed for {len(before)} other trials; "
+                "a second opening for other settings would be chosen by their test scores. Give another --output-dir"
+            )
+
+    def open(self, given: TrialInput) -> Mapping[str, tuple[Split, TokenTable]]:
+        """The test rows by set, the main one first, for one trained trial."""
+        if _digest(given) not in (self._declared() or ()):
+            raise RefusedError(
+                f"{self._journal.path.parent}: the test rows of {self.name} are sealed for other settings than those of "
+                f"{given.spec.id}"
+            )
+        ident = given.spec.id
+        if not any(e["kind"] == OPENED and e["id"] == ident for e in self._journal.events):
+            self._journal.append(OPENED, id=ident, sets=list(self._task.test_tables))
+        return {n: (self._task.dataset.tests[n], t) for n, t in self._task.test_tables.items()}
+
+    def _declared(self) -> list[str] | None:
+        found = (
+            e for e in self._journal.events if e["kind"] == DECLARED and e["task"] == self.name
+        )
+        return next((e["settings"] for e in found), None)
+
+
+def _digest(given: TrialInput) -> str:
+    """A short name of a setting with its seed."""
+    s = given.spec
+    told = [s.method, dict(s.hyperparameters), dict(s.training), s.seed, given.stop_epoch]
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,321 @@
+"""A search as a schedule: every arm tries the same number of settings, in batches, and halving stops the worse ones.
+
+Notation: E epochs of a whole training, n settings in a batch, eta = 3. A rung is a number of epochs at which the settings
+of a batch wait for one another: E/9, E/3 (as many as n and E allow). At each rung the best n/3, then n/9, go on, the others
+are stopped, and whoever waits takes their places at once. This is synchronous successive halving (Jamieson and Talwalkar
+2016, arXiv:1502.07943) with one bracket a batch.
+
+What is decided depends on scores and on the order of proposals, never on who finished first. So a cohort of any size makes
+the same trials, up to rounding in the scores; ties go to the setting that was proposed first. Every arm has equal batches and
+rungs, hence an equal budget in epochs; a failed trial gives its epochs back to nobody.
+
+A setting under protocol "cv" is five trials, one a fold, that count as one; its score is their mean.
+Assumption, not measured here: the order at a third of a schedule that is laid out for all of E foretells the order at its end.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fleetune.cohort.trial import TrialInput
+from fleetune.records import EpochResult
+from fleetune.study.propose import DONE, FAILED, STOPPED, Tried
+from fleetune.study.rows import epochs_of
+from fleetune.study.space import Arm
+
+ETA = 3
+Propose = Callable[[Arm, Sequence[Tried], int], list[dict[str, Any]]]
+"""(arm, what was tried, how many) to the next settings."""
+Make = Callable[[Arm, Mapping[str, Any], int, int], tuple[TrialInput, ...]]
+"""(arm, setting, its number, how often it was tried before) to its trials."""
+
+
+def rungs(settings: int, epochs: int) -> tuple[int, ...]:
+    """The epochs at which so many settings of a whole training of so many epochs wait for one another."""
+    levels = 0
+    while ETA ** (levels + 1) <= min(settings, epochs):
+        levels += 1
+    found = {max(round(epochs / ETA**k), 1) for k in range(levels, 0, -1)}
+    return tuple(sorted(e for e in found if e < epochs))
+
+
+class Candidate:
+    """One setting that is tried: its trials, and their scores so far."""
+
+    def __init__(self, number: int, picks: Mapping[str, Any], units: Sequence[TrialInput]) -> None:
+        self.number, self.picks = number, dict(picks)
+        self.units = {given.spec.id: given for given in units}
+        self.epochs = epochs_of(units[0])
+        self.curves: dict[str, list[float]] = {ident: [] for ident in self.units}
+        self.done: set[str] = set()
+        self.failed = self.stopped = False
+
+    @property
+    def in_play(self) -> bool:
+        return not (self.failed or self.stopped)
+
+    @property
+    def ended(self) -> bool:
+        """Whether all its trials have trained to their ends."""
+        return self.in_play and len(self.done) == len(self.units)
+
+    def reached(self, epoch: int) -> bool:
+        return all(len(curve) >= epoch for curve in self.curves.values())
+
+    @property
+    def curve(self) -> tuple[float, ...]:
+        """Mean score after each epoch that all its trials have done; higher is better."""
+        return tuple(float(np.mean(s)) for s in zip(*self.curves.values(), strict=False))
+
+    @property
+    def tried(self) -> Tried:
+        state = FAILED if self.failed else STOPPED if self.stopped else DONE
+        return Tried(self.picks, self.curve, state)
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What every arm gets."""
+
+    trials: int
+    """Settings to try."""
+    batch: int
+    """Settings proposed at once."""
+    halving: bool
+
+
+class Lane:
+    """One arm's search."""
+
+    def __init__(self, arm: Arm, budget: Budget) -> None:
+        self.arm, self.budget = arm, budget
+        self.candidates: list[Candidate] = []
+        self.start = 0
+        """The first candidate of the running batch."""
+        self.level = 0
+        self.waiting: deque[str] = deque()
+
+    @property
+    def batch(self) -> list[Candidate]:
+        return self.candidates[self.start :]
+
+    @property
+    def rungs(self) -> tuple[int, ...]:
+        if not self.batch or not self.budget.halving:
+            return ()
+        return rungs(len(self.batch), self.batch[0].epochs)
+
+    @property
+    def rung(self) -> int | None:
+        """The epoch at which the batch waits next; None on its last stretch."""
+        return self.rungs[self.level] if self.level < len(self.rungs) else None
+
+    @property
+    def batch_over(self) -> bool:
+        return all(c.ended or not c.in_play for c in self.batch)
+
+    @property
+    def over(self) -> bool:
+        return self.batch_over and len(self.candidates) >= self.budget.trials
+
+
+class Search:
+    """The search of some arms in one cohort; see `cohort.schedule.Resumable`."""
+
+    def __init__(self, arms: Sequence[tuple[Arm, Budget]], propose: Propose, make: Make) -> None:
+        self.lanes = [Lane(arm, budget) for arm, budget in arms]
+        self._propose, self._make = propose, make
+        self._places: dict[str, tuple[Lane, Candidate]] = {}
+        self._turn = 0
+        self._called: deque[str] = deque()
+        self._dropped: list[str] = []
+
+    # --- what a cohort asks
+
+    def next(self) -> TrialInput | None:
+        if self._called:
+            return self.given(self._called.popleft())
+        for _ in self.lanes:
+            lane = self.lanes[self._turn]
+            self._turn = (self._turn + 1) % len(self.lanes)
+            if not lane.waiting and lane.batch_over and not lane.over:
+                self._next_batch(lane)
+            if lane.waiting:
+                return self.given(lane.waiting.popleft())
+        return None
+
+    def observe(self, ident: str, result: EpochResult) -> None:
+        _, candidate = self._places[ident]
+        given, curve = candidate.units[ident], candidate.curves[ident]
+        if result.epoch > len(curve):  # a trial whose checkpoint was damaged does its epochs again
+            score = result.selection[given.best_metric]
+            curve.append(score if given.higher_is_better else -score)
+
+    def parks(self, ident: str, result: EpochResult) -> bool:
+        lane, candidate = self._places[ident]
+        if not candidate.in_play:  # another fold of the same setting has failed
+            self._dropped.append(ident)
+            return True
+        if lane.rung is None or result.epoch < lane.rung:
+            return False
+        self._settle(lane)
+        return True
+
+    def left(self, ident: str, *, failed: bool) -> None:
+        lane, candidate = self._places[ident]
+        candidate.done.add(ident)
+        if failed:
+            candidate.failed = True
+            self._give_up(lane, candidate)
+        self._settle(lane)
+
+    def dropped(self) -> Sequence[str]:
+        found, self._dropped = self._dropped, []
+        return found
+
+    # --- how it decides
+
+    def _next_batch(self, lane: Lane) -> None:
+        lane.start, lane.level = len(lane.candidates), 0
+        count = min(lane.budget.batch, lane.budget.trials - lane.start)
+        for picks in self._propose(lane.arm, [c.tried for c in lane.candidates], count):
+            candidate = self._add(lane, picks)
+            lane.waiting.extend(candidate.units)
+
+    def _add(self, lane: Lane, picks: Mapping[str, Any]) -> Candidate:
+        number = len(lane.candidates)
+        before = sum(_key(c.picks) == _key(picks) for c in lane.candidates)
+        units = self._make(lane.arm, picks, number, before)
+        candidate = Candidate(number, picks, units)
+        lane.candidates.append(candidate)
+        self._places.update({ident: (lane, candidate) for ident in candidate.units})
+        return candidate
+
+    def _settle(self, lane: Lane) -> None:
+        """Where the whole batch has come to its rung: who goes on, and who is stopped."""
+        racing = [c for c in lane.batch if c.in_play]
+        if lane.rung is None or not all(c.reached(lane.rung) for c in racing):
+            return
+        lane.level += 1
+        places = math.ceil(len(lane.batch) / ETA**lane.level)
+        ranked = sorted(racing, key=lambda c: (-max(c.curve), c.number))
+        for candidate in ranked[places:]:
+            candidate.stopped = True
+            self._dropped.extend(candidate.units)
+        for candidate in sorted(ranked[:places], key=lambda c: c.number):
+            self._called.extend(candidate.units)
+
+    def _give_up(self, lane: Lane, candidate: Candidate) -> None:
+        """The other folds of a setting that has failed: those that wait are not trained any further."""
+        own = set(candidate.units)
+        self._dropped.extend(i for i in self._called if i in own)
+        if lane.rung is not None:
+            parked = (i for i, c in candidate.curves.items() if len(c) >= lane.rung)
+            self._dropped.extend(i for i in parked if i not in candidate.done)
+        self._called = deque(i for i in self._called if i not in own)
+        lane.waiting = deque(i for i in lane.waiting if i not in own)
+
+    # --- after a cut
+
+    def given(self, ident: str) -> TrialInput:
+        return self._places[ident][1].units[ident]
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "turn": self._turn,
+            "called": list(self._called),
+            "dropped": list(self._dropped),
+            "lanes": [
+                {
+                    "start": lane.start,
+                    "level": lane.level,
+                    "waiting": list(lane.waiting),
+                    "candidates": [
+                        {
+                            "picks": c.picks,
+                            "curves": c.curves,
+                            "done": sorted(c.done),
+                            "failed": c.failed,
+                            "stopped": c.stopped,
+                        }
+                        for c in lane.candidates
+                    ],
+                }
+                for lane in self.lanes
+            ],
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self._turn, self._dropped = state["turn"], list(state["dropped"])
+        self._called = deque(state["called"])
+        for lane, was in zip(self.lanes, state["lanes"], strict=True):
+            for one in was["candidates"]:
+                candidate = self._add(lane, one["picks"])
+                candidate.curves = {ident: list(c) for ident, c in one["curves"].items()}
+                candidate.done = set(one["done"])
+                candidate.failed, candidate.stopped = one["failed"], one["stopped"]
+            lane.start, lane.level = was["start"], was["level"]
+            lane.waiting = deque(was["waiting"])
+
+
+def _key(picks: Mapping[str, Any]) -> str:
+    return json.dumps(picks, sort_keys=True)
+
+
+# --- what came of it
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """The setting of an arm that goes on to the confirm phase, and how it was found."""
+
+    arm: str
+    picks: Mapping[str, Any] | None
+    """What was searched; None where every trial failed."""
+    score: float | None
+    """Mean score on the selection rows over this setting's trials, in the metric's own direction; None without a search."""
+    epochs: int | None
+    """Under protocol "cv": how long to train; else each confirm trial chooses its own epoch."""
+    trials: tuple[str, ...] = ()
+    """The search's trials of this setting."""
+    tried: int = 0
+    stopped: int = 0
+    failed: int = 0
+    epochs_trained: int = 0
+    """Of all of the arm's search trials."""
+
+
+def choose(lane: Lane, *, fixed_epochs: bool) -> Chosen:
+    """The best setting of an arm among those that trained to their end, by its mean over the seeds it was tried with."""
+    groups: dict[str, list[Candidate]] = {}
+    for c in lane.candidates:
+        if c.ended:
+            groups.setdefault(_key(c.picks), []).append(c)
+    counts = {
+        "tried": len(lane.candidates),
+        "stopped": sum(c.stopped for c in lane.candidates),
+        "failed": sum(c.failed for c in lane.candidates),
+        "epochs_trained": sum(len(s) for c in lane.candidates for s in c.curves.values()),
+    }
+    if not groups:
+        return Chosen(lane.arm.name, None, None, None, **counts)
+    # Groups stand in the order of their first proposal, and max keeps the first of equals.
+    best = max(groups.values(), key=lambda g: float(np.mean([max(c.curve) for c in g])))
+    score = float(np.mean([max(c.curve) for c in best]))
+    curve = np.mean([c.curve for c in best], axis=0)
+    higher = next(iter(best[0].units.values())).higher_is_better
+    return Chosen(
+        lane.arm.name,
+        best[0].picks,
+        score if higher else -score,
+        int(curve.argmax()) + 1 if fixed_epochs else None,
+        tuple(ident for c in best for ident in c.units),
+        **counts,
+    )

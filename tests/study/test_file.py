@@ -1,0 +1,240 @@
+"""The study file: its forms, everything that is wrong said at once, overrides, and the schema for editors."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from fleetune.errors import SettingsError
+from fleetune.study.file import parse_study, read_study
+from fleetune.study.schema import schema
+from fleetune.study.space import Choice, Range, Rule, arms_of
+from tests.runs import run_cli
+
+GOOD = """
+[data]
+task = "rte"
+
+[training]
+num_train_epochs = 25
+weight_decay = 0.01
+
+[[methods]]
+method = "bitfit"
+learning_rate = [5e-4, 1e-3, 2e-3]
+
+[[methods]]
+method = "lora"
+learning_rate = { low = 1e-4, high = 2e-3 }
+r = [1, 2, 4, 8, 16]
+lora_alpha = "4r"
+target_modules = ["query", "value"]
+
+[search]
+trials_per_method = 12
+"""
+
+
+def arms(text: str):
+    settings = parse_study(tomllib.loads(text))
+    return {a.name: a for a in arms_of(settings.methods, settings.training)}
+
+
+def problems(text: str) -> list[str]:
+    with pytest.raises(SettingsError) as error:
+        parse_study(tomllib.loads(text), "study.toml")
+    assert error.value.exit_code == 2
+    return list(error.value.problems)
+
+
+def test_lists_ranges_and_rules() -> None:
+    found = arms(GOOD)
+    assert found["bitfit"].searched == {"learning_rate": Choice((5e-4, 1e-3, 2e-3))}
+    lora = found["lora"]
+    assert lora.searched["learning_rate"] == Range(1e-4, 2e-3, log=True, whole=False)
+    assert lora.searched["r"] == Choice((1, 2, 4, 8, 16))
+    assert lora.rules == {"lora_alpha": Rule(4.0, "r")}
+    assert lora.fixed["target_modules"] == ["query", "value"]  # a list of names is one value
+    own, training = lora.values({"learning_rate": 3e-4, "r": 16})
+    assert (own["r"], own["lora_alpha"]) == (16, 64.0)
+    assert training == {"num_train_epochs": 25, "weight_decay": 0.01, "learning_rate": 3e-4}
+
+
+@pytest.mark.parametrize(
+    ("written", "space"),
+    [
+        ('["default", "all-linear"]', Choice(("default", "all-linear"))),
+        ('[["query"], ["query", "value"]]', Choice((["query"], ["query", "value"]))),
+        ('["query,key", "value"]', Choice(("query,key", "value"))),
+    ],
+)
+def test_a_list_of_lists_is_searched(written: str, space: Choice) -> None:
+    text = GOOD.replace('["query", "value"]', written)
+    assert arms(text)["lora"].searched["target_modules"] == space
+
+
+def test_steps_make_a_list_of_a_range() -> None:
+    text = GOOD.replace("high = 2e-3 }", "high = 1e-2, steps = 3 }")
+    assert arms(text)["lora"].searched["learning_rate"] == Choice((1e-4, 1e-3, 1e-2))
+    text = GOOD.replace("weight_decay = 0.01", "weight_decay = { low = 0, high = 1, steps = 5 }")
+    assert arms(text)["bitfit"].searched["weight_decay"].values == (0.0, 0.25, 0.5, 0.75, 1.0)
+
+
+def test_a_rank_study_has_an_arm_for_each_rank() -> None:
+    found = arms(GOOD.replace("lora_alpha", "rank_study = true\nlora_alpha"))
+    assert list(found) == ["bitfit", "lora-r1", "lora-r2", "lora-r4", "lora-r8", "lora-r16"]
+    assert set(found["lora-r4"].searched) == {"learning_rate"} and found["lora-r4"].rank == 4
+    assert found["lora-r4"].values({"learning_rate": 1e-3})[0]["lora_alpha"] == 16
+
+
+BAD = """
+[data]
+tsk = "rte"
+protocol = "holdot"
+
+[backbone]
+dtyp = "float32"
+
+[training]
+lr = 3
+num_train_epochs = -1
+
+[[methods]]
+method = "bitfitt"
+
+[[methods]]
+method = "lora"
+rank = 3
+r = [1, 0]
+lora_alpha = "4rank"
+learning_rate = { low = 2e-3, high = 1e-3 }
+warmup_steps = { lo = 1 }
+
+[search]
+trials_per_method = 0
+sampler = "tpee"
+
+[confirm]
+seeds = "ten"
+
+[sarch]
+"""
+
+
+def test_everything_that_is_wrong_is_said_at_once() -> None:
+    found = problems(BAD)
+    for said in (
+        'data.tsk: unknown key, did you mean "task"?',
+        'data.protocol: "holdot" is not known, did you mean "holdout"?',
+        'backbone.dtyp: unknown key, did you mean "dtype"?',
+        "training.lr: unknown setting; use learning_rate",
+        "training.num_train_epochs: input should be greater than 0, but got -1",
+        'methods.1.method: there is no "bitfitt", did you mean "bitfit"?',
+        'methods.lora.rank: unknown setting of lora, did you mean "r"?',
+        "methods.lora.r: input should be greater than or equal to 1, but got 0",
+        "methods.lora.learning_rate: `0 < low < high` must hold, but got low=0.002, high=0.001",
+        'methods.lora.warmup_steps: a range knows no "lo", did you mean "low"?',
+        "search.trials_per_method: input should be greater than or equal to 1, but got 0",
+        'search.sampler: "tpee" is not known, did you mean "tpe"?',
+        "confirm.seeds: input should be a valid integer, but got 'ten'",
+        'sarch: unknown key, did you mean "search"?',
+    ):
+        assert said in found
+    (rule,) = (p for p in found if "4rank" in p)
+    assert rule.endswith('did you mean "r"?')
+    assert len(found) == 15
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (("[search]\ntrials_per_method = 12", ""), "search: missing, but there is something to search"),
+        (("[search]", '[confirm]\nreference = "loora"\n[search]'), 'did you mean "lora"?'),
+        (("[search]", "[confirm]\nfirst_seed = 5\n[search]"), "confirm.first_seed: must be fresh"),
+        (("[search]", '[search]\nsampler = "grid"'), "methods.lora.learning_rate: a grid needs a list"),
+        (('method = "bitfit"', 'method = "bitfit"\nnum_train_epochs = [3, 5]'), "budgets are equal in epochs"),
+        (('method = "bitfit"', 'method = "bitfit"\nnum_train_epochs = 3'), "must be the same for every searched"),
+        (('method = "bitfit"', 'method = "bitfit"\nrank_study = true'), "bitfit has no rank"),
+        (("r = [1, 2, 4, 8, 16]", "r = 4\nrank_study = true"), "`r` must be a list of ranks"),
+        (("r = [1, 2, 4, 8, 16]", "r = [1, 2]\nrank_study = true\nreference_rank = 3"), "one of the ranks 1, 2, but got 3"),
+        (("[5e-4, 1e-3, 2e-3]", "[]"), "an empty list leaves nothing"),
+        (("[5e-4, 1e-3, 2e-3]", "[1e-3, 1e-3]"), "must differ"),
+        (('task = "rte"', 'task = "rte"\nfile = "a.csv"'), "and not both"),
+        (('task = "rte"', 'task = ["rte", "rte"]'), 'data: "rte" stands twice'),
+        (("weight_decay = 0.01", 'metric_for_best_model = ["f1", "accuracy"]'), "methods are compared by it"),
+    ],
+)  # fmt: skip
+def test_rules_between_tables(change: tuple[str, str], said: str) -> None:
+    assert change[0] in GOOD
+    assert any(said in problem for problem in problems(GOOD.replace(*change)))
+
+
+def test_a_grid_that_is_too_large_is_refused() -> None:
+    text = GOOD.replace("high = 2e-3 }", "high = 1e-2, steps = 3 }")
+    (said,) = problems(text.replace("[search]", '[search]\nsampler = "grid"'))
+    assert "the grid of lora has 15 settings, but got 12" in said
+
+
+def test_several_tasks_in_one_file() -> None:
+    settings = parse_study(tomllib.loads(GOOD.replace('"rte"', '["rte", "sst2"]')))
+    assert [d.task for d in settings.all_data] == ["rte", "sst2"]
+    text = GOOD.replace("[data]", "[[data]]\ntask = 'sst2'\n[[data]]")
+    assert [d.task for d in parse_study(tomllib.loads(text)).all_data] == ["sst2", "rte"]
+    (said,) = problems(text.replace("task = 'sst2'", "task = 'sst2'\nprotocol = 'cv'"))
+    assert "one protocol for all tasks" in said
+
+
+def test_overrides(tmp_path: Path) -> None:
+    path = tmp_path / "study.toml"
+    path.write_text(GOOD)
+    given = ("training.num_train_epochs=3", "methods.lora.r=[2, 4]", "methods.1.learning_rate=1e-3",
+             "search.sampler=random", "confirm.seeds=5")  # fmt: skip
+    settings = read_study(path, given)
+    found = {a.name: a for a in arms_of(settings.methods, settings.training)}
+    assert found["lora"].searched["r"] == Choice((2, 4))
+    assert found["bitfit"].searched == {} and found["bitfit"].fixed["num_train_epochs"] == 3
+    assert settings.search.sampler == "random" and len(settings.seeds) == 5
+    for pair, said in (
+        ("r", "form"),
+        ("methods.lra.r=2", "none of bitfit, lora"),
+        ("data.task.x=1", "is a value"),
+    ):
+        with pytest.raises(SettingsError, match=said):
+            read_study(path, [pair])
+
+
+def test_what_is_no_toml_is_said_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "study.toml"
+    path.write_text("[data\n")
+    with pytest.raises(SettingsError, match=r"is not TOML.*line 1"):
+        read_study(path)
+    with pytest.raises(SettingsError, match="cannot be read"):
+        read_study(tmp_path / "none.toml")
+    told = run_cli("study", tmp_path / "none.toml", "--dry-run")
+    assert told.code == 2 and told.out == ""
+
+
+def test_the_schema_knows_every_method_and_its_settings() -> None:
+    found = schema()
+    methods = found["properties"]["methods"]["items"]["oneOf"]
+    lora = next(m for m in methods if m["properties"]["method"] == {"const": "lora"})
+    assert {"r", "lora_alpha", "learning_rate", "rank_study"} <= set(lora["properties"])
+    assert lora["additionalProperties"] is False
+    assert set(found["properties"]) == {
+        "data",
+        "backbone",
+        "training",
+        "methods",
+        "search",
+        "confirm",
+    }
+    printed = run_cli("study", "--schema")
+    assert printed.code == 0 and '"$schema"' in printed.out
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "recipes").glob("*.toml")))
+def test_recipes_are_studies(path: Path) -> None:
+    settings = read_study(path)
+    assert arms_of(settings.methods, settings.training)
