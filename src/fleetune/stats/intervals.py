@@ -27,7 +27,8 @@ def accuracy_estimate(correct: NDArray[np.bool_], *, optimistic: bool = False) -
 
     One seed: Wilson's score interval over examples (Wilson 1927). More: `Var = s2_seeds / S + s2_examples / n` with
     Satterthwaite's degrees of freedom, where s2_seeds is the variance of the seeds' means and s2_examples that of the
-    examples' means; it counts the residual variance twice and so errs on the wide side.
+    examples' means; it counts the residual variance twice and so errs on the wide side. Where all seeds agree on all
+    examples, nothing varies, and Wilson's interval over examples stands in.
     Misleads: with fewer than five seeds the spread between seeds is hardly known, and the interval is wide or lucky.
     """
     if correct.ndim != 2 or 0 in correct.shape:
@@ -37,14 +38,19 @@ def accuracy_estimate(correct: NDArray[np.bool_], *, optimistic: bool = False) -
     seeds, n = correct.shape
     value = float(correct.mean())
     if seeds == 1:
-        found = stats.binomtest(int(correct.sum()), n).proportion_ci(LEVEL, method="wilson")
-        how = "95% Wilson over examples, one seed"
-        return Estimate(value, float(found.low), float(found.high), n, 1, how, optimistic)
+        low, high = _wilson(value * n, n)
+        return Estimate(value, low, high, n, 1, "95% Wilson over examples, one seed", optimistic)
     parts = (
         (float(correct.mean(1).var(ddof=1)) / seeds, seeds - 1),
         (float(correct.mean(0).var(ddof=1)) / n if n > 1 else 0.0, max(n - 1, 1)),
     )
     half = _half_width(parts)
+    if half == 0.0:
+        # Every seed right, or wrong, on every example: no spread to go by, and no certainty either.
+        low, high = _wilson(value * n, n)
+        return Estimate(
+            value, low, high, n, seeds, "95% Wilson over examples, seeds agree", optimistic
+        )
     return Estimate(
         value,
         max(0.0, value - half),
@@ -54,6 +60,13 @@ def accuracy_estimate(correct: NDArray[np.bool_], *, optimistic: bool = False) -
         "95% over seeds and examples",
         optimistic,
     )
+
+
+def _wilson(right: float, n: int) -> tuple[float, float]:
+    """Wilson's interval; its ends hold the share even where rounding would leave it out."""
+    found = stats.binomtest(round(right), n).proportion_ci(LEVEL, method="wilson")
+    share = round(right) / n
+    return min(float(found.low), share), max(float(found.high), share)
 
 
 def _half_width(parts: tuple[tuple[float, int], ...]) -> float:

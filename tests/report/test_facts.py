@@ -1,0 +1,274 @@
+"""The facts of a run made by hand: exact dictionaries, and a winner that never looks at test scores."""
+
+from __future__ import annotations
+
+import copy
+import math
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from fleetune.durable import write_json
+from fleetune.errors import DataError, SettingsError
+from fleetune.report.facts import run_facts, winner
+from fleetune.study import journal
+from fleetune.study.journal import Journal
+
+TRAINING = {
+    "learning_rate": 1e-3,
+    "num_train_epochs": 2.0,
+    "max_steps": -1,
+    "metric_for_best_model": "accuracy",
+    "greater_is_better": True,
+}
+# Labels, and who says 1: head errs once, lora's two seeds err twice and thrice.
+LABELS = [0, 1, 1, 0, 1]
+SAID = {
+    "head-s0": [0, 1, 1, 0, 0],
+    "lora-s0": [1, 1, 1, 0, 0],
+    "lora-s1": [1, 0, 1, 0, 0],
+}
+SELECTION = {"head-s0": (0.5, 0.6), "lora-s0": (0.9, 0.8), "lora-s1": (0.7, 0.75)}
+BEST = {"head-s0": 2, "lora-s0": 1, "lora-s1": 2}
+TEST = {"head-s0": 4 / 5, "lora-s0": 3 / 5, "lora-s1": 2 / 5}
+
+
+def start(ident: str) -> dict[str, Any]:
+    method, _, seed = ident.rpartition("-s")
+    return {
+        "id": ident,
+        "task": "toy",
+        "method": method,
+        "hyperparameters": {"r": 2} if method == "lora" else {},
+        "training": TRAINING,
+        "seed": int(seed),
+        "phase": "train",
+        "trainable_parameters": {"encoder": 128 if method == "lora" else 0, "head": 34},
+    }
+
+
+def epoch(ident: str, number: int) -> dict[str, Any]:
+    return {
+        "epoch": number,
+        "loss": 1.0 / number,
+        "selection": {"accuracy": SELECTION[ident][number - 1], "loss": 0.5},
+        "step": 10 * number,
+        "seconds": 1.5 * number,
+    }
+
+
+def on_test(ident: str) -> dict[str, float]:
+    return {"accuracy": TEST[ident], "n": 5}
+
+
+# pytest takes functions of this name for tests; this one is a helper.
+
+
+def write_predictions(folder: Path, ident: str) -> None:
+    table = {
+        "split": ["test"] * 5,
+        "id": [str(i) for i in range(5)],
+        "label": [float(label) for label in LABELS],
+        "logits": [[0.0, 2.0 * said - 1.0] for said in SAID[ident]],
+    }
+    (folder / "trials" / ident).mkdir(parents=True)
+    pq.write_table(pa.table(table), folder / "trials" / ident / "predictions.parquet")
+
+
+def make_run(folder: Path, *, done: tuple[str, ...] = tuple(SAID), end: str = "run-done") -> Path:
+    """A run in which these trials have ended, full-s0 has failed, and the others are on their way."""
+    folder.mkdir()
+    (folder / "study.toml").write_text(
+        'seeds = [0, 1]\n[data]\ntask = "toy"\nprotocol = "holdout"\n[backbone]\nname = "tiny"\n'
+    )
+    write_json(folder / "environment.json", {"fleetune": "0"})
+    book = Journal(folder / journal.NAME)
+    book.append("run-started", trials=[*SAID, "full-s0", "never-s0"], waiting=5)
+    for ident in (*SAID, "full-s0"):
+        book.append("trial-started", **start(ident), total_steps=20, step=0)
+    book.append("trial-failed", id="full-s0", reason="loss is not finite")
+    for ident in SAID:
+        book.append("epoch", id=ident, **epoch(ident, 1))
+        if ident not in done:
+            continue
+        book.append("epoch", id=ident, **epoch(ident, 2))
+        book.append("epoch", id=ident, **epoch(ident, 2))  # written twice, around a cut
+        book.append("test-opened", id=ident, sets=["test"])
+        write_predictions(folder, ident)
+        book.append(
+            "trial-done",
+            id=ident,
+            best_epoch=BEST[ident],
+            selection={},
+            test=on_test(ident),
+            tests={"test": on_test(ident)},
+            optimistic=False,
+            seconds=3.25,
+        )
+    book.append(end, failed=1)
+    book.close()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def facts(tmp_path_factory) -> dict[str, Any]:
+    return run_facts(make_run(tmp_path_factory.mktemp("facts") / "run"))
+
+
+def trial_facts(ident: str) -> dict[str, Any]:
+    return {
+        **start(ident),
+        "status": "done",
+        "reason": None,
+        "epochs": [epoch(ident, 1), epoch(ident, 2)],
+        "best_epoch": BEST[ident],
+        "test": on_test(ident),
+        "tests": {"test": on_test(ident)},
+        "optimistic": False,
+        "seconds": 3.25,
+    }
+
+
+def test_trials_exactly(facts: dict[str, Any]) -> None:
+    failed = {
+        **start("full-s0"),
+        "status": "failed",
+        "reason": "loss is not finite",
+        "epochs": [],
+        "best_epoch": None,
+        "test": None,
+        "tests": {},
+        "optimistic": False,
+        "seconds": 0.0,
+    }
+    expected = [*(trial_facts(ident) for ident in SAID), failed]
+    found = [{k: t[k] for k in e} for t, e in zip(facts["trials"], expected, strict=True)]
+    assert found == expected  # a trial that never began is none
+
+
+def test_study_exactly(facts: dict[str, Any]) -> None:
+    study = facts["study"]
+    assert study["status"] == "done" and study["optimistic"] is False
+    assert study["seeds"] == [0, 1] and study["backbone"] == {"name": "tiny"}
+    assert (study["data"]["task"], study["data"]["protocol"]) == ("toy", "holdout")
+    assert study["environment"] == {"fleetune": "0"}
+
+
+def wilson(share: float, n: int) -> tuple[float, float]:
+    z = 1.959963984540054
+    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return middle - half, middle + half
+
+
+def test_estimates_exactly(facts: dict[str, Any]) -> None:
+    head, lora = facts["estimates"]
+    low, high = wilson(4 / 5, 5)
+    expected = {
+        "task": "toy",
+        "set": "test",
+        "method": "head",
+        "hyperparameters": {},
+        "training": {"learning_rate": 1e-3, "num_train_epochs": 2.0, "max_steps": -1},
+        "metric": "accuracy",
+        "value": 4 / 5,
+        "low": pytest.approx(low),
+        "high": pytest.approx(high),
+        "n": 5,
+        "seeds": 1,
+        "how": "95% Wilson over examples, one seed",
+        "optimistic": False,
+        "failed_seeds": 0,
+        "trainable_parameters": {"encoder": 0, "head": 34},
+        "seconds": 3.25,
+        "trials": ["head-s0"],
+    }
+    assert {k: head[k] for k in expected} == expected
+    assert lora["value"] == pytest.approx((3 / 5 + 2 / 5) / 2)
+    assert (lora["seeds"], lora["n"], lora["trials"]) == (2, 5, ["lora-s0", "lora-s1"])
+    assert lora["low"] < lora["value"] < lora["high"]
+
+
+def test_a_failed_seed_is_counted_beside_its_mates(tmp_path: Path) -> None:
+    """full-s0 has failed; were it a seed of head, head's estimate would say so."""
+    run = make_run(tmp_path / "run")
+    book = Journal(run / journal.NAME)
+    book.append("run-started", trials=["head-s1"], waiting=1)
+    book.append("trial-started", **start("head-s1"), total_steps=20, step=0)
+    book.append("trial-failed", id="head-s1", reason="out of memory")
+    book.close()
+    head, lora = run_facts(run)["estimates"]
+    assert (head["failed_seeds"], lora["failed_seeds"]) == (1, 0)
+
+
+def test_the_winner_is_of_the_best_mean_on_the_selection_rows(facts: dict[str, Any]) -> None:
+    best = winner(facts)
+    assert best is not None
+    # lora: mean of 0.9 and 0.75, against 0.6; head is far better on the test rows.
+    assert best["id"] == "lora-s0" and TEST["head-s0"] > TEST["lora-s0"]
+
+
+@pytest.mark.parametrize("test", [0.0, 1.0, None])
+def test_the_winner_never_looks_at_on_test(facts: dict[str, Any], test: float | None) -> None:
+    """Whatever the test rows say of the winner, and were nothing known of them, it stays the winner."""
+    expected = winner(facts)
+    assert expected is not None
+    other = copy.deepcopy(facts)
+    for trial in other["trials"]:
+        if trial["status"] == "done":
+            mine = trial["id"] == expected["id"]
+            score = None if test is None else test if mine else 1.0 - test
+            trial["test"] = None if score is None else {"accuracy": score, "n": 5}
+            trial["tests"] = {} if score is None else {"test": trial["test"]}
+    other["estimates"] = []
+    found = winner(other)
+    assert found is not None and found["id"] == expected["id"]
+
+
+def test_a_loss_is_better_when_lower(facts: dict[str, Any]) -> None:
+    other = copy.deepcopy(facts)
+    for trial in other["trials"]:
+        trial["training"] = {
+            **trial["training"],
+            "metric_for_best_model": "loss",
+            "greater_is_better": False,
+        }
+        for e in trial["epochs"]:
+            e["selection"]["loss"] = 0.1 if trial["method"] == "head" else 0.2
+    found = winner(other)
+    assert found is not None and found["id"] == "head-s0"
+
+
+def test_a_run_on_its_way(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", done=("head-s0",), end="stopped")
+    found = run_facts(run)
+    assert found["study"]["status"] == "stopped"
+    status = {t["id"]: t["status"] for t in found["trials"]}
+    assert status == {
+        "head-s0": "done",
+        "lora-s0": "unfinished",
+        "lora-s1": "unfinished",
+        "full-s0": "failed",
+    }
+    assert [e["method"] for e in found["estimates"]] == ["head"]
+    unfinished = next(t for t in found["trials"] if t["id"] == "lora-s0")
+    assert unfinished["test"] is None and unfinished["seconds"] == 1.5
+    best = winner(found)
+    assert best is not None and best["id"] == "head-s0"
+    nothing = run_facts(make_run(tmp_path / "none", done=(), end="stopped"))
+    assert winner(nothing) is None and nothing["estimates"] == []
+
+
+def test_no_run_and_a_damaged_one(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="no run"):
+        run_facts(tmp_path)
+    run = make_run(tmp_path / "run")
+    path = run / journal.NAME
+    lines = path.read_bytes().splitlines(keepends=True)
+    lines[2] = lines[2].replace(b"lora", b"loga")
+    path.write_bytes(b"".join(lines))
+    with pytest.raises(DataError, match="line 3: damaged"):
+        run_facts(run)

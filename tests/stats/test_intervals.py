@@ -1,0 +1,170 @@
+"""Intervals: against closed forms, by exact and by simulated coverage, and where there is hardly anything to go by."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats as scipy_stats
+
+from fleetune.data import metrics
+from fleetune.seeds import stream
+from fleetune.stats import intervals
+from fleetune.stats.intervals import accuracy_estimate, bootstrap_estimate
+
+Z = 1.959963984540054  # the 97.5 % point of the normal distribution, from its table
+
+
+def one_seed(right: int, n: int):
+    return accuracy_estimate((np.arange(n) < right)[None])
+
+
+def wilson(right: int, n: int) -> tuple[float, float]:
+    """Wilson 1927, written out."""
+    share = right / n
+    middle = (share + Z * Z / (2 * n)) / (1 + Z * Z / n)
+    half = Z / (1 + Z * Z / n) * math.sqrt(share * (1 - share) / n + Z * Z / (4 * n * n))
+    return middle - half, middle + half
+
+
+@pytest.mark.parametrize(
+    ("right", "n"), [(205, 277), (778, 872), (1, 2), (0, 10), (10, 10), (3, 7)]
+)
+def test_one_seed_is_wilsons_interval(right: int, n: int) -> None:
+    found = one_seed(right, n)
+    # Both are the same formula in float64.
+    assert (found.low, found.high) == pytest.approx(wilson(right, n), abs=1e-12)
+    assert (found.value, found.n, found.seeds) == (right / n, n, 1)
+    assert "Wilson" in found.how and "one seed" in found.how
+    assert found.low <= found.value <= found.high
+
+
+@pytest.mark.parametrize("p", [0.5, 0.72, 0.9])
+@pytest.mark.parametrize("n", [50, 277])
+def test_coverage_of_wilson_is_near_nominal(p: float, n: int) -> None:
+    """Summed over every possible outcome, so without simulation error. The binomial is discrete: 0.93 to 0.972 is its play."""
+    right = np.arange(n + 1)
+    ends = [one_seed(k, n) for k in right]
+    holds = np.array([e.low <= p <= e.high for e in ends])
+    covered = float(scipy_stats.binom.pmf(right, n, p)[holds].sum())
+    assert 0.93 < covered < 0.972
+
+
+def draw(purpose: str, number: int, seeds: int, n: int, spread: float) -> np.ndarray:
+    """correct [S, n]: examples of unequal difficulty (mean 0.8), seeds of unequal skill."""
+    rng = stream(1, "intervals", purpose, number)
+    easy = rng.beta(8, 2, n)
+    skill = rng.normal(0, spread, (seeds, 1))
+    return rng.random((seeds, n)) < np.clip(easy[None] + skill, 0, 1)
+
+
+@pytest.mark.parametrize(("seeds", "spread"), [(3, 0.03), (5, 0.0), (10, 0.05)])
+def test_coverage_over_seeds_and_examples(seeds: int, spread: float) -> None:
+    """At least nominal, since the residual variance is counted twice; 400 repetitions have a standard error of 0.011."""
+    found = [accuracy_estimate(draw("mean", i, seeds, 150, spread)) for i in range(400)]
+    covered = np.mean([e.low <= 0.8 <= e.high for e in found])
+    # Clipping at 1 pulls the true mean below 0.8 by less than 0.004 at the widest spread.
+    assert covered > 0.92
+    width = np.mean([e.high - e.low for e in found])
+    scatter = np.std([e.value for e in found])
+    # Wide, but not so wide that it says nothing. With three seeds t has few degrees of freedom.
+    assert width < (6.5 if seeds == 3 else 3.0) * 2 * scatter
+
+
+def test_more_seeds_and_more_examples_narrow_it() -> None:
+    def width(seeds: int, n: int) -> float:
+        found = [accuracy_estimate(draw("width", i, seeds, n, 0.04)) for i in range(20)]
+        return float(np.mean([e.high - e.low for e in found]))
+
+    assert width(10, 200) < width(3, 200)
+    assert width(10, 800) < width(10, 100)
+
+
+def test_several_seeds_by_hand() -> None:
+    """Two variances added and Satterthwaite's degrees of freedom, written out with Python's own numbers."""
+    correct = np.array([[1, 1, 0, 1], [1, 0, 0, 1], [1, 1, 1, 1]], dtype=bool)
+    rows = [3 / 4, 2 / 4, 4 / 4]
+    columns = [3 / 3, 2 / 3, 1 / 3, 3 / 3]
+
+    def variance(values: list[float]) -> float:
+        mean = sum(values) / len(values)
+        return sum((v - mean) ** 2 for v in values) / (len(values) - 1)
+
+    a, b = variance(rows) / 3, variance(columns) / 4
+    freedom = (a + b) ** 2 / (a * a / 2 + b * b / 3)
+    half = scipy_stats.t.ppf(0.975, freedom) * math.sqrt(a + b)
+    found = accuracy_estimate(correct)
+    assert found.value == pytest.approx(0.75)
+    assert found.low == pytest.approx(max(0.0, 0.75 - half))
+    assert found.high == pytest.approx(min(1.0, 0.75 + half))
+    assert (found.n, found.seeds) == (4, 3)
+
+
+@pytest.mark.parametrize("seeds", [1, 2, 5])
+@pytest.mark.parametrize("value", [0, 1])
+def test_all_right_or_all_wrong_is_no_certainty(seeds: int, value: int) -> None:
+    """Twenty examples without an error do not say that there never is one, however many seeds agree."""
+    found = accuracy_estimate(np.full((seeds, 20), value, dtype=bool))
+    assert found.value == value
+    assert 0.1 < found.high - found.low < 0.3
+    assert 0.0 <= found.low <= value <= found.high <= 1.0
+
+
+def test_one_example() -> None:
+    for correct in ([[True]], [[True], [False]], [[False], [False], [False]]):
+        found = accuracy_estimate(np.array(correct))
+        assert 0.0 <= found.low <= found.value <= found.high <= 1.0
+        assert found.high - found.low > 0.5
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (3, 0), (4,), (2, 2, 2)])
+def test_nothing_or_the_wrong_shape_is_an_error(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"\[seeds, examples\] and not empty"):
+        accuracy_estimate(np.zeros(shape, dtype=bool))
+
+
+def test_optimistic_travels_with_the_number() -> None:
+    found = accuracy_estimate(np.array([[True, False]]), optimistic=True)
+    assert found.optimistic and "optimistic" in str(found)
+    assert "optimistic" not in str(accuracy_estimate(np.array([[True, False]])))
+
+
+def mean_score(outputs: np.ndarray, labels: np.ndarray) -> float:
+    return float((outputs == labels).mean())
+
+
+def test_coverage_of_the_bootstrap(monkeypatch) -> None:
+    """On a mean, where the truth is known; 300 resamples and 60 examples, so a little under nominal is expected."""
+    monkeypatch.setattr(intervals, "RESAMPLES", 300)
+    truth, hits = 0.8, 0
+    for i in range(150):
+        right = stream(2, "bootstrap coverage", i).random((1, 60)) < truth
+        found = bootstrap_estimate(mean_score, right, np.ones(60, dtype=bool))
+        hits += found.low <= truth <= found.high
+    # The standard error of 150 repetitions is 0.018; percentile intervals of 60 examples cover about 0.93.
+    assert hits / 150 > 0.87
+
+
+def test_the_bootstrap_of_f1(monkeypatch) -> None:
+    """The interval holds the value, and draws are named, so the same question has the same answer."""
+    monkeypatch.setattr(intervals, "RESAMPLES", 60)
+    rng = stream(3, "f1")
+    labels = rng.integers(0, 2, 80)
+    outputs = rng.normal(0, 1, (3, 80, 2)) + 1.5 * np.eye(2)[labels][None]
+
+    def f1(out: np.ndarray, lab: np.ndarray) -> float:
+        return metrics.compute(("f1",), out, lab)["f1"]
+
+    def by_hand(out: np.ndarray) -> float:
+        said = out.argmax(1)
+        hit = int(((said == 1) & (labels == 1)).sum())
+        return 2 * hit / (int((said == 1).sum()) + int((labels == 1).sum()))
+
+    found = bootstrap_estimate(f1, outputs, labels)
+    again = bootstrap_estimate(f1, outputs, labels)
+    assert found == again
+    assert found.value == pytest.approx(np.mean([by_hand(out) for out in outputs]))
+    assert found.low < found.value < found.high
+    assert (found.n, found.seeds) == (80, 3) and "seeds and examples" in found.how
+    assert "one seed" in bootstrap_estimate(f1, outputs[:1], labels).how
