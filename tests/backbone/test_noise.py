@@ -25,7 +25,7 @@ LIKE = torch.empty(0, dtype=torch.float64)
 
 
 def mask(key: NoiseKey, rate: float, *name: str | int, count: int = N) -> Tensor:
-    return Noise([key]).rows(0, rate, LIKE.new_empty(count, 1), None, *name).view(-1)
+    return Noise([key]).rows(0, rate, LIKE.new_empty(count, 1), None, 0, *name).view(-1)
 
 
 # -- rate and scale -------------------------------------------------------------------------------
@@ -179,7 +179,7 @@ def test_attention_of_each_trial_has_its_own_rate() -> None:
 def test_padded_rows_get_no_bits(lengths: list[int], extra: int, before: list[int]) -> None:
     """A trial's tokens have the masks of the packed layout, however much the company pads them."""
     key, width, rate = NoiseKey(5, 2), 3, 0.5
-    alone = Noise([key]).rows(0, rate, LIKE.new_empty(sum(lengths), width), None, "site", 0)
+    alone = Noise([key]).rows(0, rate, LIKE.new_empty(sum(lengths), width), None, 0, "site", 0)
     # The trial in company: others come before it, and one of them is longer than all.
     mates = [*before, max(lengths) + extra]
     every = [*mates, *lengths]
@@ -190,7 +190,7 @@ def test_padded_rows_get_no_bits(lengths: list[int], extra: int, before: list[in
     low, high = stream.token_bounds[1:3]
     existing = stream.existing(stream.n_token_rows, 1)
     assert existing is not None and len(existing) == sum(lengths)
-    found = noise.rows(1, rate, LIKE.new_empty(high - low, width), existing, "site", 0)
+    found = noise.rows(1, rate, LIKE.new_empty(high - low, width), existing, 0, "site", 0)
     assert torch.equal(found[torch.from_numpy(existing)], alone)
     padding = np.setdiff1d(np.arange(high - low), existing)
     assert bool((found[torch.from_numpy(padding)] == 1).all())

@@ -297,7 +297,7 @@ def test_low_rank_leaf_is_the_papers_formula(layout: Any, noisy: bool) -> None:
         if noise is not None:
             existing = stream.existing(len(rows), 0)
             drop = rows.new_empty(high - low, D)
-            kept = kept * noise.rows(0, 0.4, drop, existing, "leaf.lora", 0)
+            kept = kept * noise.rows(0, 0.4, drop, existing, 0, "leaf.lora", 0)
             assert (kept == 0).any()
         update = 3.0 * kept @ slots[0].down.T @ slots[0].up.T  # type: ignore[union-attr]
         expected = [functional.linear(rows[low:high], own.weight, own.bias) + update]  # type: ignore[arg-type]

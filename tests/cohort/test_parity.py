@@ -69,14 +69,14 @@ class Recorded(Cohort):
         self.norms: list[float] = []
         self.first_gradient: dict[str, Tensor] = {}
 
-    def _pass(self, group: Any) -> Tensor:
-        ((trial, _),) = group
-        losses = super()._pass(group)
-        self.losses += losses.tolist()
+    def _try_pass(self, group: Any) -> Any:
+        (trial,) = (part.trial for part in group)
+        passed = super()._try_pass(group)
+        self.losses += passed.losses.tolist()
         self.norms.append(float(torch.cat(trial.owned.grads).norm()))
         if trial.step == 0:
             self.first_gradient = {n: t.grad.clone() for n, t in trial.owned.tensors.items()}
-        return losses
+        return passed
 
 
 class OurBatches(Trainer):

@@ -33,6 +33,10 @@ class NoiseKey:
     """The trial's micro-batches before this one, from its start."""
     rate: float | None = None
     """Replaces every dropout rate of the backbone; None keeps them."""
+    rows_before: int = 0
+    """Sequences of the trial's micro-batch that other passes hold and that come before this one's."""
+    tokens_before: int = 0
+    """Their tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +69,8 @@ class Noise:
         """Each trial's rate at a place where the backbone has this one."""
         return [rate if key.rate is None else key.rate for key in self.keys]
 
-    def bits(self, trial: int, count: int, *name: str | int) -> NDArray[np.int16]:
-        """So many uniform 16-bit numbers, -32768 to 32767, of one trial and purpose."""
+    def bits(self, trial: int, count: int, *name: str | int, skipped: int = 0) -> NDArray[np.int16]:
+        """So many uniform 16-bit numbers, -32768 to 32767, of one trial and purpose, after those that are skipped."""
         key = self.keys[trial]
         words = np.frombuffer(digest(key.seed, "dropout", key.step, *name), dtype=np.uint64)
         self._source.state = {
@@ -75,8 +79,8 @@ class Noise:
             "has_uint32": 0,
             "uinteger": 0,
         }
-        raw: NDArray[np.uint64] = self._source.random_raw(-(-count // 4))  # type: ignore[assignment]
-        return raw.view(np.int16)[:count]
+        raw: NDArray[np.uint64] = self._source.random_raw(-(-(skipped + count) // 4))  # type: ignore[assignment]
+        return raw.view(np.int16)[skipped : skipped + count]
 
     def rows(
         self,
@@ -84,17 +88,20 @@ class Noise:
         rate: float,
         out: Tensor,
         existing: NDArray[np.int64] | None,
+        before: int,
         *name: str | int,
     ) -> Tensor:
         """Write the multiplier of one trial's rows of activations into `out`, [rows, width], and return it.
 
         0 where dropped, 1 / kept share elsewhere. existing: which of the rows hold tokens; padding gets no bits, since its
-        amount depends on the company, and is multiplied by 1. None where every row counts.
+        amount depends on the company, and is multiplied by 1. None where every row counts. before: rows of the
+        trial's micro-batch that come before these and are not in this pass.
         """
+        skipped = before * out.shape[1]
         if existing is None:
-            return multiply_into(out, self.bits(trial, out.numel(), *name), rate)
+            return multiply_into(out, self.bits(trial, out.numel(), *name, skipped=skipped), rate)
         own = out.new_empty(len(existing), out.shape[1])
-        multiply_into(own, self.bits(trial, own.numel(), *name), rate)
+        multiply_into(own, self.bits(trial, own.numel(), *name, skipped=skipped), rate)
         out.fill_(1.0)
         out[torch.from_numpy(existing).to(out.device)] = own
         return out
@@ -115,7 +122,8 @@ class Noise:
         """
         rates, heads = self.rates(rate), out.shape[1]
         owners = np.searchsorted(trial_offsets, blocks.sequences, side="right") - 1
-        own = blocks.sequences - trial_offsets[owners]
+        before = np.asarray([key.rows_before for key in self.keys])
+        own = blocks.sequences - trial_offsets[owners] + before[owners]
         host = out if out.is_cpu else out.cpu()
         raw = _raw(host)
         of_sequence = (owners, own, blocks.tiles, blocks.starts, blocks.lengths, blocks.slots)

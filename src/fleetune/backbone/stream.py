@@ -162,6 +162,12 @@ class Stream:
         low, high = self.token_bounds[trial], self.token_bounds[trial + 1]
         return self.token_rows[(self.token_rows >= low) & (self.token_rows < high)] - low
 
+    def before(self, rows: int, trial: int) -> int:
+        """How many rows of a trial's micro-batch come before its rows of this pass and are not in it."""
+        assert self.noise is not None
+        key = self.noise.keys[trial]
+        return key.tokens_before if rows == self.n_token_rows else key.rows_before
+
     def next_call(self, name: str) -> int:
         """How many times this leaf ran before in this pass."""
         before = self.calls.get(name, 0)

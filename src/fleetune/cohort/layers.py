@@ -12,6 +12,7 @@ their parameters only when it is alone.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -118,7 +119,9 @@ class CohortLinear(Leaf):
                 continue
             part = rows[bounds[k] : bounds[k + 1]]
             existing = stream.existing(rows.shape[0], k)
-            masks[k] = noise.rows(k, slot.dropout, torch.empty_like(part), existing, name, call)
+            before = stream.before(rows.shape[0], k)
+            drawn = torch.empty_like(part)
+            masks[k] = noise.rows(k, slot.dropout, drawn, existing, before, name, call)
         return masks
 
 
@@ -185,7 +188,9 @@ class CohortDropout(Leaf):
         kept = torch.empty_like(rows)
         for k, rate in enumerate(rates):
             existing = stream.existing(rows.shape[0], k)
-            noise.rows(k, rate, kept[bounds[k] : bounds[k + 1]], existing, self.name, call)
+            before = stream.before(rows.shape[0], k)
+            part = kept[bounds[k] : bounds[k + 1]]
+            noise.rows(k, rate, part, existing, before, self.name, call)
         return x * kept.view(x.shape)
 
 
@@ -227,7 +232,10 @@ class CohortOther(Leaf):
         shared = self.leaf.weight if hasattr(self.leaf, "weight") else None
         dtype = shared.dtype if isinstance(shared, Tensor) else torch.float32
         cast = {own: t.to(dtype) for own, t in mine.items() if t is not None}
-        return functional_call(self.leaf, cast, (x, *rest), named)
+        # A twin with parameters of its own to put the trial's into: another lane may be using the leaf.
+        twin = copy.copy(self.leaf)
+        twin._parameters = dict(self.leaf._parameters)
+        return functional_call(twin, cast, (x, *rest), named)
 
 
 def by_slices(rows: Tensor, bounds: Sequence[int], run: Callable[[Tensor, int], Tensor]) -> Tensor:

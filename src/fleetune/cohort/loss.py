@@ -44,16 +44,18 @@ def sequence_losses(
     return torch.cat([laid[order.index(k)] for k in range(len(given))])
 
 
-def shares(counts: Sequence[int], group_sizes: Sequence[int], like: Tensor) -> Tensor:
+def shares(
+    counts: Sequence[int], totals: Sequence[int], group_sizes: Sequence[int], like: Tensor
+) -> Tensor:
     """What each sequence's loss weighs in its trial's gradient, [B]: 1 / (sequences of its micro-batch * micro-batches)."""
-    each = [1.0 / (n * size) for n, size in zip(counts, group_sizes, strict=True)]
+    each = [1.0 / (n * size) for n, size in zip(totals, group_sizes, strict=True)]
     return torch.from_numpy(np.repeat(each, counts)).to(like)
 
 
-def means(losses: Tensor, counts: Sequence[int]) -> Tensor:
-    """Each trial's mean loss, [K], of the losses [B] of all sequences."""
+def sums(losses: Tensor, counts: Sequence[int]) -> Tensor:
+    """The sum of each trial's losses, [K], of the losses [B] of all sequences."""
     lengths = torch.tensor(counts, device=losses.device)
-    return torch.segment_reduce(losses.detach(), "mean", lengths=lengths)
+    return torch.segment_reduce(losses.detach(), "sum", lengths=lengths)
 
 
 def selection_metrics(logits: NDArray[Any], given: TrialInput) -> dict[str, float]:

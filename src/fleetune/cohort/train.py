@@ -15,7 +15,7 @@ Events come between rounds, never within one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,13 +24,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fleetune.backbone.noise import Noise
 from fleetune.cohort.engine import Engine
-from fleetune.cohort.loss import means, selection_metrics, sequence_losses, shares
+from fleetune.cohort.loss import selection_metrics
 from fleetune.cohort.memory import Undo, is_out_of_memory
+from fleetune.cohort.passes import Part, Passed, cut, micro_batches, run_pass
 from fleetune.cohort.schedule import FixedList, Schedule
 from fleetune.cohort.trial import Trial, TrialInput
-from fleetune.data.packing import pack
 from fleetune.records import EpochResult
 
 
@@ -108,8 +107,6 @@ Event = (
     | TrialStopped
     | PassesShrunk
 )
-Batch = tuple[Trial, NDArray[np.int64]]
-"""A trial and the rows of its micro-batch."""
 State = tuple[dict[str, Tensor], dict[str, Any]]
 """What `Trial.checkpoint` gives."""
 
@@ -177,56 +174,68 @@ class Cohort:
                 yield from self._leave(trial)
 
     def _round(self) -> Iterator[Event]:
-        waiting = [(trial, trial.batch()) for trial in self.active]
+        lanes = self.engine.lanes
+        waiting = micro_batches(self.active, lanes.count)
         limit = self.max_tokens
-        passed: list[Batch] = []
-        losses: list[Tensor] = []
-        failed: list[tuple[Trial, str]] = []
+        passed: list[Passed] = []
+        failed: dict[str, tuple[Trial, str]] = {}
         while waiting:
-            groups = cut(waiting, self.max_tokens, self.engine.lanes.count)
+            groups = cut(waiting, self.max_tokens, lanes.count)
             waiting = []
-            for group, found in zip(
-                groups, self.engine.lanes.map(self._try_pass, groups), strict=True
-            ):
+            for group, found in zip(groups, lanes.map(self._try_pass, groups), strict=True):
+                if found is None and len(group) == 1 < min(len(groups), lanes.count):
+                    found = self._try_pass(group)  # another pass took the memory; now it is free
                 if found is not None:
-                    passed += group
-                    losses.append(found)
+                    passed.append(found)
                 elif len(group) > 1:
-                    held = sum(_tokens(*each) for each in group)
+                    held = sum(part.tokens for part in group)
                     self.max_tokens = min(self.max_tokens, held // 2)
                     waiting += group
                 else:
-                    failed.append((group[0][0], _too_large(*group[0])))
-        failed += self._step(passed, losses)
-        for trial, reason in failed:
+                    failed[group[0].trial.id] = (group[0].trial, _too_large(group[0]))
+        failed |= self._step(passed, failed.keys())
+        for trial, reason in failed.values():
             yield from self._fail(trial, reason)
         yield from self._drop()
         if self.max_tokens < limit:
             yield PassesShrunk(self.max_tokens, self.max_eval_tokens)
-        rows = sum(len(batch) for _, batch in passed)
-        yield Advanced(tuple(self.active), rows, sum(_tokens(*each) for each in passed))
+        parts = [part for one in passed for part in one.parts]
+        rows, tokens = sum(len(part.rows) for part in parts), sum(part.tokens for part in parts)
+        yield Advanced(tuple(self.active), rows, tokens)
 
-    def _step(self, passed: Sequence[Batch], losses: Sequence[Tensor]) -> list[tuple[Trial, str]]:
+    def _step(
+        self, passed: Sequence[Passed], failed: Collection[str]
+    ) -> dict[str, tuple[Trial, str]]:
         """Let every trial of a round go on, and say which of them must end, and why."""
-        norms = {t.id: norm for t, _ in passed if (norm := t.advance()) is not None}
         if not passed:
-            return []
+            return {}
+        parts = [part for one in passed for part in one.parts]
+        trials = {part.trial.id: part.trial for part in parts if part.trial.id not in failed}
+        for one in passed:
+            one.add_gradients()
+        norms = {t.id: norm for t in trials.values() if (norm := t.advance()) is not None}
         # All numbers of the round come at once: each one asked for by itself would make a GPU wait.
-        numbers: list[float] = torch.cat([*losses, *(n[None] for n in norms.values())]).tolist()
-        norm_of = dict(zip(norms, numbers[len(passed) :], strict=True))
+        asked = [*(one.losses for one in passed), *(norm[None] for norm in norms.values())]
+        numbers: list[float] = torch.cat(asked).tolist()
+        norm_of = dict(zip(norms, numbers[len(parts) :], strict=True))
+        loss_of = dict.fromkeys(trials, 0.0)
+        rows_of = {part.trial.id: part.total for part in parts}
+        for part, loss in zip(parts, numbers[: len(parts)], strict=True):
+            if part.trial.id in loss_of:
+                loss_of[part.trial.id] += loss
         told = [
-            (trial, trial.account(loss, norm_of.get(trial.id), len(batch)))
-            for (trial, batch), loss in zip(passed, numbers[: len(passed)], strict=True)
+            (trial, trial.account(loss_of[ident], norm_of.get(ident), rows_of[ident]))
+            for ident, trial in trials.items()
         ]
-        return [(trial, reason) for trial, reason in told if reason is not None]
+        return {trial.id: (trial, reason) for trial, reason in told if reason is not None}
 
-    def _try_pass(self, group: Sequence[Batch]) -> Tensor | None:
+    def _try_pass(self, group: Sequence[Part]) -> Passed | None:
         """One pass; None where memory did not suffice: then every gradient is as it was before."""
         undo: Undo | None = None
         try:
-            # A trial that does not fit alone ends, so there is nothing to go back to.
-            undo = Undo(trial for trial, _ in group) if len(group) > 1 else None
-            return self._pass(group)
+            # Parts of micro-batches add nothing yet, so there is nothing to undo.
+            undo = Undo(part.trial for part in group) if group[0].is_whole else None
+            return run_pass(self.engine, group)
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -234,19 +243,6 @@ class Cohort:
         if undo is not None:
             undo.restore()
         return None
-
-    def _pass(self, group: Sequence[Batch]) -> Tensor:
-        """Add each trial's gradient of its micro-batch; the mean losses, [K]."""
-        trials = [trial for trial, _ in group]
-        packed = pack([(trial.given.train.table, batch) for trial, batch in group])
-        noise = Noise([trial.noise_key for trial in trials])
-        logits = self.engine.logits([t.owned for t in trials], packed, noise)
-        labels = [trial.given.train.labels[batch] for trial, batch in group]
-        losses = sequence_losses(logits, labels, [trial.given for trial in trials])
-        counts = [len(batch) for _, batch in group]
-        # A sequence's loss reaches its own trial's parameters only, so one backward gives every trial its own gradient.
-        losses.backward(shares(counts, [trial.group_size for trial in trials], losses))
-        return means(losses, counts)
 
     def _evaluate(self) -> Iterator[Event]:
         due = [trial for trial in self.active if trial.at_epoch_end]
@@ -327,31 +323,6 @@ class Cohort:
         yield TrialDone(trial)
 
 
-def _tokens(trial: Trial, batch: NDArray[np.int64]) -> int:
-    return int(trial.given.train.table.lengths[batch].sum())
-
-
-def cut(batches: Sequence[Batch], max_tokens: int, lanes: int) -> list[list[Batch]]:
-    """A round's micro-batches in passes of neighbours, as equal in tokens as they come, none above the limit.
-
-    As many passes as fill the lanes evenly. A trial is never split, so one that is larger than the limit is a pass alone.
-    """
-    tokens = [_tokens(*each) for each in batches]
-    wanted = -(-sum(tokens) // max_tokens)
-    wanted = min(-(-wanted // lanes) * lanes, len(batches))
-    share = sum(tokens) / max(wanted, 1)
-    passes: list[list[Batch]] = []
-    before = held = 0
-    for each, n in zip(batches, tokens, strict=True):
-        # The middle of a micro-batch says which share it falls into.
-        if not passes or held + n > max_tokens or before + n / 2 > share * len(passes):
-            passes.append([])
-            held = 0
-        passes[-1].append(each)
-        before, held = before + n, held + n
-    return passes
-
-
 def _first_evaluation(waiting: Sequence[Trial], max_tokens: int) -> list[Trial]:
     """The first trials whose largest evaluation batches fit one pass together; at least one."""
     held = 0
@@ -375,8 +346,9 @@ def _eval_tokens(trial: Trial, max_tokens: int) -> int:
     return int(np.sort(own.table.lengths[own.rows])[-_eval_rows(trial, max_tokens) :].sum())
 
 
-def _too_large(trial: Trial, batch: NDArray[np.int64]) -> str:
+def _too_large(part: Part) -> str:
     return (
-        f"its micro-batch of {len(batch)} rows ({_tokens(trial, batch):,} tokens) does not fit in memory even alone; "
-        "lower per_device_train_batch_size (and raise gradient_accumulation_steps to keep the step), or lower max_length"
+        f"its micro-batch of {part.total} rows does not fit in memory: even {len(part.rows)} of them ({part.tokens:,} tokens) "
+        "do not alone; lower per_device_train_batch_size (and raise gradient_accumulation_steps to keep the step), or lower "
+        "max_length"
     )

@@ -1,0 +1,156 @@
+"""A round's micro-batches laid into passes, and one pass: forward, losses, backward.
+
+Notation: K parts of a pass, B sequences of all of them.
+
+A pass holds whole micro-batches where their number fills the lanes evenly, and an equal part of every micro-batch where it
+does not (one trial on two cores, say). A part draws the dropout that its rows have in the whole micro-batch, and weighs
+what they weigh there, so both are the same computation up to the order of sums.
+
+Not covered: what happens when a pass fails, and the steps that follow (train.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fleetune.backbone.noise import Noise, NoiseKey
+from fleetune.cohort.engine import Engine
+from fleetune.cohort.loss import sequence_losses, shares, sums
+from fleetune.cohort.trial import Trial
+from fleetune.data.packing import pack
+
+# From so many trials a lane on, one trial more or less on a lane makes little difference.
+EVEN_ENOUGH = 4
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Part:
+    """Some neighbouring rows of a trial's micro-batch."""
+
+    trial: Trial
+    rows: NDArray[np.int64]
+    total: int
+    """Rows of the whole micro-batch."""
+    rows_before: int = 0
+    """Rows of the micro-batch before these."""
+    tokens_before: int = 0
+
+    @property
+    def is_whole(self) -> bool:
+        return len(self.rows) == self.total
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens of each row."""
+        return self.trial.given.train.table.lengths[self.rows]
+
+    @property
+    def tokens(self) -> int:
+        return int(self.lengths.sum())
+
+    @property
+    def noise_key(self) -> NoiseKey:
+        """What decides its dropout."""
+        return replace(
+            self.trial.noise_key, rows_before=self.rows_before, tokens_before=self.tokens_before
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Passed:
+    """What one pass gave."""
+
+    parts: tuple[Part, ...]
+    losses: Tensor
+    """Each part's share of its micro-batch's mean loss, [K]."""
+    gradients: tuple[tuple[Tensor, Tensor], ...]
+    """Gradients still to be added, with what they are added to; none where every part is whole: then they have been."""
+
+    def add_gradients(self) -> None:
+        """Add them; passes do so one after the other, so that the sum has one order."""
+        for into, gradient in self.gradients:
+            into.add_(gradient)
+
+
+def micro_batches(trials: Sequence[Trial], lanes: int) -> list[Part]:
+    """The next micro-batch of each trial, whole or in as many parts as there are lanes."""
+    batches = [(trial, trial.batch()) for trial in trials]
+    whole = [Part(trial, rows, len(rows)) for trial, rows in batches]
+    if len(whole) % lanes == 0 or len(whole) >= EVEN_ENOUGH * lanes:
+        return whole
+    divided = [divide(part, lanes) for part in whole]
+    return [own[i] for i in range(lanes) for own in divided if i < len(own)]
+
+
+def divide(part: Part, count: int) -> list[Part]:
+    """A micro-batch in at most so many parts of near-equal tokens; each has a row."""
+    ends = np.cumsum(part.lengths)
+    wanted = ends[-1] * np.arange(1, count) / count
+    cuts = [0, *(1 + np.abs(ends[:, None] - wanted).argmin(0)).tolist(), part.total]
+    before = np.concatenate([[0], ends])
+    return [
+        Part(part.trial, part.rows[low:high], part.total, low, int(before[low]))
+        for low, high in pairwise(cuts)
+        if low < high
+    ]
+
+
+def cut(parts: Sequence[Part], max_tokens: int, lanes: int) -> list[list[Part]]:
+    """Passes of neighbouring parts, as equal in tokens as they come, none above the limit.
+
+    As many passes as fill the lanes evenly. A part is never divided, so one that is larger than the limit is a pass alone.
+    Two parts of one trial are never in one pass: some families know one trial a pass only.
+    """
+    tokens = [part.tokens for part in parts]
+    wanted = -(-sum(tokens) // max_tokens)
+    wanted = min(-(-wanted // lanes) * lanes, len(parts))
+    share = sum(tokens) / max(wanted, 1)
+    passes: list[list[Part]] = []
+    before = held = 0
+    for part, n in zip(parts, tokens, strict=True):
+        again = bool(passes) and any(part.trial is other.trial for other in passes[-1])
+        # The middle of a part says which share it falls into.
+        full = held + n > max_tokens or before + n / 2 > share * len(passes)
+        if not passes or again or full:
+            passes.append([])
+            held = 0
+        passes[-1].append(part)
+        before, held = before + n, held + n
+    return passes
+
+
+def run_pass(engine: Engine, parts: Sequence[Part]) -> Passed:
+    """One forward and one backward; each trial's gradient of its rows."""
+    trials = [part.trial for part in parts]
+    packed = pack([(part.trial.given.train.table, part.rows) for part in parts])
+    noise = Noise([part.noise_key for part in parts])
+    logits = engine.logits([trial.owned for trial in trials], packed, noise)
+    labels = [part.trial.given.train.labels[part.rows] for part in parts]
+    losses = sequence_losses(logits, labels, [trial.given for trial in trials])
+    counts, totals = [len(part.rows) for part in parts], [part.total for part in parts]
+    # A sequence's loss reaches its own trial's parameters only, so one backward gives every trial its own gradient.
+    weights = shares(counts, totals, [trial.group_size for trial in trials], losses)
+    gradients: tuple[tuple[Tensor, Tensor], ...] = ()
+    if all(part.is_whole for part in parts):
+        losses.backward(weights)
+    else:
+        # Another lane may hold the rest of the same trial, so nothing is added to its gradients here.
+        owned = [
+            t for own in {t.id: t.owned for t in trials}.values() for t in own.tensors.values()
+        ]
+        found = torch.autograd.grad(losses, owned, weights, allow_unused=True)
+        into: list[Tensor | None] = [tensor.grad for tensor in owned]
+        unused: list[Tensor | None] = list(found)
+        gradients = tuple(
+            (mine, gradient)
+            for mine, gradient in zip(into, unused, strict=True)
+            if mine is not None and gradient is not None
+        )
+    return Passed(tuple(parts), sums(losses, counts) / torch.tensor(totals).to(losses), gradients)

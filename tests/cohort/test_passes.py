@@ -1,0 +1,139 @@
+"""Passes: how a round is cut, and that parts of a micro-batch are the same computation as the whole."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.testing import assert_close
+
+from fleetune.cohort.engine import Engine
+from fleetune.cohort.lanes import Lanes
+from fleetune.cohort.passes import Part, cut, divide, micro_batches
+from fleetune.cohort.train import Cohort, EpochDone
+from fleetune.cohort.trial import Trial
+from tests.cohort.test_isolation import HEAD, trial
+from tests.tiny import tiny_model
+
+
+def engine_with(model: Any, lanes: int) -> Engine:
+    engine = Engine(copy.deepcopy(model), HEAD, dtype=torch.float64)
+    engine.lanes.count = lanes
+    return engine
+
+
+def outcome(model: Any, inputs: list[Any], lanes: int, max_tokens: int = 10**6) -> dict[str, Any]:
+    """Final weights and epoch losses by trial."""
+    cohort = Cohort(engine_with(model, lanes), inputs, size=8, max_tokens=max_tokens)
+    found: dict[str, Any] = {}
+    for event in cohort.run():
+        if isinstance(event, EpochDone):
+            losses = [result.loss for result in event.trial.results]
+            found[event.trial.id] = (event.trial.owned.state(), losses)
+    return found
+
+
+NOISY = [
+    trial("lora", 0, {"r": 4, "lora_dropout": 0.3}, rows=13, dropout=None),
+    trial("bitfit", 1, rows=13, dropout=0.2, gradient_accumulation_steps=2),
+    trial("full", 2, rows=13, dropout=None, learning_rate=1e-3),
+]
+
+
+@pytest.mark.parametrize("lanes", [2, 3, 7])
+@pytest.mark.parametrize("family", ["bert", "modernbert", "eurobert", "albert", "mpnet"])
+def test_parts_are_the_whole(family: str, lanes: int) -> None:
+    """On any number of lanes, dropout included; a lane for each row and more are possible too."""
+    model = tiny_model(family).double()
+    inputs = [
+        g for g in NOISY if family in ("bert", "albert", "mpnet") or g.method.name != "bitfit"
+    ]
+    # mpnet's table of relative positions belongs to no trial, so who owns it trains alone.
+    company = [g for g in inputs if family != "mpnet" or g.method.name != "full"]
+    for mates in ([inputs[0]], [inputs[-1]], company):
+        expected, found = outcome(model, mates, 1), outcome(model, mates, lanes)
+        assert expected.keys() == found.keys()
+        for ident, (weights, losses) in expected.items():
+            assert found[ident][1] == pytest.approx(losses, rel=1e-10)
+            for name, value in weights.items():
+                assert_close(found[ident][0][name], value, rtol=1e-9, atol=1e-9)
+
+
+def test_the_same_lanes_give_the_same_bits() -> None:
+    """Which lane ends first is chance, and must leave no trace."""
+    model = tiny_model("bert").double()
+    first, second = (outcome(model, NOISY, 3, max_tokens=60) for _ in range(2))
+    for ident, (weights, losses) in first.items():
+        assert second[ident][1] == losses
+        for name, value in weights.items():
+            assert torch.equal(second[ident][0][name], value)
+
+
+def test_lanes_work_in_threads_of_one_thread_each() -> None:
+    lanes = Lanes(torch.device("cpu"))
+    lanes.count = 3
+    seen = lanes.map(lambda _: torch.get_num_threads(), range(6))
+    assert seen == [1] * 6
+    assert lanes.map(lambda x: -x, [5, 4, 3, 2, 1]) == [-5, -4, -3, -2, -1], "in their order"
+    with pytest.raises(ZeroDivisionError):
+        lanes.map(lambda x: 1 // x, [1, 0, 1])
+
+
+def parts(counts: list[int], lanes: int) -> list[Part]:
+    """Micro-batches of so many rows each."""
+    model = tiny_model("bert")
+    engine = Engine(model, HEAD)
+    made = [
+        trial("head", seed, rows=38, per_device_train_batch_size=n) for seed, n in enumerate(counts)
+    ]
+    return micro_batches([Trial(one, engine.start(one)) for one in made], lanes)
+
+
+@settings(max_examples=30, deadline=None, derandomize=True, database=None)
+@given(
+    counts=st.lists(st.integers(1, 12), min_size=1, max_size=9),
+    lanes=st.integers(1, 4),
+    limit=st.integers(1, 400),
+)
+def test_every_row_is_in_one_pass(counts: list[int], lanes: int, limit: int) -> None:
+    whole, made = parts(counts, 1), parts(counts, lanes)
+    passes = cut(made, limit, lanes)
+    laid = [part for one in passes for part in one]
+    assert list(map(id, laid)) == list(map(id, made)), "neighbours, in their order"
+    for one in passes:
+        assert len(one) == 1 or sum(part.tokens for part in one) <= limit
+        assert len({part.trial.id for part in one}) == len(one)
+    for batch in whole:
+        mine = sorted(
+            (p for p in made if p.trial.id == batch.trial.id), key=lambda p: p.rows_before
+        )
+        assert np.array_equal(np.concatenate([p.rows for p in mine]), batch.rows)
+        assert [p.rows_before for p in mine] == np.cumsum([0, *(len(p.rows) for p in mine)])[
+            :-1
+        ].tolist()
+        assert [p.tokens_before for p in mine] == np.cumsum([0, *(p.tokens for p in mine)])[
+            :-1
+        ].tolist()
+        assert all(p.total == len(batch.rows) for p in mine)
+
+
+def test_lanes_are_filled_evenly() -> None:
+    loads = [sum(part.tokens for part in one) for one in cut(parts([12] * 8, 2), 10**6, 2)]
+    assert len(loads) == 2 and max(loads) < 1.4 * min(loads)
+    assert {part.is_whole for part in parts([5] * 8, 2)} == {True}
+    odd = cut(parts([5] * 3, 2), 10**6, 2)
+    assert [[part.rows_before > 0 for part in one] for one in odd] == [[False] * 3, [True] * 3]
+    loads = [sum(part.tokens for part in one) for one in odd]
+    assert max(loads) < 1.4 * min(loads)
+    assert len(cut(parts([5] * 9, 2), 10**6, 2)) == 2
+    assert {part.is_whole for part in parts([5] * 9, 2)} == {True}, "nine are even enough"
+
+
+def test_a_batch_of_fewer_rows_than_lanes_has_a_part_a_row() -> None:
+    (whole,) = parts([2], 1)
+    assert [len(part.rows) for part in divide(whole, 4)] == [1, 1]
