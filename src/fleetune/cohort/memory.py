@@ -37,8 +37,8 @@ from fleetune.methods.base import count_parameters
 COPIES = 5
 # The C library's allocator keeps holes, and the kernels a little scratch; measured by tests/cohort/test_memory.py.
 OVERHEAD = 0.05
-# Rows of each trial in the two passes that are measured: enough that the difference is large beside what is fixed.
-_PROBE_ROWS = (2, 6)
+# Tokens of the two passes that are measured: enough that attention's tiles are as full as in a large pass.
+_PROBE_TOKENS = (512, 1536)
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +181,8 @@ def measure(engine: Engine, inputs: Sequence[TrialInput]) -> Rates:
     if any(k.settings.dropout is None for k in kinds):
         rate = None
     points: list[tuple[int, int, int]] = []
-    for rows in _PROBE_ROWS:
+    for tokens in _PROBE_TOKENS:
+        rows = -(-tokens // (length * len(kinds))) + len(points)
         packed = _even(len(kinds), rows, length)
         noise = Noise([NoiseKey(0, 0, rate) for _ in kinds])
         points.append(

@@ -1,0 +1,90 @@
+"""One cohort in a process of its own: predicted memory, and the kernel's count of the peak. For test_memory.py.
+
+Run as `python -m tests.cohort.resident TRIALS METHODS DTYPE FAMILY`; prints one line of JSON, bytes.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoConfig, AutoModelForSequenceClassification
+
+from fleetune.cohort.engine import Engine
+from fleetune.cohort.memory import measure, needs
+from fleetune.cohort.train import Cohort
+from fleetune.cohort.trial import Rows, TrialInput
+from fleetune.config import training_settings
+from fleetune.data.tokens import TokenTable
+from fleetune.methods.table import make_method
+from fleetune.records import TrialSpec
+
+TOKENS, BATCH, SHORTEST, LONGEST, SELECTION = 4096, 16, 32, 64, 48
+SHAPES: dict[str, dict[str, Any]] = {
+    "bert": dict(hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536),
+    "distilbert": dict(dim=384, n_layers=6, n_heads=12, hidden_dim=1536),
+}  # fmt: skip
+
+
+def table(rows: int) -> TokenTable:
+    rng = np.random.default_rng(rows)
+    offsets = np.concatenate([[0], np.cumsum(rng.integers(SHORTEST, LONGEST + 1, rows))])
+    ids = rng.integers(5, 30_000, offsets[-1]).astype(np.int32)
+    return TokenTable(ids, offsets.astype(np.int64), None, 0, LONGEST)
+
+
+def inputs(trials: int, methods: list[str]) -> list[TrialInput]:
+    train, selection = table(3 * BATCH), table(SELECTION)
+    return [
+        TrialInput(
+            spec=TrialSpec(id=str(k), task="random", method=methods[k % len(methods)], seed=k),
+            method=make_method(methods[k % len(methods)], {}),
+            settings=training_settings(
+                {"learning_rate": 1e-4, "per_device_train_batch_size": BATCH, "num_train_epochs": 1}
+            ),
+            train=Rows(train, np.arange(3 * BATCH), np.arange(3 * BATCH) % 2),
+            selection=Rows(selection, np.arange(SELECTION), np.arange(SELECTION) % 2),
+            metrics=("accuracy",),
+            best_metric="accuracy",
+            higher_is_better=True,
+        )
+        for k in range(trials)
+    ]
+
+
+def resident(key: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
+
+
+def run(engine: Engine, given: list[TrialInput], tokens: int) -> None:
+    for _ in Cohort(engine, given, size=len(given), max_tokens=tokens).run():
+        pass
+
+
+def main(trials: int, methods: list[str], dtype: str, family: str) -> None:
+    torch.set_num_threads(1)
+    config = AutoConfig.for_model(family, **SHAPES[family], vocab_size=30_522, num_labels=2)
+    model = AutoModelForSequenceClassification.from_config(config)
+    fresh = frozenset(n for n, _ in model.named_parameters() if "classifier" in n)
+    engine = Engine(model, fresh, dtype=getattr(torch, dtype))
+    given = inputs(trials, methods)
+    predicted = needs(engine, given, measure(engine, given), trials=trials, tokens=TOKENS)
+    # Kernels, caches and code that any training touches once are not the cohort's.
+    run(engine, inputs(1, ["head"]), 64)
+    gc.collect()
+    # Sets the kernel's mark of the highest to what is resident now.
+    Path("/proc/self/clear_refs").write_text("5")
+    before = resident("VmRSS")
+    run(engine, given, TOKENS)
+    peak = resident("VmHWM") - before
+    sys.stdout.write(json.dumps({"predicted": predicted.beyond_backbone, "peak": peak}) + "\n")
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), sys.argv[2].split(","), sys.argv[3], sys.argv[4])
