@@ -5,6 +5,7 @@ Data goes to stdout, everything else to stderr. Exit codes: see errors.py.
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -13,7 +14,10 @@ from typing import Any
 import typer
 
 from fleetune import __version__
-from fleetune.errors import INTERRUPTED, FleetuneError
+from fleetune.errors import INTERRUPTED, STOPPED, EnvironmentProblem, FleetuneError
+
+# A disk that is full, a quota or a limit that is reached: what was begun can go on when there is room again.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 app = typer.Typer(
     name="fleetune",
@@ -58,13 +62,24 @@ def main() -> None:
     except FleetuneError as error:
         say(f"fleetune: {error}")
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        sys.stderr.write("fleetune: interrupted; the same command goes on from here\n")
-        sys.exit(INTERRUPTED)
+    except SystemExit as end:
+        # typer makes this of Ctrl-C, and says nothing.
+        if end.code == INTERRUPTED:
+            sys.stderr.write("fleetune: interrupted; the same command goes on from here\n")
+        raise
     except BrokenPipeError:
         # The reader of our output has gone (`| head`); nothing more can be said.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        if error.errno in _FULL:
+            say(
+                f"fleetune: {place}{error.strerror}; make room, and the same command goes on from here"
+            )
+            sys.exit(STOPPED)
+        say(f"fleetune: {place}{error.strerror or error}; give another place, or mend this one")
+        sys.exit(EnvironmentProblem.exit_code)
 
 
 def _terminated(number: int, frame: Any) -> None:

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from fleetune.cli.options import AsJson, Device, Dtype, TextColumn, out, say, visible_json
-from fleetune.errors import SettingsError
+from fleetune.errors import DataError, RefusedError, SettingsError
 
 
 def register(app: typer.Typer) -> None:
@@ -43,6 +43,8 @@ def predict(
     """
     if text and input_file:
         raise SettingsError("predict", ["give --text or --input, and not both"])
+    if input_file and output_file and input_file.resolve() == output_file.resolve():
+        raise RefusedError(f"{output_file}: is the input; give --output another file")
     from fleetune.serve.predictor import Predictor
 
     predictor = Predictor(model, dtype=dtype, device=device)
@@ -78,6 +80,11 @@ def _texts(
         rows = read_file(file, columns or names, None)
         return rows.texts[0], rows.texts[1] if len(rows.texts) == 2 else None
     texts = list(text) if text else _stdin()
+    empty = [i for i, t in enumerate(texts, 1) if not t or t.isspace()]
+    if empty:
+        where, unit = ("--text", "text") if text else ("stdin", "line")
+        problems = [f"{unit} {i}: empty; every {unit} must hold something" for i in empty]
+        raise DataError(where, problems)
     if not pairs:
         return texts, None
     if len(texts) % 2:
@@ -93,7 +100,10 @@ def _stdin() -> list[str]:
         raise SettingsError(
             "predict", ["nothing to predict; give --text, --input, or lines on stdin"]
         )
-    return [line.rstrip("\n") for line in sys.stdin if line.strip()]
+    lines = sys.stdin.read().split("\n")
+    while lines and not lines[-1].strip():
+        lines.pop()
+    return lines
 
 
 def _short(text: str) -> str:
