@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
+from fleetune.cohort import passes as passes_module
 from fleetune.cohort.engine import Engine
 from fleetune.cohort.lanes import Lanes
 from fleetune.cohort.passes import Part, cut, divide, micro_batches
@@ -19,6 +20,12 @@ from fleetune.cohort.train import Cohort, EpochDone
 from fleetune.cohort.trial import Trial
 from tests.cohort.test_isolation import HEAD, trial
 from tests.tiny import tiny_model
+
+
+@pytest.fixture(autouse=True)
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tiny micro-batches of these tests are to be divided too."""
+    monkeypatch.setattr(passes_module, "LEAST_TOKENS", 1)
 
 
 def engine_with(model: Any, lanes: int) -> Engine:
@@ -94,7 +101,15 @@ def parts(counts: list[int], lanes: int) -> list[Part]:
     return micro_batches([Trial(one, engine.start(one)) for one in made], lanes)
 
 
-@settings(max_examples=30, deadline=None, derandomize=True, database=None)
+@settings(
+    max_examples=30,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[
+        HealthCheck.function_scoped_fixture
+    ],  # it changes nothing between examples
+)
 @given(
     counts=st.lists(st.integers(1, 12), min_size=1, max_size=9),
     lanes=st.integers(1, 4),
@@ -132,6 +147,14 @@ def test_lanes_are_filled_evenly() -> None:
     assert max(loads) < 1.4 * min(loads)
     assert len(cut(parts([5] * 9, 2), 10**6, 2)) == 2
     assert {part.is_whole for part in parts([5] * 9, 2)} == {True}, "nine are even enough"
+
+
+def test_small_micro_batches_stay_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens = sum(part.tokens for part in parts([5], 1))
+    monkeypatch.setattr(passes_module, "LEAST_TOKENS", tokens // 2 + 1)
+    assert [part.is_whole for part in parts([5], 2)] == [True]
+    monkeypatch.setattr(passes_module, "LEAST_TOKENS", tokens // 2)
+    assert [part.is_whole for part in parts([5], 2)] == [False, False]
 
 
 def test_a_batch_of_fewer_rows_than_lanes_has_a_part_a_row() -> None:

@@ -28,6 +28,9 @@ from fleetune.data.packing import pack
 
 # From so many trials a lane on, one trial more or less on a lane makes little difference.
 EVEN_ENOUGH = 4
+# A part of fewer tokens costs more in calls than a second lane gives: MiniLM on two cores trained one trial on SST-2, 220
+# tokens a micro-batch, at two thirds of the speed in two parts (docs/lab-notes.md, "parts of a micro-batch").
+LEAST_TOKENS = 384
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -80,10 +83,11 @@ class Passed:
 
 
 def micro_batches(trials: Sequence[Trial], lanes: int) -> list[Part]:
-    """The next micro-batch of each trial, whole or in as many parts as there are lanes."""
+    """The next micro-batch of each trial, whole or, where that pays, in as many parts as there are lanes."""
     batches = [(trial, trial.batch()) for trial in trials]
     whole = [Part(trial, rows, len(rows)) for trial, rows in batches]
-    if len(whole) % lanes == 0 or len(whole) >= EVEN_ENOUGH * lanes:
+    even = len(whole) % lanes == 0 or len(whole) >= EVEN_ENOUGH * lanes
+    if even or sum(part.tokens for part in whole) < LEAST_TOKENS * lanes:
         return whole
     divided = [divide(part, lanes) for part in whole]
     return [own[i] for i in range(lanes) for own in divided if i < len(own)]
