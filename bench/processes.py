@@ -60,8 +60,7 @@ def side_by_side(job: dict[str, Any], timeout: float = 3600.0) -> dict[str, Any]
             found = [_result(c, f, timeout) for c, f in zip(children, folders, strict=True)]
         finally:
             for child in children:
-                child.kill()
-                child.wait()
+                _end(child)
     # A process ends a moment after its training; its own clock is the better one, the parent's the upper bound.
     seconds = max(f["seconds"] for f in found)
     summed = ("examples", "tokens", "trials", "frozen_operations", "attention_operations")
@@ -97,12 +96,19 @@ def _result(child: subprocess.Popen[bytes], folder: Path, timeout: float) -> dic
     except subprocess.TimeoutExpired:
         raise SideFailed(f"not done after {timeout:.0f} s") from None
     finally:
-        child.kill()
-        child.wait()
+        _end(child)
     out = folder / "out.json"
     if not out.exists():
         raise SideFailed(f"exit code {child.returncode}: {_said(folder)}")
     return json.loads(out.read_text())
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    child.kill()
+    child.wait()
+    for pipe in (child.stdin, child.stdout):
+        if pipe is not None and not pipe.closed:
+            pipe.close()
 
 
 def _said(folder: Path) -> str:
