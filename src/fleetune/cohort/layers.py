@@ -272,7 +272,7 @@ class _AddBiases(torch.autograd.Function):
 
 def _add_in_place(y: Tensor, bounds: list[int], biases: Sequence[Tensor]) -> None:
     for k, bias in enumerate(biases):
-        # Rounded first, as autocast does: adding float32 to bfloat16 takes twenty times as long on a CPU.
+        # Rounded first, as autocast does: adding float32 to bfloat16 takes several times as long on a CPU (bench/kernels.py).
         y[bounds[k] : bounds[k + 1]].add_(bias.to(y.dtype))
 
 
