@@ -1,0 +1,330 @@
+"""What is damaged, changed or foreign is refused with the right exit code, and nothing is ever unpickled."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+from fleetune.artifact import layout, save
+from fleetune.durable import sha256
+from tests import runs
+from tests.artifact.models import own_logits, save_family
+from tests.backbone.hub import save_tiny
+from tests.runs import Made, run_cli, settings, train, tree
+
+_unpickled: list[str] = []
+
+
+def _hook(event: str, found: tuple) -> None:
+    if event == "pickle.find_class":
+        _unpickled.append(".".join(map(str, found)))
+
+
+# An audit hook stays for the life of the process, so it is set once and its findings are emptied for each test.
+sys.addaudithook(_hook)
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_unpickled():
+    _unpickled.clear()
+    yield
+    assert _unpickled == []
+
+
+class Bomb:
+    """Unpickling this runs code; here it only leaves a mark."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self):
+        return (Path.touch, (self.mark,))
+
+
+def test_the_hook_sees_a_pickle(tmp_path: Path) -> None:
+    pickle.loads(pickle.dumps(Bomb(tmp_path / "mark")))
+    assert _unpickled and (tmp_path / "mark").exists()
+    _unpickled.clear()
+
+
+@pytest.fixture
+def trial(made: Made, tmp_path: Path) -> Path:
+    """A copy of a saved LoRA, to be damaged."""
+    return Path(shutil.copytree(made.run / "trials/lora-s0", tmp_path / "lora-s0"))
+
+
+def reseal(folder: Path, **changes: object) -> None:
+    """Change the record and make its checksums fit again, as whoever meant harm would."""
+    path = folder / layout.RECORD
+    record = {**json.loads(path.read_bytes()), **changes}
+    for name in record["checksums"]:
+        if (folder / name).exists():
+            record["checksums"][name] = sha256(folder / name)
+    path.write_text(json.dumps(record))
+
+
+def with_weights(change: Callable[[dict], dict]) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        path = folder / layout.WEIGHTS
+        tensors = safetensors.torch.load_file(path)
+        path.unlink()
+        safetensors.torch.save_file(change(tensors), path)
+        reseal(folder)
+
+    return damage
+
+
+def record(**changes: object) -> Callable[[Path], None]:
+    return lambda folder: reseal(folder, **changes)
+
+
+HEAD, FACTOR = "base_model.model.classifier.weight", "lora_A.weight"
+
+
+def _renamed(tensors: dict) -> dict:
+    return {k.replace("classifier", "klassifier"): v for k, v in tensors.items()}
+
+
+def _reshaped(tensors: dict) -> dict:
+    return {k: v.reshape(-1, 1) if k == HEAD else v for k, v in tensors.items()}
+
+
+def _thinner(tensors: dict) -> dict:
+    return {k: v[:4] if k.endswith(FACTOR) else v for k, v in tensors.items()}
+
+
+def _with(value: float) -> Callable[[dict], dict]:
+    def change(tensors: dict) -> dict:
+        tensors[HEAD][0, 0] = value
+        return tensors
+
+    return change
+
+
+def _whole_numbers(tensors: dict) -> dict:
+    return {k: v.to(torch.int32) if k == HEAD else v for k, v in tensors.items()}
+
+
+def _headless(tensors: dict) -> dict:
+    return {k: v for k, v in tensors.items() if "classifier" not in k}
+
+
+def _more(tensors: dict) -> dict:
+    return {**tensors, "base_model.model.bert.embeddings.word_embeddings.weight": torch.ones(2)}
+
+
+def _cut(folder: Path) -> None:
+    path = folder / layout.WEIGHTS
+    path.write_bytes(path.read_bytes()[:-10])
+
+
+def _cut_and_sealed(folder: Path) -> None:
+    _cut(folder)
+    reseal(folder)
+
+
+def _one_bit(folder: Path) -> None:
+    path = folder / layout.WEIGHTS
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def _another_config(folder: Path) -> None:
+    path = folder / layout.CONFIG
+    path.write_text(path.read_text().replace('"lora_alpha": 8', '"lora_alpha": 9'))
+
+
+def _pickled(folder: Path) -> None:
+    (folder / layout.WEIGHTS).unlink()
+    (folder / "adapter_model.bin").write_bytes(pickle.dumps(Bomb(folder / "mark")))
+
+
+def _pickled_as_safetensors(folder: Path) -> None:
+    (folder / layout.WEIGHTS).write_bytes(pickle.dumps(Bomb(folder / "mark")))
+    reseal(folder)
+
+
+def _no_json(folder: Path) -> None:
+    (folder / layout.RECORD).write_text('{"method": "lora"')
+
+
+def _a_list(folder: Path) -> None:
+    (folder / layout.RECORD).write_text("[1, 2]")
+
+
+def _no_record(folder: Path) -> None:
+    (folder / layout.RECORD).unlink()
+
+
+def _missing(name: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).unlink()
+
+
+DAMAGES = {
+    # name: what is done, exit code, what the message says
+    "cut": (_cut, 6, "changed since it was saved"),
+    "cut and sealed": (_cut_and_sealed, 4, "unreadable"),
+    "one bit": (_one_bit, 6, "changed since it was saved"),
+    "config changed": (_another_config, 6, "adapter_config.json: changed since"),
+    "weights gone": (_missing(layout.WEIGHTS), 4, "adapter_model.safetensors is missing"),
+    "config gone": (_missing(layout.CONFIG), 4, "adapter_config.json is missing"),
+    "record gone": (_no_record, 2, "fleetune.json"),
+    "record no json": (_no_json, 4, "damaged"),
+    "record a list": (_a_list, 4, "damaged"),
+    "renamed": (with_weights(_renamed), 4, "classifier.weight: missing"),
+    "reshaped": (with_weights(_reshaped), 4, "must have shape (2, 16), but has (32, 1)"),
+    "another rank": (with_weights(_thinner), 4, "must have shape (8, 16), but has (4, 16)"),
+    "nan": (with_weights(_with(float("nan"))), 4, "finite"),
+    "infinite": (with_weights(_with(float("inf"))), 4, "finite"),
+    "integers": (with_weights(_whole_numbers), 4, "finite floating-point"),
+    "no head": (with_weights(_headless), 4, "classifier.bias: missing"),
+    "one more": (with_weights(_more), 4, "word_embeddings.weight: not a tensor that lora owns"),
+    "three labels": (record(label_names=["a", "b", "c"]), 4, "must have shape (3, 16)"),
+    "one label": (record(label_names=["a"]), 4, "must have shape (1, 16)"),
+    "labels twice": (record(label_names=["a", "a"]), 4, "label_names"),
+    "labels no list": (record(label_names=5), 4, "label_names"),
+    "labels no text": (record(label_names=[1, None]), 4, "label_names"),
+    "length no number": (record(max_length="long"), 4, "max_length"),
+    "length below one": (record(max_length=0), 4, "max_length"),
+    "unknown dtype": (record(dtype="float8"), 4, "dtype"),
+    "settings no table": (record(hyperparameters=[1]), 4, "hyperparameters"),
+    "columns three": (record(text_columns=["a", "b", "c"]), 4, "text_columns"),
+    "later format": (record(format=99), 6, "update fleetune"),
+    "later method": (record(method="telepathy"), 6, "update fleetune"),
+    "other settings": (record(hyperparameters={"r": 0}), 4, "r: "),
+    "pickle beside": (_pickled, 4, "adapter_model.safetensors is missing"),
+    "pickle inside": (_pickled_as_safetensors, 4, "unreadable"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_damage_is_refused(trial: Path, name: str) -> None:
+    damage, code, told = DAMAGES[name]
+    damage(trial)
+    before = tree(trial)
+    found = run_cli("predict", trial, "--text", "w1 w2", "--json")
+    assert (found.code, found.out) == (code, ""), found.err
+    assert told in found.err and "Traceback" not in found.err
+    assert tree(trial) == before  # neither a mark nor a mended file
+    assert run_cli("export", trial, "--output", trial.parent / "out").code == code
+    assert not (trial.parent / "out").exists()
+
+
+def test_an_undamaged_copy_is_read(trial: Path, made: Made) -> None:
+    """The copies above fail for what was done to them and for nothing else; times and notes may change."""
+    (trial / layout.CARD).write_text("my own notes")
+    (trial / layout.METRICS).write_text("{}")
+    texts = runs.texts(4)
+    np.testing.assert_array_equal(
+        own_logits(trial, texts), own_logits(made.run / "trials/lora-s0", texts)
+    )
+
+
+def test_another_backbone_is_refused(made: Made, tmp_path: Path) -> None:
+    backbone = Path(shutil.copytree(made.backbone, tmp_path / "backbone"))
+    train(tmp_path / "run", settings(made.folder, backbone, ["lora"], seeds=[0]))
+    trial = tmp_path / "run/trials/lora-s0"
+    shutil.rmtree(backbone)
+    gone = run_cli("predict", trial, "--text", "w1")
+    assert gone.code in (2, 5) and str(backbone) in gone.err
+    save_tiny(backbone, initializer_range=0.03)
+    other = run_cli("predict", trial, "--text", "w1")
+    assert other.code == 6 and "use the same revision" in other.err
+    shutil.rmtree(backbone)
+    save_family(backbone, "distilbert")
+    assert run_cli("export", trial, "--output", tmp_path / "out").code == 6
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_export_that_was_changed_is_refused(made: Made, tmp_path: Path) -> None:
+    assert run_cli("export", made.run / "trials/head-s0", "--output", tmp_path / "m").code == 0
+    path = tmp_path / "m/model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    found = run_cli("predict", tmp_path / "m", "--text", "w1")
+    assert found.code == 6 and "changed since it was exported" in found.err
+    path.unlink()
+    (tmp_path / "m/pytorch_model.bin").write_bytes(pickle.dumps(Bomb(tmp_path / "mark")))
+    assert run_cli("predict", tmp_path / "m", "--text", "w1").code in (2, 4, 6)
+    assert not (tmp_path / "mark").exists()
+
+
+def _train_words(made: Made, folder: Path) -> list[object]:
+    return [
+        *("train", "--data", made.folder / "train.csv", "--test-data", made.folder / "test.csv"),
+        *("--backbone", made.backbone, "--dtype", "float32", "--max-steps", 3, "--seed", 0),
+        # Large steps: a lost update must be far beyond rounding.
+        *("--learning-rate", "1e-1", "--output-dir", folder),
+    ]
+
+
+def _head_lost(monkeypatch) -> None:
+    real = safetensors.torch.save
+
+    def lossy(tensors, **rest):
+        return real({k: v * 0 if k == HEAD else v for k, v in tensors.items()}, **rest)
+
+    monkeypatch.setattr(save.safetensors.torch, "save", lossy)
+
+
+def _scale_lost(monkeypatch) -> None:
+    real = save.adapter_config
+    monkeypatch.setattr(save, "adapter_config", lambda *a: {**real(*a), "lora_alpha": 800})
+
+
+def _layer_lost(monkeypatch) -> None:
+    real = save.adapter_config
+    monkeypatch.setattr(save, "adapter_config", lambda *a: {**real(*a), "target_modules": ["key"]})
+
+
+@pytest.mark.parametrize("fault", [_head_lost, _scale_lost, _layer_lost])
+def test_a_model_that_reads_back_differently_is_not_saved(
+    made: Made, tmp_path: Path, monkeypatch, fault
+) -> None:
+    """A lost head, a wrong scale, an adapter on other layers: said, exit 1, and no folder under the trial's name."""
+    with monkeypatch.context() as patch:
+        fault(patch)
+        found = run_cli(*_train_words(made, tmp_path / "run"), "--set", "lora_alpha=8")
+    assert found.code == 1 and "not saved" in found.err and "Traceback" not in found.err
+    assert found.out == "" and "saved, best epoch" not in found.err
+    assert list((tmp_path / "run/trials").iterdir()) == []
+    # Mended, the same command goes on and saves.
+    again = run_cli(*_train_words(made, tmp_path / "run"), "--set", "lora_alpha=8")
+    assert again.code == 0 and (tmp_path / "run/trials/lora-s0" / layout.RECORD).is_file()
+
+
+def test_checksums_in_the_record_are_those_of_the_files(made: Made, tmp_path: Path) -> None:
+    run_cli("export", made.run / "trials/bitfit-s1", "--output", tmp_path / "m")
+    for folder in (*sorted((made.run / "trials").iterdir()), tmp_path / "m"):
+        sums = json.loads((folder / layout.RECORD).read_bytes())["checksums"]
+        assert sums == {p.name: sha256(p) for p in folder.iterdir() if p.name != layout.RECORD}
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o027, 0o640), (0o002, 0o664)])
+def test_file_modes_follow_the_umask(made: Made, tmp_path: Path, mask: int, mode: int) -> None:
+    before = os.umask(mask)
+    try:
+        done = run_cli(*_train_words(made, tmp_path / "run"), "--methods", "lora,head")
+        assert done.code == 0
+        run_cli("export", tmp_path / "run/trials/head-s0", "--output", tmp_path / "model")
+        rows = made.folder / "test.csv"
+        run_cli("predict", tmp_path / "run", "--input", rows, "--output", tmp_path / "out.jsonl")
+    finally:
+        os.umask(before)
+    files = [p for p in tmp_path.rglob("*") if p.is_file()]
+    assert len(files) > 20
+    assert {oct(p.stat().st_mode & 0o777) for p in files} == {oct(mode)}
+    folders = [p for p in tmp_path.rglob("*") if p.is_dir()]
+    assert {oct(p.stat().st_mode & 0o777) for p in folders} == {oct(0o777 & ~mask)}

@@ -1,0 +1,267 @@
+"""`fleetune predict`, `evaluate` and `export`, in this process, on finished runs."""
+
+from __future__ import annotations
+
+import csv
+import json
+import resource
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from fleetune.report.facts import run_facts, winner
+from fleetune.serve.predictor import Predictor
+from fleetune.study.prepare import DataSettings
+from tests import runs
+from tests.runs import Made, run_cli, settings, train, tree, write_csv, write_glue
+
+TEXTS = runs.texts(12, seed=9)
+
+
+@pytest.fixture(scope="module")
+def expected(made: Made) -> list[dict]:
+    """Predictions of one trial for TEXTS, from Python."""
+    found = Predictor(made.run / "trials/lora-s0").predict(TEXTS)
+    return [p.as_json() for p in found]
+
+
+@pytest.fixture(scope="module")
+def pairs(made: Made, tmp_path_factory) -> Path:
+    """A run on pairs of texts."""
+    from dataclasses import replace
+
+    folder = tmp_path_factory.mktemp("pairs")
+    file = write_csv(folder / "pairs.csv", 60, pairs=True)
+    data = DataSettings(file=str(file), text_columns=("first", "second"), label_column="label")
+    given = settings(made.folder, made.backbone, ["head"], seeds=[0], num_train_epochs=1)
+    train(folder / "run", replace(given, data=data))
+    return folder / "run"
+
+
+def write_rows(path: Path, texts: list[str]) -> Path:
+    """One column `text` in the format of the extension."""
+    if path.suffix == ".parquet":
+        pq.write_table(pa.table({"text": texts}), path)
+    elif path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
+    else:
+        with path.open("w", newline="") as file:
+            rows = csv.writer(file, delimiter="\t" if path.suffix == ".tsv" else ",")
+            rows.writerows([["text"], *([t] for t in texts)])
+    return path
+
+
+def test_json_is_a_list_in_input_order(made: Made, expected: list[dict]) -> None:
+    words = [word for text in TEXTS for word in ("--text", text)]
+    found = run_cli("predict", made.run / "trials/lora-s0", *words, "--json")
+    assert found.code == 0 and json.loads(found.out) == expected
+    for one in expected:
+        assert list(one) == ["label", "probabilities"]
+        assert list(one["probabilities"]) == ["bad", "good"]
+        assert sum(one["probabilities"].values()) == pytest.approx(1, abs=1e-9)
+        assert one["label"] == max(one["probabilities"], key=one["probabilities"].__getitem__)
+    assert {one["label"] for one in expected} == {"bad", "good"}
+
+
+def test_texts_on_stdin(made: Made, expected: list[dict]) -> None:
+    trial = made.run / "trials/lora-s0"
+    found = run_cli("predict", trial, "--json", stdin="\n".join(TEXTS) + "\n\n")
+    assert json.loads(found.out) == expected
+    # A blank line between would shift every answer after it.
+    gap = run_cli("predict", trial, "--json", stdin="w1\n\nw2\n")
+    assert (gap.code, gap.out) == (4, "") and "line 2: empty" in gap.err
+    empty = run_cli("predict", trial, "--text", "w1", "--text", " ")
+    assert (empty.code, empty.out) == (4, "") and "text 2: empty" in empty.err
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl", "parquet"])
+def test_files_in_and_out(made: Made, tmp_path: Path, expected: list[dict], kind: str) -> None:
+    rows = write_rows(tmp_path / f"in.{kind}", TEXTS)
+    output = tmp_path / "new" / "out.jsonl"
+    trial = made.run / "trials/lora-s0"
+    found = run_cli("predict", trial, "--input", rows, "--output", output)
+    assert (found.code, found.out) == (0, "") and "12 predictions written" in found.err
+    assert [json.loads(line) for line in output.read_text().splitlines()] == expected
+    assert [p.name for p in output.parent.iterdir()] == ["out.jsonl"]
+
+
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """No file of this process may grow beyond so many bytes, as on a disk that is full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_output_is_written_whole_or_not_at_all(made: Made, tmp_path: Path) -> None:
+    rows, output = write_rows(tmp_path / "in.csv", TEXTS), tmp_path / "out" / "out.jsonl"
+    output.parent.mkdir()
+    output.write_text("what was there before")
+    words = ("predict", made.run / "trials/lora-s0", "--input", rows, "--output", output)
+    with largest_file(200):
+        found = run_cli(*words)
+    assert found.code == 75 and "make room" in found.err and "Traceback" not in found.err
+    assert tree(output.parent) == {"out.jsonl": b"what was there before"}
+    assert run_cli(*words).code == 0 and len(output.read_text().splitlines()) == 12
+
+
+def test_a_full_disk_stops_a_training_that_can_go_on(made: Made, tmp_path: Path) -> None:
+    words = (
+        *("train", "--data", made.folder / "train.csv", "--test-data", made.folder / "test.csv"),
+        *("--backbone", made.backbone, "--dtype", "float32", "--method", "lora", "--seed", 0),
+        *("--num-train-epochs", 2),
+    )
+    with largest_file(9_000):  # room for the journal and not for a snapshot
+        found = run_cli(*words, "--output-dir", tmp_path / "run")
+    assert found.code == 75 and "Traceback" not in found.err, found.err
+    assert run_facts(tmp_path / "run")["study"]["status"] != "done"
+    assert run_cli(*words, "--output-dir", tmp_path / "run").code == 0
+    assert run_cli(*words, "--output-dir", tmp_path / "whole").code == 0
+    a, b = (tree(tmp_path / name / "trials/lora-s0") for name in ("run", "whole"))
+    name = "adapter_model.safetensors"
+    assert a.keys() == b.keys() and a[name] == b[name]
+
+
+def test_the_input_is_never_overwritten(made: Made, tmp_path: Path) -> None:
+    rows = write_rows(tmp_path / "rows.jsonl", TEXTS)
+    before = rows.read_bytes()
+    found = run_cli("predict", made.run, "--input", rows, "--output", tmp_path / "." / "rows.jsonl")
+    assert found.code == 6 and rows.read_bytes() == before
+
+
+def test_a_run_stands_for_its_winner(made: Made) -> None:
+    best = winner(run_facts(made.run))
+    assert best is not None
+    by_run, by_trial = (
+        run_cli("predict", path, "--text", "w1 w2", "--text", "w80", "--json")
+        for path in (made.run, made.run / "trials" / best["id"])
+    )
+    assert by_run.code == 0 and by_run.out == by_trial.out
+
+
+def test_pairs_are_given_two_by_two(pairs: Path, tmp_path: Path) -> None:
+    found = run_cli("predict", pairs, "--text", "w1", "--text", "w2", "--json")
+    assert found.code == 0 and len(json.loads(found.out)) == 1
+    odd = run_cli("predict", pairs, "--text", "w1")
+    assert odd.code == 2 and "reads pairs (first, second)" in odd.err
+    rows = write_csv(tmp_path / "rows.csv", 6, pairs=True)
+    named = run_cli(
+        *("predict", pairs, "--input", rows, "--json"),
+        *("--text-column", "first", "--text-column", "second"),
+    )
+    assert named.out == run_cli("predict", pairs, "--input", rows, "--json").out
+    assert len(json.loads(named.out)) == 6
+    one = run_cli("predict", pairs, "--input", rows, "--text-column", "first")
+    assert one.code == 2 and "--text-column" in one.err
+    exported = run_cli("export", pairs, "--output", tmp_path / "model")
+    assert exported.code == 0, exported.err
+    found = [
+        json.loads(run_cli("predict", m, "--input", rows, "--json", "--dtype", "float32").out)
+        for m in (pairs, tmp_path / "model")
+    ]
+    for a, b in zip(*found, strict=True):
+        assert a["probabilities"] == pytest.approx(b["probabilities"], abs=1e-5)
+
+
+def test_evaluate_a_file_gives_what_the_run_measured(made: Made) -> None:
+    trial = made.run / "trials/bitfit-s1"
+    found = run_cli("evaluate", trial, "--data", made.folder / "test.csv", "--json")
+    assert found.code == 0, found.err
+    facts = json.loads(found.out)
+    assert list(facts) == ["model", "task", "sets"]
+    (one,) = facts["sets"]
+    assert one["set"] == "test.csv" and one["n"] == 24
+    test = json.loads((trial / "metrics.json").read_bytes())["test"]
+    assert {m: v["value"] for m, v in one["metrics"].items()} == pytest.approx(
+        {m: test[m] for m in ("accuracy", "f1")}
+    )
+    for v in one["metrics"].values():
+        assert v["low"] <= v["value"] <= v["high"] and v["n"] == 24 and v["seeds"] == 1
+    table = run_cli("evaluate", trial, "--data", made.folder / "test.csv")
+    assert f"{100 * test['accuracy']:.2f}" in table.out and "Wilson" in table.out
+
+
+def test_evaluate_on_a_task(made: Made, tmp_path: Path) -> None:
+    write_glue(tmp_path, "MNLI")
+    given = settings(made.folder, made.backbone, ["head"], seeds=[0], num_train_epochs=1)
+    train(tmp_path / "run", runs.on_task(given, "mnli", tmp_path))
+    found = run_cli(
+        "evaluate", tmp_path / "run", "--task", "mnli", "--data-dir", tmp_path, "--json"
+    )
+    facts = json.loads(found.out)
+    assert facts["task"] == "mnli"
+    assert [s["set"] for s in facts["sets"]] == ["test_matched", "test_mismatched"]
+    assert [s["n"] for s in facts["sets"]] == [21, 22]
+    other = run_cli("evaluate", made.run, "--task", "mnli", "--data-dir", tmp_path)
+    assert other.code == 4 and "the model gives bad, good" in other.err
+
+
+def test_labels_that_the_model_does_not_know_are_listed(made: Made, tmp_path: Path) -> None:
+    rows = write_csv(tmp_path / "rows.csv", 4, labels=("bad", "awful"))
+    found = run_cli("evaluate", made.run, "--data", rows)
+    assert (found.code, found.out) == (4, "")
+    assert "2 problems" in found.err and "line 3" in found.err and '"awful"' in found.err
+    both = run_cli("evaluate", made.run, "--data", rows, "--task", "rte")
+    neither = run_cli("evaluate", made.run)
+    assert both.code == neither.code == 2 and "either" in both.err
+
+
+def test_export_never_writes_into_what_is_there(made: Made, tmp_path: Path) -> None:
+    trial = made.run / "trials/head-s0"
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("years of work")
+    (tmp_path / "file").write_text("mine")
+    for name in ("mine", "file"):
+        found = run_cli("export", trial, "--output", tmp_path / name)
+        assert found.code == 6 and found.out == ""
+    assert tree(tmp_path) == {"mine/thesis.tex": b"years of work", "file": b"mine"}
+    (tmp_path / "empty").mkdir()
+    assert run_cli("export", trial, "--output", tmp_path / "empty").code == 0
+    twice = run_cli("export", trial, "--output", tmp_path / "empty")
+    assert twice.code == 6
+    wrong = run_cli("export", trial, "--output", tmp_path / "x", "--format", "hff")
+    assert wrong.code == 2 and 'did you mean "hf"?' in wrong.err
+    again = run_cli("export", tmp_path / "empty", "--output", tmp_path / "y")
+    assert again.code == 2 and not (tmp_path / "y").exists()
+
+
+def test_a_run_exports_its_winner(made: Made, tmp_path: Path) -> None:
+    best = winner(run_facts(made.run))
+    assert best is not None
+    for path, name in ((made.run, "a"), (made.run / "trials" / best["id"], "b")):
+        assert run_cli("export", path, "--output", tmp_path / name).code == 0
+    assert tree(tmp_path / "a") == tree(tmp_path / "b")
+
+
+def test_no_model_there(made: Made, tmp_path: Path) -> None:
+    for path in (tmp_path / "nowhere", tmp_path, made.folder / "train.csv"):
+        found = run_cli("predict", path, "--text", "w1")
+        assert found.code == 2 and str(path) in found.err and "Traceback" not in found.err
+        assert run_cli("show", path).code == 2
+    missing = run_cli("predict", made.run, "--input", tmp_path / "none.csv")
+    assert missing.code == 4 and "none.csv" in missing.err
+    unknown = run_cli("predict", made.run, "--input", made.folder / "tiny/config.json")
+    assert unknown.code == 4 and ".jsonl" in unknown.err
+
+
+def test_a_backbone_folder_named_from_elsewhere_is_found(
+    made: Made, tmp_path: Path, monkeypatch
+) -> None:
+    """Trained with a relative path in one folder, used in another."""
+    shutil.copytree(made.backbone, tmp_path / "here" / "tiny")
+    monkeypatch.chdir(tmp_path / "here")
+    words = ("--data", made.folder / "train.csv", "--method", "head", "--max-steps", 1)
+    assert run_cli("train", *words, "--backbone", "tiny", "--output-dir", "run").code == 0
+    monkeypatch.chdir(tmp_path)
+    found = run_cli("predict", "here/run", "--text", "w1", "--json")
+    assert found.code == 0, found.err
+    assert np.isfinite(list(json.loads(found.out)[0]["probabilities"].values())).all()
