@@ -23,7 +23,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,7 @@ class Clock:
     """Exclusive time by stage."""
 
     def __init__(self, began: float) -> None:
-        self.spent: Counter[str] = Counter()
+        self.spent: defaultdict[str, float] = defaultdict(float)
         self.last = began
         self.stack = [FIRST]
         self.thread = threading.get_ident()
@@ -161,10 +161,10 @@ def child(given: argparse.Namespace, *python: str) -> tuple[dict[str, float], st
 
 def by_package(said: str, top: int = 14) -> list[tuple[float, str]]:
     """Seconds of importing, by package, from `-X importtime`: self times of its modules, wherever they were imported."""
-    spent: Counter[str] = Counter()
+    spent: defaultdict[str, float] = defaultdict(float)
     for own, name in re.findall(r"^import time:\s+(\d+) \|\s+\d+ \|\s+(\S+)", said, re.MULTILINE):
         spent[name.partition(".")[0]] += int(own) / 1e6
-    return [(seconds, name) for name, seconds in spent.most_common(top)]
+    return sorted(((seconds, name) for name, seconds in spent.items()), reverse=True)[:top]
 
 
 def main(words: Sequence[str] | None = None) -> None:
