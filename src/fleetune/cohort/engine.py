@@ -68,18 +68,25 @@ class Engine:
         """Each trial's logits [n, C] on its own rows, in their order, without dropout."""
         # By length, so that the sequences of one pass fall into few buckets.
         orders = [np.argsort(-r.table.lengths[r.rows], kind="stable") for r in rows]
+        batches = [
+            [order[at : at + size] for at in range(0, len(order), size)]
+            for order, size in zip(orders, batch_sizes, strict=True)
+        ]
+        passes = [
+            [(k, own[i]) for k, own in enumerate(batches) if i < len(own)]
+            for i in range(max(map(len, batches), default=0))
+        ]
+
+        def run(one: list[tuple[int, NDArray[np.int64]]]) -> list[NDArray[Any]]:
+            with torch.inference_mode():
+                packed = pack([(rows[k].table, rows[k].rows[batch]) for k, batch in one])
+                logits = self.logits([owned[k] for k, _ in one], packed, None)
+            return np.split(logits.cpu().numpy(), packed.trials[1:-1])
+
         found: list[list[NDArray[Any]]] = [[] for _ in rows]
-        place = [0] * len(rows)
-        with torch.inference_mode():
-            while left := [k for k in range(len(rows)) if place[k] < len(rows[k])]:
-                parts = [orders[k][place[k] : place[k] + batch_sizes[k]] for k in left]
-                packed = pack(
-                    [(rows[k].table, rows[k].rows[p]) for k, p in zip(left, parts, strict=True)]
-                )
-                logits = self.logits([owned[k] for k in left], packed, None).cpu().numpy()
-                for i, k in enumerate(left):
-                    found[k].append(logits[packed.trials[i] : packed.trials[i + 1]])
-                    place[k] += len(parts[i])
+        for one, logits in zip(passes, self.lanes.map(run, passes), strict=True):
+            for (k, _), own in zip(one, logits, strict=True):
+                found[k].append(own)
         return [_in_order(np.concatenate(f), order) for f, order in zip(found, orders, strict=True)]
 
 
