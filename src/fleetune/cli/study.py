@@ -32,11 +32,12 @@ def study(
     dry_run: Annotated[
         bool,
         typer.Option(
-            help="Print trials, cohorts, parameters, and estimates of time, memory and disk; write nothing."
+            "--dry-run",
+            help="Print trials, cohorts, parameters, and estimates of time, memory and disk; write nothing.",
         ),
     ] = False,
     schema: Annotated[
-        bool, typer.Option(help="Print the JSON schema of a study file, for editors.")
+        bool, typer.Option("--schema", help="Print the JSON schema of a study file, for editors.")
     ] = False,
     device: Device = "cpu",
     as_json: AsJson = False,

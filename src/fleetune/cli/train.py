@@ -132,8 +132,6 @@ def train(
 def run(settings: Any, output_dir: Path, *, device: str = "cpu", as_json: bool = False) -> int:
     """Prepare, train with progress, print the comparison. Returns how many trials failed."""
     from fleetune.cli.progress import progress
-    from fleetune.report import tables
-    from fleetune.report.facts import run_facts, winner
     from fleetune.study.prepare import check_compute, prepare
     from fleetune.study.run import Run
 
@@ -142,6 +140,10 @@ def run(settings: Any, output_dir: Path, *, device: str = "cpu", as_json: bool =
     _introduce(prepared)
     with progress(prepared.inputs) as watch:
         outcome = Run(output_dir, prepared, device).train(watch)
+    # Only now: statistics take a second to import, and training need not wait for them.
+    from fleetune.report import tables
+    from fleetune.report.facts import run_facts, winner
+
     facts = run_facts(output_dir)
     if as_json:
         dump(facts)
