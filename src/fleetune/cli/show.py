@@ -19,7 +19,7 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Print the trials and estimates of a run, finished or not."""
-    from fleetune.report import tables
+    from fleetune.report import study_tables, tables
     from fleetune.report.facts import run_facts, winner
 
     facts = run_facts(run)
@@ -32,9 +32,9 @@ def show(
     out(f"{visible_lines(told)}\n")
     out(tables.trials(facts))
     out("")
-    out(tables.comparison(facts))
+    out(study_tables.found(facts))
     best = winner(facts)
     if study["status"] != "done":
-        say("not finished: the same train command goes on where it stopped")
+        say("not finished: the same command goes on where it stopped")
     elif best is not None:
         say(f'next: fleetune predict {run} --text "..."   (uses {best["id"]})')

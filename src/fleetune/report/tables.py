@@ -64,7 +64,7 @@ def trials(facts: dict[str, Any]) -> str:
                 str(len(t["epochs"])),
                 str(t["best_epoch"] or "-"),
                 f"{last['loss']:.4f}" if last else "-",
-                f"{best['selection'][metric]:.4f}" if best else "-",
+                f"{best['selection'][metric]:.4f}" if best and best["selection"] else "-",
                 _test_score(t),
                 duration(t["seconds"]),
             ]

@@ -1,0 +1,396 @@
+"""Protocols of a study: folds and a refit, the paper's way and its optimism, rank studies, several tasks, failures, Optuna."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fleetune.data.base import Split
+from fleetune.data.splits import folds
+from fleetune.errors import RefusedError, SettingsError
+from fleetune.report import study_tables
+from fleetune.report.facts import run_facts, winner
+from fleetune.report.page_facts import page_facts
+from fleetune.study.rows import FOLDS
+from tests.runs import Made, run_cli, texts, write_csv
+from tests.study import studies
+
+SMALL = """
+[data]
+file = "{folder}/train.csv"
+test_file = "{folder}/test.csv"
+protocol = "{protocol}"
+
+[backbone]
+name = "{backbone}"
+dtype = "float32"
+
+[training]
+num_train_epochs = {epochs}
+per_device_train_batch_size = 16
+learning_rate = 1e-2
+
+{methods}
+"""
+
+
+def small(
+    made: Made,
+    methods: str,
+    *,
+    protocol: str = "holdout",
+    epochs: int = 2,
+    folder: Path | None = None,
+) -> str:
+    where = folder or made.folder
+    return SMALL.format(
+        folder=where, backbone=made.backbone, protocol=protocol, epochs=epochs, methods=methods
+    )
+
+
+# --- cv
+
+
+@pytest.fixture(scope="module")
+def cv(made: Made, tmp_path_factory) -> tuple[str, Path]:
+    methods = """
+[[methods]]
+method = "head"
+
+[[methods]]
+method = "lora"
+r = [1, 2]
+
+[search]
+trials_per_method = 2
+sampler = "grid"
+pruner = "none"
+
+[confirm]
+seeds = 2
+reference = "head"
+"""
+    text = small(made, methods, protocol="cv", epochs=3)
+    folder = tmp_path_factory.mktemp("cv") / "run"
+    studies.run(folder, text)
+    return text, folder
+
+
+def test_folds_cover_train_once_and_keep_units_whole() -> None:
+    labels = np.array([i % 2 for i in range(53)], dtype=np.int64)
+    groups = tuple(str(i // 3) for i in range(53))
+    split = Split(
+        tuple(map(str, range(53))), tuple(f"t{i}" for i in range(53)), None, labels, groups
+    )
+    found = folds(split, False, 5, seed=3)
+    assert sorted(np.concatenate([held for _, held in found]).tolist()) == list(range(53))
+    for kept, held in found:
+        assert sorted([*kept, *held]) == list(range(53))
+        assert not {groups[i] for i in kept} & {groups[i] for i in held}
+        assert 9 <= len(held) <= 12 and 0.3 < labels[held].mean() < 0.7
+    again = folds(split, False, 5, seed=4)
+    assert [h.tolist() for _, h in again] != [h.tolist() for _, h in found]
+
+
+def test_cv_searches_by_five_folds_and_refits_on_all_of_train(cv) -> None:
+    _, folder = cv
+    facts = run_facts(folder)
+    trials = {t["id"]: t for t in facts["trials"]}
+    searched = [t for t in trials.values() if t["phase"] == "search"]
+    # A method with nothing to choose tries its one setting, since the folds choose its epochs.
+    assert len([t for t in searched if t["method"] == "head"]) == FOLDS
+    assert len([t for t in searched if t["method"] == "lora"]) == 2 * FOLDS
+    for arm in facts["arms"]:
+        own = [trials[i] for i in arm["search"]["trials"]]
+        assert len(own) == FOLDS
+        curves = [[e["selection"]["accuracy"] for e in t["epochs"]] for t in own]
+        mean = np.mean(curves, axis=0)
+        assert arm["score"] == pytest.approx(mean.max())
+        assert arm["epochs"] == int(mean.argmax()) + 1
+        for ident in arm["confirm"]["trials"]:
+            confirmed = trials[ident]
+            assert len(confirmed["epochs"]) == arm["epochs"] == confirmed["best_epoch"]
+            assert all(e["selection"] == {} for e in confirmed["epochs"])
+            assert confirmed["train"]["n"] == 60  # all of train
+    best = winner(facts)
+    scores = {a["arm"]: a["score"] for a in facts["arms"]}
+    assert best["method"] == max(scores, key=scores.get)
+
+
+def test_a_cv_study_can_be_shown_and_reported(cv) -> None:
+    _, folder = cv
+    shown = run_cli("show", folder)
+    assert shown.code == 0 and "lora-t01-f1" in shown.out
+    facts = run_facts(folder)
+    assert "lora r=" in study_tables.found(facts)
+    found = page_facts(folder, facts)
+    assert found["winner"]["id"] == winner(facts)["id"]
+
+
+def test_cut_in_the_folds_and_resumed(cv, tmp_path: Path) -> None:
+    text, folder = cv
+    left = iter(range(40))
+
+    def watch(event) -> None:
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        studies.run(tmp_path / "run", text, watch=watch)
+    studies.run(tmp_path / "run", text)
+    assert studies.facts(tmp_path / "run").keys() == studies.facts(folder).keys()
+    mine, theirs = (
+        {e["arm"]: (e["picks"], e["epochs"]) for e in studies.events(f, "chosen")}
+        for f in (tmp_path / "run", folder)
+    )
+    assert mine == theirs
+
+
+# --- labels that mean nothing
+
+
+def shuffled(folder: Path, name: str, n: int, seed: int) -> None:
+    labels = np.random.default_rng(seed).permutation(np.arange(n) % 2)
+    lines = [
+        f"{text},{'good' if label else 'bad'}"
+        for text, label in zip(texts(n, seed), labels, strict=True)
+    ]
+    (folder / name).write_text("\n".join(["text,label", *lines]) + "\n")
+
+
+@pytest.mark.slow
+def test_shuffled_labels_stay_at_chance_and_the_papers_way_shows_its_optimism(
+    made: Made, tmp_path: Path
+) -> None:
+    shuffled(tmp_path, "train.csv", 120, 1)
+    shuffled(tmp_path, "test.csv", 60, 2)
+    methods = """
+[[methods]]
+method = "bitfit"
+learning_rate = [3e-3, 1e-2, 3e-2]
+
+[search]
+trials_per_method = 3
+sampler = "grid"
+pruner = "none"
+
+[confirm]
+seeds = 5
+"""
+    value = {}
+    for protocol in ("holdout", "paper"):
+        text = small(made, methods, protocol=protocol, epochs=10, folder=tmp_path)
+        studies.run(tmp_path / protocol, text)
+        facts = run_facts(tmp_path / protocol)
+        (estimate,) = (e for e in facts["estimates"] if e["metric"] == "accuracy")
+        assert estimate["optimistic"] == (protocol == "paper")
+        value[protocol] = estimate["value"]
+        assert ("OPTIMISTIC" in study_tables.found(facts)) == (protocol == "paper")
+    # Three standard errors of an accuracy on 60 examples; more seeds on the same examples hardly narrow it.
+    assert abs(value["holdout"] - 0.5) < 3 * (0.25 / 60) ** 0.5
+    # The best of ten epochs at random, the epochs' errors strongly correlated: research puts it at 2 to 4 points for n = 277,
+    # and it grows as one over the root of n.
+    assert value["paper"] - value["holdout"] > 0.02 and value["paper"] > 0.52
+
+
+# --- rank
+
+
+RANKS = """
+[[methods]]
+method = "lora"
+r = [1, 2, 4]
+rank_study = true
+reference_rank = 2
+lora_alpha = "2r"
+learning_rate = [1e-3, 1e-2]
+
+[[methods]]
+method = "head"
+
+[search]
+trials_per_method = 2
+sampler = "grid"
+pruner = "none"
+
+[confirm]
+seeds = 5
+reference = "lora-r2"
+"""
+
+
+@pytest.fixture(scope="module")
+def ranks(made: Made, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("ranks") / "run"
+    studies.run(folder, small(made, RANKS))
+    return folder
+
+
+def test_a_rank_study_tunes_and_confirms_each_rank(ranks: Path) -> None:
+    facts = run_facts(ranks)
+    assert [a["arm"] for a in facts["arms"]] == ["lora-r1", "lora-r2", "lora-r4", "head"] or {
+        a["arm"] for a in facts["arms"]
+    } == {"lora-r1", "lora-r2", "lora-r4", "head"}
+    for arm in facts["arms"]:
+        searching = arm["arm"] != "head"
+        assert arm["search"]["tried"] == (2 if searching else 0)
+        assert set(arm["chosen"]) == ({"learning_rate"} if searching else set())
+        assert arm["confirm"]["done"] == 5
+    (study,) = facts["rank"]
+    assert (study["reference"], study["rule"], study["method"]) == (2, "2r", "lora")
+    assert [r["r"] for r in study["ranks"]] == [1, 2, 4]
+    estimates = {
+        e["hyperparameters"].get("r"): e for e in facts["estimates"] if e["metric"] == "accuracy"
+    }
+    for rank in study["ranks"]:
+        assert rank["value"] == estimates[rank["r"]]["value"] and rank["seeds"] == 5
+        assert rank["lora_alpha"] == 2 * rank["r"]
+        assert rank["tokens_per_second"] > 0 and rank["training_bytes"] > 0
+        trials = [
+            t
+            for t in facts["trials"]
+            if t["phase"] == "confirm" and t["hyperparameters"].get("r") == rank["r"]
+        ]
+        gaps = [
+            t["train"]["accuracy"] - t["epochs"][t["best_epoch"] - 1]["selection"]["accuracy"]
+            for t in trials
+        ]
+        assert rank["gap"] == pytest.approx(np.mean(gaps))
+    counted = [r["trainable_parameters"]["encoder"] for r in study["ranks"]]
+    assert counted == [counted[0], 2 * counted[0], 4 * counted[0]]
+
+
+def test_a_rank_study_has_a_slope_and_contrasts_with_holm(ranks: Path) -> None:
+    facts = run_facts(ranks)
+    trend = facts["rank"][0]["trend"]
+    values = {r["r"]: r["value"] for r in facts["rank"][0]["ranks"]}
+    assert trend["slope"] == pytest.approx(
+        np.polyfit([0, 1, 2], [values[r] for r in (1, 2, 4)], 1)[0]
+    )
+    assert [c["difference"] for c in trend["contrasts"]] == pytest.approx(
+        [values[1] - values[2], values[4] - values[2]]
+    )
+    assert all(c["p_adjusted"] >= c["p_value"] for c in trend["contrasts"])
+    assert len(facts["verdicts"]) == 3 and {v["reference"] for v in facts["verdicts"]} == {
+        c["reference"] for c in trend["contrasts"]
+    }
+    printed = study_tables.found(facts)
+    assert "ranks of lora" in printed and "slope for each doubling of r" in printed
+    json.dumps(facts, allow_nan=False)
+
+
+# --- several tasks, failures, Optuna
+
+
+def test_two_tasks_in_one_study(made: Made, tmp_path: Path) -> None:
+    write_csv(tmp_path / "other.csv", 60, seed=3, labels=("a", "b", "c"))
+    text = small(
+        made,
+        '[[methods]]\nmethod = "head"\n[[methods]]\nmethod = "bitfit"\n[confirm]\nseeds = 2\n',
+        epochs=1,
+    )
+    text = text.replace("[data]", f'[[data]]\nfile = "{tmp_path}/other.csv"\n\n[[data]]')
+    studies.run(tmp_path / "run", text)
+    facts = run_facts(tmp_path / "run")
+    assert facts["study"]["data"]["task"] == "other, train"
+    assert {t["id"] for t in facts["trials"]} >= {"other-head-s1000", "train-bitfit-s1001"}
+    assert {(v["task"], v["n"]) for v in facts["verdicts"]} == {("other", 6), ("train", 24)}
+    assert all("Holm over 2 comparisons" in v["how"] for v in facts["verdicts"])
+    assert not [t for t in facts["trials"] if t["phase"] == "search"]
+    shown = run_cli("show", tmp_path / "run")
+    assert shown.code == 0 and "other" in shown.out
+    write_csv(tmp_path / "other.csv", 60, seed=4, labels=("a", "b", "c"))
+    with pytest.raises(RefusedError, match="data of other"):
+        studies.run(tmp_path / "run", text)
+
+
+def test_failed_trials_are_counted_and_a_method_without_a_setting_is_left_out(
+    made: Made, tmp_path: Path
+) -> None:
+    methods = """
+[[methods]]
+method = "head"
+learning_rate = [1e-2, 1e30]
+
+[[methods]]
+method = "lora"
+learning_rate = [1e28, 1e30]
+
+[search]
+trials_per_method = 2
+sampler = "grid"
+
+[confirm]
+seeds = 1
+"""
+    study = tmp_path / "study.toml"
+    study.write_text(small(made, methods))
+    told = run_cli("study", study, "--output-dir", tmp_path / "run")
+    assert told.code == 3, told.err
+    arms = {a["arm"]: a for a in run_facts(tmp_path / "run")["arms"]}
+    assert arms["head"]["chosen"] == {"learning_rate": 1e-2}
+    assert arms["lora"]["chosen"] is None and arms["lora"]["search"]["failed"] == 2
+    assert "none: every trial failed" in told.out
+    failed = arms["head"]["search"]["failed"]
+    assert failed in (0, 1)
+    assert f"{failed + 2} trials failed" in told.err
+    # The same command again does not try them a second time.
+    before = len(studies.events(tmp_path / "run", "trial-started"))
+    assert run_cli("study", study, "--output-dir", tmp_path / "run").code == 3
+    assert len(studies.events(tmp_path / "run", "trial-started")) == before
+
+
+def test_export_to_optuna(ranks: Path, cv, tmp_path: Path) -> None:
+    import optuna
+
+    for run, expected in ((ranks, {"train/lora-r1": 2, "train/lora-r2": 2, "train/lora-r4": 2}),
+                          (cv[1], {"train/lora": 2, "train/head": 1})):  # fmt: skip
+        output = tmp_path / f"{len(expected)}.db"
+        told = run_cli("export", run, "--format", "optuna", "--output", output)
+        assert told.code == 0, told.err
+        url = f"sqlite:///{output}"
+        assert dict.fromkeys(optuna.get_all_study_names(url)) == dict.fromkeys(sorted(expected))
+        facts = run_facts(run)
+        for name, count in expected.items():
+            study = optuna.load_study(study_name=name, storage=url)
+            assert len(study.trials) == count
+            (arm,) = (a for a in facts["arms"] if f"train/{a['arm']}" == name)
+            assert study.best_value == pytest.approx(arm["score"])
+            assert study.best_trial.user_attrs["trials"] == arm["search"]["trials"]
+            assert study.best_params == arm["chosen"]
+        assert not list(tmp_path.glob(".tmp-*"))
+    with pytest.raises(RefusedError, match="is there already"):
+        from fleetune.study.optuna_file import export_optuna
+
+        export_optuna(ranks, tmp_path / "3.db")
+
+
+def test_nothing_to_export_is_said(made: Made, tmp_path: Path) -> None:
+    from fleetune.study.optuna_file import export_optuna
+
+    with pytest.raises(SettingsError, match="nothing was searched"):
+        export_optuna(made.run, tmp_path / "study.db")
+    assert not list(tmp_path.iterdir())
+
+
+def test_train_refuses_what_only_a_study_can_do(made: Made, tmp_path: Path) -> None:
+    words = ("train", "--data", made.folder / "train.csv", "--backbone", made.backbone)
+    words = (*words, "--output-dir", tmp_path / "run")
+    told = run_cli(*words, "--set", "r=[1, 2]")
+    assert told.code == 2 and "use fleetune study" in told.err
+    told = run_cli(*words, "--protocol", "cv")
+    assert told.code == 2 and "it is for fleetune study" in told.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_stored_studies_read_again(ranks: Path, cv) -> None:
+    from fleetune.study.file import parse_study
+    from fleetune.study.settings import as_toml
+
+    for folder in (ranks, cv[1]):
+        stored = tomllib.loads((folder / "study.toml").read_text())
+        assert as_toml(studies.prepare(parse_study(stored)).settings) == stored
