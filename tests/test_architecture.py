@@ -40,7 +40,8 @@ LEAVES_ALONE: dict[str, frozenset[str]] = {
     "stats": frozenset({"config", "durable"}),
     "methods": frozenset({"data", "stats", "durable"}),
     "cohort": frozenset({"stats"}),
-    "artifact": frozenset({"stats"}),
+    # A model's card says what its scores are worth: artifact/ takes intervals from stats/.
+    "artifact": frozenset(),
     "study": frozenset({"stats"}),
     # The report reads what artifact/ wrote: it takes the names of files and tensors from there.
     "report": frozenset({"cohort"}),

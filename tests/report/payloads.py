@@ -36,7 +36,7 @@ PAYLOADS = (
     "$\\mathdefault{x}$ $\\frac{1}{2}$",
     "&lt;script&gt;alert(1)&lt;/script&gt; &#60;b&#62;",
     "\u202eevil\u202c \u200b\ufeff \x00\x07\x1b[31m",
-    "\ud83d\ude00 caf\u00e9 \u4e2d\u6587 \u0627\u0644\u0639\u0631\u0628\u064a\u0629",
+    "\U0001f600 caf\u00e9 \u4e2d\u6587 \u0627\u0644\u0639\u0631\u0628\u064a\u0629",
     "a\nb\r\n<b onmouseover=alert(1)>c\u2028d",
 )
 

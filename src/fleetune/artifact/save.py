@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fleetune.artifact import layout
-from fleetune.artifact.card import model_card
+from fleetune.artifact.card import EVAL_RESULTS, eval_results, model_card
 from fleetune.artifact.check import Checker
 from fleetune.artifact.layout import ModelRecord
+from fleetune.artifact.scores import saved_scores
 from fleetune.backbone.sites import SiteMap
 from fleetune.data.base import Split
 from fleetune.durable import new_folder, sha256
@@ -48,9 +49,9 @@ def save_trial(
         (staging / layout.WEIGHTS).write_bytes(weights)
         _write(staging / layout.CONFIG, adapter_config(record, method, sites))
         _write(staging / layout.METRICS, metrics)
-        (staging / layout.CARD).write_text(model_card(record, metrics), encoding="utf-8")
+        _write_card(staging, record, metrics, predictions)
         _write_predictions(staging / layout.PREDICTIONS, predictions)
-        sums = {f.name: sha256(f) for f in sorted(staging.iterdir())}
+        sums = {f.name: sha256(f) for f in sorted(staging.iterdir()) if f.is_file()}
         _write(staging / layout.RECORD, {**record.as_json(), "checksums": sums})
         checker.check(staging, tensors, low_rank, peft=method.abilities.peft_format)
 
@@ -100,6 +101,23 @@ def target_modules(method: Lora, sites: SiteMap) -> list[str]:
     short = sorted({name.rpartition(".")[2] for name in targets})
     meant = {s.name for s in sites if s.kind == "linear" and s.name.rpartition(".")[2] in short}
     return short if meant == targets else sorted(targets)
+
+
+def _write_card(
+    folder: Path,
+    record: ModelRecord,
+    metrics: Mapping[str, Any],
+    predictions: Sequence[tuple[str, Split, NDArray[Any]]],
+) -> None:
+    """README.md, and for data of the hub its `.eval_results`."""
+    scores = saved_scores(predictions, record.metrics, optimistic=bool(metrics.get("optimistic")))
+    (folder / layout.CARD).write_text(
+        model_card(record, metrics, scores), encoding="utf-8", errors="backslashreplace"
+    )
+    results = eval_results(record, metrics, scores)
+    if results is not None:
+        (folder / EVAL_RESULTS).mkdir()
+        (folder / EVAL_RESULTS / "glue.yaml").write_text(results, encoding="utf-8")
 
 
 def _write_predictions(path: Path, predictions: Sequence[tuple[str, Split, NDArray[Any]]]) -> None:
