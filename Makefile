@@ -9,7 +9,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 help:
 	@echo "make setup      a .venv with the demo and dev extras"
-	@echo "make demo       train and compare four methods on the embedded task, offline"
+	@echo "make demo       train and compare three methods on the embedded task, offline"
 	@echo "make test       the default tests"
 	@echo "make test-slow  the long tests; some need the GLUE files in ../shared/data/glue"
 	@echo "make lint       ruff and pyright"

@@ -2,16 +2,30 @@
 
 Every test runs on one thread, offline, with a token cache of its own session, and must leave the global generators of
 torch and numpy where they were: draws come from named streams (`fleetune.seeds`), so that no test depends on another.
+
+FLEETUNE_TEST_BUDGET=2100 starts no further slow test once so many seconds have passed, and the summary lists those left out.
 """
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+
+
+BUDGET = float(os.environ.get("FLEETUNE_TEST_BUDGET", "inf"))
+BEGAN = time.monotonic()
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Leave out what does not fit in the time that slow tests may take."""
+    if item.get_closest_marker("slow") and time.monotonic() - BEGAN > BUDGET:
+        pytest.skip(f"the {BUDGET:.0f} s for slow tests are used up; `make test-slow` runs all")
 
 
 def _global_state() -> tuple[bytes, bytes]:
