@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 import torch
 
-
 BUDGET = float(os.environ.get("FLEETUNE_TEST_BUDGET", "inf"))
 BEGAN = time.monotonic()
 
