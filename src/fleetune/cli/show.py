@@ -1,13 +1,15 @@
-"""`fleetune show`: what a run has found so far."""
+"""`fleetune show`: what a run has found so far, or what one of its trials did."""
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from fleetune.cli.options import AsJson, dump, out, say, visible_lines
+from fleetune.errors import SettingsError
 
 
 def register(app: typer.Typer) -> None:
@@ -16,16 +18,42 @@ def register(app: typer.Typer) -> None:
 
 def show(
     run: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    trial: Annotated[str | None, typer.Argument(help="One trial of it, by its name.")] = None,
     as_json: AsJson = False,
+    as_csv: Annotated[
+        bool,
+        typer.Option("--csv", help="Print CSV: one row a trial, or an epoch of the named trial."),
+    ] = False,
 ) -> None:
-    """Print the trials and estimates of a run, finished or not."""
-    from fleetune.report import study_tables, tables
-    from fleetune.report.facts import run_facts, winner
+    """Print the trials and estimates of a run, finished or not; or all that is known of one trial.
 
+    Example: fleetune show runs/first
+    Example: fleetune show runs/first lora-s42
+    Example: fleetune show runs/first --csv > trials.csv
+    """
+    from fleetune.report import trial_tables
+    from fleetune.report.facts import run_facts
+
+    if as_json and as_csv:
+        raise SettingsError("show", ["give --json or --csv, and not both"])
     facts = run_facts(run)
+    chosen = None if trial is None else trial_tables.trial_of(facts, trial)
     if as_json:
-        dump(facts)
-        return
+        dump(facts if chosen is None else chosen)
+    elif as_csv:
+        out(trial_tables.trials_csv(facts) if chosen is None else trial_tables.epochs_csv(chosen))
+    elif chosen is not None:
+        out(trial_tables.one(chosen))
+        if chosen["status"] == "done" and chosen["phase"] != "search":
+            say(f'next: fleetune predict {_quoted(run / "trials" / chosen["id"])} --text "..."')
+    else:
+        _all(run, facts)
+
+
+def _all(run: Path, facts: dict[str, Any]) -> None:
+    from fleetune.report import study_tables, tables
+    from fleetune.report.facts import winner
+
     study = facts["study"]
     data, backbone = study["data"], study["backbone"]["name"]
     told = f"{data['task']}, protocol {data['protocol']}, {backbone}: {study['status']}"
@@ -37,4 +65,9 @@ def show(
     if study["status"] != "done":
         say("not finished: the same command goes on where it stopped")
     elif best is not None:
-        say(f'next: fleetune predict {run} --text "..."   (uses {best["id"]})')
+        say(f'next: fleetune predict {_quoted(run)} --text "..."   (uses {best["id"]})')
+        say(f"      fleetune report {_quoted(run)}   (one HTML file with everything)")
+
+
+def _quoted(path: Path) -> str:
+    return shlex.quote(str(path))

@@ -109,7 +109,13 @@ def keep(
         bench.engine.sites,
         trained.owned.state(),
         trained.owned.low_rank,
-        {"id": ident, "seed": seed, "method": method.name, **facts},
+        {
+            "id": ident,
+            "seed": seed,
+            "method": method.name,
+            "training": dict(given.spec.training),
+            **facts,
+        },
         predictions,
         bench.checker,
     )

@@ -1,0 +1,137 @@
+"""What the page computes itself, against independent ways to the same numbers."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable
+from itertools import product
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from fleetune.report import inside_facts, model_facts, page_facts
+from fleetune.report.again import again
+from fleetune.report.charts import style
+from fleetune.report.facts import run_facts
+from fleetune.report.page_facts import again as _again  # the same function reaches the page
+from fleetune.report.svg import printable, short
+from fleetune.report.tables import labels
+from tests.report.conftest import Written
+from tests.runs import Made, run_cli, tree
+
+Write = Callable[[str], Written]
+
+
+@pytest.mark.parametrize("higher", [True, False])
+def test_expected_best_is_the_mean_over_all_draws(higher: bool) -> None:
+    scores = [0.61, 0.74, 0.7, 0.66]
+    pick = max if higher else min
+    wanted = [
+        float(np.mean([pick(draw) for draw in product(scores, repeat=k)])) for k in (1, 2, 3, 4)
+    ]
+    np.testing.assert_allclose(page_facts.expected_best(scores, higher), wanted, rtol=1e-12)
+
+
+def test_importance_is_guarded_and_finds_what_matters() -> None:
+    draw = np.random.default_rng(0)
+    rows = [
+        {"settings": {"a": float(a), "b": float(b)}, "score": float(a + 0.01 * b)}
+        for a, b in draw.random((40, 2))
+    ]
+    found = page_facts.importance(rows, ["a", "b"])
+    assert found is not None and found["a"] > 0.9 and sum(found.values()) == pytest.approx(1)
+    assert page_facts.importance(rows[:29], ["a", "b"]) is None
+    assert page_facts.importance(rows, ["a"]) is None
+
+
+def test_calibration_of_known_confidences() -> None:
+    """Two bins, 0.6 right as often as said and 0.9 right half as often: the error is half of their gaps."""
+    shares = np.array([[0.6, 0.4]] * 10 + [[0.9, 0.1]] * 10)
+    truth = np.array([0] * 6 + [1] * 4 + [0] * 5 + [1] * 5)
+    found = model_facts.calibration(truth, shares)
+    assert [b["n"] for b in found["bins"]] == [10, 10]
+    assert found["error"] == pytest.approx(0.5 * 0.0 + 0.5 * 0.4)
+    wanted = stats.binomtest(5, 10).proportion_ci(0.95, method="wilson")
+    assert found["bins"][1]["accuracy_low"] == pytest.approx(wanted.low, abs=1e-6)
+    assert found["bins"][1]["accuracy_high"] == pytest.approx(wanted.high, abs=1e-6)
+
+
+def test_singular_values_are_those_of_the_whole_product(write: Write) -> None:
+    import safetensors.numpy
+
+    page = write("train")
+    (found,) = page.page["singular_values"]
+    rows = []
+    for trial in (t for t in page.facts["trials"] if t["method"] == "lora"):
+        file = page.folder / "trials" / trial["id"] / "adapter_model.safetensors"
+        t = safetensors.numpy.load_file(file)
+        for name in (n for n in t if "lora_A" in n):
+            update = 4.0 * t[name.replace("lora_A", "lora_B")].astype(float) @ t[name].astype(float)
+            rows.append(np.linalg.svd(update, compute_uv=False)[:8])
+    np.testing.assert_allclose(found["median"], np.median(rows, axis=0), rtol=1e-9)
+    assert found["r"] == 8 and found["updates"] == len(rows) == 4
+
+
+@pytest.mark.parametrize(("values", "wanted"), [([1, 1, 1], 3.0), ([5, 0, 0], 1.0), ([0, 0], 0.0)])
+def test_effective_rank(values: list[float], wanted: float) -> None:
+    assert inside_facts.effective_rank(np.array(values, float)) == pytest.approx(wanted)
+
+
+def test_movement_is_read_against_the_backbone(made: Made) -> None:
+    """Of a real run: as many biases moved as BitFit trains in the encoder, and none of them by nothing."""
+    facts = run_facts(made.run)
+    found = inside_facts.movement(made.run, facts)
+    assert found is not None and found["layers"] == [0, 1, 2] and found["trials"] == 2
+    assert all(cell["change"] > 0 for cell in found["cells"])
+    assert {"attention.self.query", "intermediate.dense", "output.LayerNorm"} <= set(found["roles"])
+
+
+def test_the_command_does_the_same_run_again(made: Made) -> None:
+    """Given the finished run's folder it finds the same settings there: other settings would be refused."""
+    command = again(run_facts(made.run))
+    assert command is not None and _again is again
+    words = shlex.split(command)
+    assert words[:2] == ["fleetune", "train"] and words[-2:] == ["--output-dir", "again"]
+    before = {k: v for k, v in tree(made.run).items() if k.startswith("trials/")}
+    done = run_cli(*words[1:-1], made.run)
+    assert done.code == 0, done.err
+    assert {k: v for k, v in tree(made.run).items() if k.startswith("trials/")} == before
+    assert f"{len(run_facts(made.run)['trials'])} of" in done.err
+
+
+def test_names_hold_what_tells_settings_apart_and_no_more() -> None:
+    def estimate(r: int, rate: float, alpha: float) -> dict[str, object]:
+        own = {"r": r, "lora_alpha": alpha, "use_rslora": False}
+        return {
+            "method": "lora",
+            "set": "test",
+            "hyperparameters": own,
+            "training": {"learning_rate": rate},
+        }
+
+    ranks = [estimate(r, 5e-4, 4.0 * r) for r in (1, 2, 4)]
+    assert labels(ranks) == ["lora r=1", "lora r=2", "lora r=4"]
+    rates = [estimate(8, rate, 8.0) for rate in (1e-4, 1e-3)]
+    assert labels(rates) == ["lora r=8, learning_rate=0.0001", "lora r=8, learning_rate=0.001"]
+    both = [*ranks, estimate(4, 5e-4, 8.0)]
+    assert len(set(labels(both))) == 4
+
+
+def test_series_differ_by_more_than_colour() -> None:
+    looks = [style(i) for i in range(12)]
+    assert len({(look["marker"], str(look["linestyle"])) for look in looks[:6]}) == 6
+    assert len({(look["color"], look["marker"]) for look in looks}) == 12
+
+
+def test_names_in_pictures_are_short_and_print() -> None:
+    assert short("x" * 40) == "x" * 29 + "…"
+    assert printable("a\u202eb\x00") == "a\\u202eb\\x00"
+
+
+def test_facts_of_the_page_are_plain_values(write: Write) -> None:
+    """They can be written as JSON: no array, no path, no number that JSON lacks."""
+    for name in ("study", "rank", "regression", "begun"):
+        page = write(name)
+        json.dumps([page.facts, page.page], allow_nan=False)
