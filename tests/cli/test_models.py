@@ -6,7 +6,7 @@ import csv
 import json
 import resource
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -92,7 +92,7 @@ def test_files_in_and_out(made: Made, tmp_path: Path, expected: list[dict], kind
 
 
 @contextmanager
-def largest_file(size: int) -> Iterator[None]:
+def largest_file(size: int) -> Generator[None]:
     """No file of this process may grow beyond so many bytes, as on a disk that is full."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))

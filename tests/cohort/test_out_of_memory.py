@@ -6,7 +6,7 @@ hand before that round: the passes are then composed the same, so all must be bi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -82,7 +82,7 @@ class Failing:
 
 
 @contextmanager
-def injected(engine: Engine, hook: Callable[..., None]) -> Iterator[None]:
+def injected(engine: Engine, hook: Callable[..., None]) -> Generator[None]:
     leaves = [m for m in engine.backbone.model.modules() if isinstance(m, Leaf)]
     handles = [leaf.register_forward_hook(hook) for leaf in leaves]
     yield

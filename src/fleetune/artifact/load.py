@@ -99,8 +99,8 @@ def read_record(folder: Path) -> tuple[ModelRecord, dict[str, str]]:
     return record, sums
 
 
-def _wrong_fields(record: ModelRecord) -> list[str]:
-    """What a record says that no fleetune would have written."""
+def _wrong_fields(record: Any) -> list[str]:
+    """What a record says that no fleetune would have written; from JSON, a field may be of any type."""
     texts = ("method", "task", "backbone", "backbone_source", "backbone_checksum", "dtype")
     problems = [f"{n}: must be a text" for n in texts if not isinstance(getattr(record, n), str)]
     for name in ("text_columns", "label_names", "metrics"):
