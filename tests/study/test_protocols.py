@@ -192,9 +192,8 @@ seeds = 5
         assert ("OPTIMISTIC" in study_tables.found(facts)) == (protocol == "paper")
     # Three standard errors of an accuracy on 60 examples; more seeds on the same examples hardly narrow it.
     assert abs(value["holdout"] - 0.5) < 3 * (0.25 / 60) ** 0.5
-    # The best of ten epochs at random, the epochs' errors strongly correlated: research puts it at 2 to 4 points for n = 277,
-    # and it grows as one over the root of n.
-    assert value["paper"] - value["holdout"] > 0.02 and value["paper"] > 0.52
+    # Choosing the best of many equal candidates on 277 test rows adds 2 to 4 points by luck alone; on 60 rows it adds more.
+    assert value["paper"] - value["holdout"] > 0.02
 
 
 # --- rank

@@ -21,7 +21,7 @@ from fleetune.study.prepare import DTYPES, Prepared, PreparedTask
 from fleetune.study.propose import propose
 from fleetune.study.rows import FOLDS, divisions, epochs_of, settle, trial_input
 from fleetune.study.search import ETA, Budget, rungs
-from fleetune.study.settings import CONFIRM, SEARCH, TRAIN
+from fleetune.study.settings import CONFIRM, SEARCH
 from fleetune.study.space import Arm
 
 # Of the machine's matrix rate: 58 % was seen on two cores with RTE and MiniLM (DESIGN.md, section 8: limit 120, reached 70).
@@ -62,7 +62,6 @@ def estimate(prepared: Prepared, device: str = "cpu") -> dict[str, Any]:
     largest = sum(owned[0].values()) if owned else 0
     flops = sum(a["flops"] for a in arms)
     return {
-        "phases": [CONFIRM if prepared.settings.phase != TRAIN else TRAIN],
         "arms": [{k: v for k, v in a.items() if k != "flops"} for a in arms],
         "cohorts": _cohorts(prepared, arms, limits.trials),
         "totals": {

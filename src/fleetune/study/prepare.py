@@ -175,10 +175,11 @@ def _resolved(
 ) -> Settings:
     """The settings with every default said; what is searched, and rules, stay as they were given."""
     methods: list[MethodSettings] = []
+    first = tasks[0].rows
     for i, m in enumerate(settings.methods):
         own = [a for a in arms if a.entry == i]
         arm = own[0]
-        setting = settle(arm, arm.first_picks(), tasks[0].rows)
+        setting = settle(arm, arm.first_picks(), first)
         hyper = setting.method.model_dump(mode="json")
         training = setting.training.model_dump(mode="json")
         if len(tasks) > 1:  # these may differ by task

@@ -19,7 +19,7 @@ import json
 import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -298,24 +298,27 @@ def choose(lane: Lane, *, fixed_epochs: bool) -> Chosen:
     for c in lane.candidates:
         if c.ended:
             groups.setdefault(_key(c.picks), []).append(c)
-    counts = {
-        "tried": len(lane.candidates),
-        "stopped": sum(c.stopped for c in lane.candidates),
-        "failed": sum(c.failed for c in lane.candidates),
-        "epochs_trained": sum(len(s) for c in lane.candidates for s in c.curves.values()),
-    }
+    nothing = Chosen(
+        lane.arm.name,
+        picks=None,
+        score=None,
+        epochs=None,
+        tried=len(lane.candidates),
+        stopped=sum(c.stopped for c in lane.candidates),
+        failed=sum(c.failed for c in lane.candidates),
+        epochs_trained=sum(len(s) for c in lane.candidates for s in c.curves.values()),
+    )
     if not groups:
-        return Chosen(lane.arm.name, None, None, None, **counts)
+        return nothing
     # Groups stand in the order of their first proposal, and max keeps the first of equals.
     best = max(groups.values(), key=lambda g: float(np.mean([max(c.curve) for c in g])))
     score = float(np.mean([max(c.curve) for c in best]))
     curve = np.mean([c.curve for c in best], axis=0)
     higher = next(iter(best[0].units.values())).higher_is_better
-    return Chosen(
-        lane.arm.name,
-        best[0].picks,
-        score if higher else -score,
-        int(curve.argmax()) + 1 if fixed_epochs else None,
-        tuple(ident for c in best for ident in c.units),
-        **counts,
+    return replace(
+        nothing,
+        picks=best[0].picks,
+        score=score if higher else -score,
+        epochs=int(curve.argmax()) + 1 if fixed_epochs else None,
+        trials=tuple(ident for c in best for ident in c.units),
     )
