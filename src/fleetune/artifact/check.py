@@ -10,7 +10,8 @@ from __future__ import annotations
 import copy
 import inspect
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +33,23 @@ TOLERANCE = 1e-4
 class Checker:
     """Compares saved folders with what was trained.
 
-    model: a pristine float32 classification model of the backbone, never changed. table: tokenised rows to try.
+    load: gives a pristine float32 classification model of the backbone; called once, when the first folder is checked, so
+    that training need not wait for it. table: tokenised rows to try.
     """
 
-    def __init__(self, model: Any, table: TokenTable) -> None:
-        self.model = model
-        self.inputs = padded_inputs(model, table, min(ROWS, len(table)))
+    def __init__(self, load: Callable[[], Any], table: TokenTable) -> None:
+        self._load = load
+        self._table = table
+
+    @cached_property
+    def model(self) -> Any:
+        """The pristine model, never changed."""
+        return self._load()
+
+    @cached_property
+    def inputs(self) -> dict[str, Tensor]:
+        """What the folders are tried on."""
+        return padded_inputs(self.model, self._table, min(ROWS, len(self._table)))
 
     def check(
         self,

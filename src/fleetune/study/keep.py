@@ -58,13 +58,16 @@ class Trained:
 def open_workbench(
     task: Task, backbone: Backbone, dtype: str, max_length: int, rows: TokenTable, device: str
 ) -> Workbench:
-    """Load a backbone twice. rows: what saved models are tried on."""
+    """Load a backbone; a second time when the first model is saved. rows: what saved models are tried on."""
     labels = 1 if task.regression else len(task.label_names)
     kind = "regression" if task.regression else "single_label_classification"
-    pristine, fresh = backbone.classifier(labels, task.label_names, problem_type=kind)
-    opened, _ = backbone.classifier(labels, task.label_names, problem_type=kind)
+
+    def load() -> tuple[Any, frozenset[str]]:
+        return backbone.classifier(labels, task.label_names, problem_type=kind)
+
+    opened, fresh = load()
     engine = Engine(opened, fresh, dtype=DTYPES[dtype], device=device)
-    return Workbench(task, backbone, dtype, max_length, engine, Checker(pristine, rows))
+    return Workbench(task, backbone, dtype, max_length, engine, Checker(lambda: load()[0], rows))
 
 
 def keep(
