@@ -266,9 +266,10 @@ def test_demo_trains_what_it_says(made: Made, tmp_path: Path, monkeypatch) -> No
     found = run_cli("demo", "--output-dir", tmp_path / "demo", "--json")
     assert found.code == 0, found.err
     facts = json.loads(found.out)
-    assert len(facts["trials"]) == 9 and {t["task"] for t in facts["trials"]} == {"demo-sentiment"}
+    assert len(facts["trials"]) == 15 and {t["task"] for t in facts["trials"]} == {"demo-sentiment"}
     assert {e["method"] for e in facts["estimates"]} == {"head", "bitfit", "lora"}
     assert seen[0].backbone == "minilm" and seen[0].data.protocol == "holdout"
+    assert (tmp_path / "demo" / "report.html").is_file()
 
 
 def test_methods_as_table_and_json(made: Made) -> None:

@@ -1,4 +1,4 @@
-"""`fleetune demo`: the whole thing on the embedded task and encoder, offline."""
+"""`fleetune demo`: the whole thing on the embedded task and encoder, offline, ending in a report."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ def demo(
     output_dir: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/demo"),
     as_json: AsJson = False,
 ) -> None:
-    """Train head, BitFit and LoRA with three seeds each on demo-sentiment in one cohort, and compare."""
+    """Train head, BitFit and LoRA with five seeds each on demo-sentiment in one cohort, compare them, and write the report."""
     from fleetune.cli.train import run
     from fleetune.study.prepare import DataSettings, MethodSettings, Settings
 
     say(
-        "demo-sentiment: 3 methods x 3 seeds on all-MiniLM-L6-v2, offline; a few minutes on two cores"
+        "demo-sentiment: 3 methods x 5 seeds on all-MiniLM-L6-v2, offline; a few minutes on two cores"
     )
     settings = Settings(
         data=DataSettings(task="demo-sentiment"),
@@ -33,8 +33,12 @@ def demo(
             MethodSettings("bitfit", training={"learning_rate": 3e-3}),
             MethodSettings("lora", {"r": 8, "lora_alpha": 16.0}, {"learning_rate": 2e-3}),
         ),
-        seeds=(0, 1, 2),
+        seeds=(0, 1, 2, 3, 4),
         training={"num_train_epochs": 4, "warmup_steps": 0.1, "weight_decay": 0.01},
     )
-    if run(settings, output_dir, as_json=as_json):
+    failed = run(settings, output_dir, as_json=as_json)
+    from fleetune.report.page import write_report
+
+    say(f"report: {write_report(output_dir)}   (one file; open it in a browser)")
+    if failed:
         raise typer.Exit(SOME_TRIALS_FAILED)
