@@ -307,6 +307,42 @@ def test_two_tasks_in_one_study(made: Made, tmp_path: Path) -> None:
         studies.run(tmp_path / "run", text)
 
 
+def test_what_cannot_share_a_backbone_searches_one_trial_at_a_time(
+    made: Made, tmp_path: Path
+) -> None:
+    from fleetune.cohort.train import Advanced
+
+    methods = """
+[[methods]]
+method = "full"
+learning_rate = [1e-4, 1e-3, 1e-2]
+
+[[methods]]
+method = "head"
+
+[search]
+trials_per_method = 3
+sampler = "grid"
+
+[confirm]
+seeds = 1
+"""
+    most: dict[str, int] = {}
+
+    def watch(event) -> None:
+        if isinstance(event, Advanced):
+            for trial in event.trials:
+                name = f"{trial.given.spec.method} {trial.given.spec.phase}"
+                most[name] = max(most.get(name, 0), len(event.trials))
+
+    studies.run(tmp_path / "run", small(made, methods, epochs=3), watch=watch)
+    assert most == {"full search": 1, "full confirm": 1, "head confirm": 1}
+    facts = run_facts(tmp_path / "run")
+    arms = {a["arm"]: a for a in facts["arms"]}
+    assert arms["full"]["search"]["stopped"] == 2 and arms["head"]["search"]["tried"] == 0
+    assert arms["full"]["search"]["epochs_trained"] == 3 + 2
+
+
 def test_failed_trials_are_counted_and_a_method_without_a_setting_is_left_out(
     made: Made, tmp_path: Path
 ) -> None:

@@ -13,7 +13,7 @@ import os
 import tomllib
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -121,6 +121,9 @@ class Run:
         """Search where there is something to search, then train what is measured."""
         self.bench: Any = None
         settings = self.prepared.settings
+        if self.prepared.optimistic:
+            main = next(iter(task.dataset.tests))
+            self._tell("test-selects", task=task.dataset.task.name, sets=[main])
         if settings.phase == TRAIN:
             inputs = [i for i in self.prepared.inputs if i.spec.task == task.dataset.task.name]
         else:
@@ -144,7 +147,8 @@ class Run:
             snapshot = checkpoints.read_note(self.folder / CHECKPOINTS).get("stage") == name
             if not snapshot and "trial-done" in (done.get(i.spec.id) for i in group):
                 members = [i for i in group if i.spec.id not in done]
-            self._stage(name, task, FixedList(members), partial(self._finish, seal), watch)
+            finish = partial(self._finish, seal)
+            self._stage(name, task, FixedList(members), finish, watch)
 
     def _search(self, task: PreparedTask, watch: Watch) -> dict[str, Chosen]:
         """The setting of each arm, from the journal where it is there."""
@@ -163,7 +167,9 @@ class Run:
             if all(arm.name in found for arm in group):
                 continue
             search = plan.search(self.prepared, task, group, self.journal)
-            self._stage(f"{name}/search/{number}", task, search, _searched, watch)
+            alone = not (self.shares and plan.shares_backbone(group[0]))
+            finish = partial(_searched, self.prepared.optimistic)
+            self._stage(f"{name}/search/{number}", task, search, finish, watch, alone=alone)
             for lane in search.lanes:
                 best = choose(lane, fixed_epochs=self.prepared.settings.data.protocol == "cv")
                 found[lane.arm.name] = best
@@ -183,10 +189,13 @@ class Run:
         schedule: Resumable,
         finish: Finish,
         watch: Watch,
+        *,
+        alone: bool = False,
     ) -> None:
+        """alone: its trials cannot share a backbone, and train one after the other."""
         limits = default_limits(self.device)
-        if self.trials is not None:
-            limits = type(limits)(trials=self.trials, tokens=limits.tokens)
+        if alone or self.trials is not None:
+            limits = replace(limits, trials=1 if alone else self.trials)
         self._load(task)
         stage = Stage(name, self.bench, schedule, self.journal, self.folder / CHECKPOINTS, finish)
         stage.train(limits, SAVE_SECONDS, watch)
@@ -223,15 +232,15 @@ class Run:
             self.journal.append(kind, **facts)
 
 
-def _searched(trial: Trial) -> dict[str, Any]:
-    """What a search trial leaves: its scores on the selection rows, and nothing of the test set."""
+def _searched(optimistic: bool, trial: Trial) -> dict[str, Any]:
+    """What a search trial leaves: its scores on the selection rows, and no prediction of the test rows."""
     best = trial.results[trial.best_epoch - 1]
     return {
         "best_epoch": trial.best_epoch,
         "selection": {**best.selection, "n": len(trial.given.selection)},
         "test": None,
         "tests": {},
-        "optimistic": False,
+        "optimistic": optimistic,
         "seconds": round(trial.seconds, 3),
     }
 
