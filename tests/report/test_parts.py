@@ -15,7 +15,6 @@ from fleetune.report import inside_facts, model_facts, page_facts
 from fleetune.report.again import again
 from fleetune.report.charts import style
 from fleetune.report.facts import run_facts
-from fleetune.report.page_facts import again as _again  # the same function reaches the page
 from fleetune.report.svg import printable, short
 from fleetune.report.tables import labels
 from tests.report.conftest import Written
@@ -91,7 +90,7 @@ def test_movement_is_read_against_the_backbone(made: Made) -> None:
 def test_the_command_does_the_same_run_again(made: Made) -> None:
     """Given the finished run's folder it finds the same settings there: other settings would be refused."""
     command = again(run_facts(made.run))
-    assert command is not None and _again is again
+    assert command is not None
     words = shlex.split(command)
     assert words[:2] == ["fleetune", "train"] and words[-2:] == ["--output-dir", "again"]
     before = {k: v for k, v in tree(made.run).items() if k.startswith("trials/")}
@@ -135,3 +134,21 @@ def test_facts_of_the_page_are_plain_values(write: Write) -> None:
     for name in ("study", "rank", "regression", "begun"):
         page = write(name)
         json.dumps([page.facts, page.page], allow_nan=False)
+
+
+def test_the_command_of_a_named_task_leaves_its_columns_to_it() -> None:
+    data = {"task": "rte", "data_dir": "glue/RTE", "text_columns": ["sentence1", "sentence2"]}
+    facts = {
+        "study": {
+            "data": {**data, "label_column": "label", "protocol": "paper"},
+            "backbone": {"name": "roberta-base", "dtype": "float32"},
+            "methods": [{"method": "lora", "r": 2, "lora_alpha": 8.0, "learning_rate": 1e-3}],
+            "seeds": [3, 4],
+        },
+        "estimates": [],
+    }
+    assert again(facts) == (
+        "fleetune train --task rte --data-dir glue/RTE --protocol paper --methods lora --set lora.r=2 "
+        "--learning-rate 0.001 --backbone roberta-base --dtype float32 --seeds 2 --seed 3 --output-dir again"
+    )
+    assert again({**facts, "study": {**facts["study"], "seeds": [3, 5]}}) is None

@@ -33,7 +33,9 @@ def test_a_trial_shows_its_settings_epochs_and_scores(write: Write) -> None:
 
 
 def test_the_nearest_name_is_offered(write: Write) -> None:
-    with pytest.raises(SettingsError, match='no trial "lora-r8-s9".*did you mean "lora-r8-s42"'):
+    with pytest.raises(
+        SettingsError, match=r'no trial "lora-r8-s9" in this run, did you mean "lora-r8-s4[23]"'
+    ):
         trial_tables.trial_of(write("train").facts, "lora-r8-s9")
 
 

@@ -15,8 +15,9 @@ from fleetune.config import TrainingSettings
 from fleetune.report.model_facts import tables
 from fleetune.report.svg import printable
 
-_DATA_FLAGS = (
-    ("data_dir", "--data-dir"),
+# A named task knows its columns.
+_TASK_FLAGS = (("data_dir", "--data-dir"),)
+_FILE_FLAGS = (
     ("file", "--data"),
     ("test_file", "--test-data"),
     ("label_column", "--label-column"),
@@ -48,7 +49,7 @@ def _main_metric(facts: Mapping[str, Any]) -> str | None:
 
 def _data(data: Mapping[str, Any]) -> list[str]:
     words = [] if data.get("file") or not data.get("task") else ["--task", str(data["task"])]
-    for key, flag in _DATA_FLAGS:
+    for key, flag in _FILE_FLAGS if data.get("file") else _TASK_FLAGS:
         if data.get(key):
             words += [flag, str(data[key])]
     for column in (data.get("text_columns") or []) if data.get("file") else []:
