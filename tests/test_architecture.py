@@ -29,8 +29,10 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("study",),
     ("report",),
     ("serve",),
-    ("cli",),
+    ("cli", "api"),
 )
+# The package's root offers the names of this part, and imports nothing else.
+ROOT_OFFERS = "api"
 # Finer than the levels: what a part leaves alone although it stands above it.
 LEAVES_ALONE: dict[str, frozenset[str]] = {
     "config": frozenset({"seeds", "records"}),
@@ -95,6 +97,8 @@ def is_module(dotted: str) -> bool:
 
 def allowed(part: str) -> frozenset[str]:
     """What a part may import of the package, besides its own folder."""
+    if part == "__init__":
+        return frozenset({ROOT_OFFERS})
     above: set[str] = set()
     for level in LEVELS:
         if part in level:

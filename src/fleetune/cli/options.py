@@ -36,6 +36,13 @@ TextColumn = Annotated[
     list[str] | None,
     typer.Option(help="Column of the text; twice for pairs. Guessed from the names when left out."),
 ]
+OwnFile = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[FILE]",
+        help="Own rows, as --data: CSV, TSV, JSONL or Parquet; or the name of a task.",
+    ),
+]
 LabelColumn = Annotated[
     str | None, typer.Option(help="Column of the label. Guessed when left out.")
 ]

@@ -13,6 +13,7 @@ from fleetune.cli.options import (
     DataFile,
     Device,
     LabelColumn,
+    OwnFile,
     Task,
     TextColumn,
     dump,
@@ -24,6 +25,9 @@ from fleetune.cli.options import (
 )
 from fleetune.errors import SOME_TRIALS_FAILED, SettingsError
 
+# A guess is checked at a glance.
+SHOWN_CLASSES = 5
+
 
 def register(app: typer.Typer) -> None:
     app.command("train")(with_training_flags(train))
@@ -33,6 +37,7 @@ def train(
     output_dir: Annotated[
         Path, typer.Option(help="Folder of the run; the same command again goes on in it.")
     ],
+    file: OwnFile = None,
     task: Task = None,
     data_dir: DataDir = None,
     data: DataFile = None,
@@ -97,27 +102,30 @@ def train(
 
     Example: fleetune train --task demo-sentiment --methods bitfit,lora --seeds 3 --output-dir runs/first
     """
-    from fleetune.study.prepare import DataSettings, MethodSettings, Settings
+    from fleetune.study.fixed import fixed_settings, task_or_file
+    from fleetune.study.settings import DataSettings, MethodSettings
 
     names = split_names(method or ["lora"])
-    if len(set(names)) != len(names):
-        raise SettingsError(
-            "--methods", [f"a method may be named once, but got {', '.join(names)}"]
-        )
     own = parse_set(set_ or [], names)
-    settings = Settings(
-        data=DataSettings(
+    path = str(data) if data else None
+    if file is not None:
+        if task or path:
+            raise SettingsError("train", [f"give {file} alone, or --task, or --data, and not both"])
+        task, path = task_or_file(file)
+    settings = fixed_settings(
+        DataSettings(
             task=task,
             data_dir=str(data_dir) if data_dir else None,
-            file=str(data) if data else None,
+            file=path,
             test_file=str(test_data) if test_data else None,
             text_columns=tuple(text_column) if text_column else None,
             label_column=label_column,
             groups_column=groups_column,
             protocol=protocol,
         ),
-        methods=tuple(MethodSettings(name, own[name]) for name in names),
-        seeds=tuple(range(seed, seed + seeds)),
+        [MethodSettings(name, own[name]) for name in names],
+        seeds=seeds,
+        seed=seed,
         training=training,
         backbone=backbone,
         revision=revision,
@@ -137,7 +145,7 @@ def run(settings: Any, output_dir: Path, *, device: str = "cpu", as_json: bool =
 
     check_compute(None, device)
     prepared = prepare(settings)
-    _introduce(prepared)
+    _introduce(prepared, settings.data)
     with progress(prepared.inputs) as watch:
         outcome = Run(output_dir, prepared, device).train(watch)
     # Only now: statistics take a second to import, and training need not wait for them.
@@ -162,13 +170,14 @@ def run(settings: Any, output_dir: Path, *, device: str = "cpu", as_json: bool =
     return outcome.failed
 
 
-def _introduce(prepared: Any) -> None:
+def _introduce(prepared: Any, given: Any) -> None:
     data, first = prepared.dataset, prepared.inputs[0]
     say(
         f"{data.task.name}: {len(first.train)} train, {len(first.selection)} selection, "
         + ", ".join(f"{len(split)} {name}" for name, split in data.tests.items())
         + f" rows ({data.source}); text {' + '.join(data.task.columns)}, label {data.task.label_column}"
     )
+    _tell_guess(data.task, given)
     say(f"backbone {prepared.backbone.source} in {prepared.dtype}; {len(prepared.inputs)} trials")
     for name, count in prepared.truncated.items():
         if count:
@@ -179,3 +188,22 @@ def _introduce(prepared: Any) -> None:
         say(
             "protocol paper: the epoch is chosen on the test rows, so the numbers will be OPTIMISTIC"
         )
+
+
+def _tell_guess(task: Any, given: Any) -> None:
+    """Which columns of an own file were guessed, and how to change that."""
+    if given.file is None or (given.text_columns and given.label_column):
+        return
+    classes = ", ".join(task.label_names[:SHOWN_CLASSES])
+    more = "" if len(task.label_names) <= SHOWN_CLASSES else ", ..."
+    guessed = [
+        *([] if given.text_columns else [f"text = {' + '.join(task.columns)} (--text-column)"]),
+        *(
+            []
+            if given.label_column
+            else [
+                f"label = {task.label_column} with {len(task.label_names)} classes, {classes}{more} (--label-column)"
+            ]
+        ),
+    ]
+    say(f"guessed: {'; '.join(guessed)}; name others with these flags")

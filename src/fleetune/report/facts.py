@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from fleetune.artifact import layout
 from fleetune.errors import SettingsError
 from fleetune.records import Estimate, as_json
 from fleetune.report import study_facts
@@ -192,14 +193,19 @@ def _outputs(
     folder: Path, group: Sequence[dict[str, Any]], name: str
 ) -> tuple[NDArray[Any], NDArray[Any]]:
     """Labels [n] and logits [S, n, C] of one test set."""
-    logits: list[NDArray[Any]] = []
-    labels: NDArray[Any] = np.empty(0)
-    for trial in group:
-        table = pq.read_table(folder / "trials" / trial["id"] / "predictions.parquet").to_pydict()
-        rows = [i for i, split in enumerate(table["split"]) if split == name]
-        labels = np.asarray([table["label"][i] for i in rows])
-        logits.append(np.asarray([table["logits"][i] for i in rows]))
-    return labels, np.stack(logits)
+    found = [saved_predictions(folder / "trials" / t["id"], name) for t in group]
+    return found[-1][1], np.stack([logits for _, _, logits in found])
+
+
+def saved_predictions(
+    trial: Path, name: str | None = None
+) -> tuple[list[str], NDArray[Any], NDArray[Any]]:
+    """Ids, labels [n] and logits [n, C] of one test set, by default the main one, as a trial's folder keeps them."""
+    table = pq.read_table(trial / layout.PREDICTIONS).to_pydict()
+    name = table["split"][0] if name is None else name
+    rows = [i for i, split in enumerate(table["split"]) if split == name]
+    ids, labels, logits = ([table[k][i] for i in rows] for k in ("id", "label", "logits"))
+    return ids, np.asarray(labels), np.asarray(logits)
 
 
 def _estimate(

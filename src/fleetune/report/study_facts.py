@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fleetune.report.tables import labels
-from fleetune.stats.compare import Comparison, compare
+from fleetune.stats.compare import MARGIN, Comparison, compare
 from fleetune.stats.multiple import holm_family
 from fleetune.stats.rank import rank_trend
 from fleetune.stats.scores import compare_scores
@@ -145,11 +145,22 @@ def _compare(
 ) -> Comparison:
     truth, of_a = read(_trials(facts, a), a["set"])
     _, of_b = read(_trials(facts, b), b["set"])
-    metric = b["metric"]
+    return compare_outputs(b["metric"], truth, of_a, of_b)
+
+
+def compare_outputs(
+    metric: str,
+    truth: NDArray[Any],
+    of_a: NDArray[Any],
+    of_b: NDArray[Any],
+    *,
+    margin: float = MARGIN,
+) -> Comparison:
+    """Two methods by a metric. truth [n] classes or targets; of_a, of_b [S, n, C] logits of their trainings."""
     if metric == "accuracy":
         right = truth.astype(np.int64)
-        return compare(of_a.argmax(-1) == right, of_b.argmax(-1) == right)
-    return compare_scores(metric, _said(of_a), _said(of_b), truth)
+        return compare(of_a.argmax(-1) == right, of_b.argmax(-1) == right, margin=margin)
+    return compare_scores(metric, _said(of_a), _said(of_b), truth, margin=margin)
 
 
 # --- the rank study

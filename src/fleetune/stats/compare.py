@@ -25,7 +25,7 @@ from fleetune.stats.bootstrap import (
 )
 from fleetune.stats.crossed import Floats, checked_pair, contrast
 from fleetune.stats.power import detectable_difference
-from fleetune.stats.verdict import Verdict, decide
+from fleetune.stats.verdict import Verdict, decide, in_words
 
 MARGIN = 0.01
 LEVEL = 0.95
@@ -68,6 +68,9 @@ class Comparison:
     """Why this verdict, in one sentence."""
     how: str
     """How interval and p-value were computed, in words."""
+
+    def __str__(self) -> str:
+        return in_words(self)
 
 
 @dataclass(frozen=True, slots=True)

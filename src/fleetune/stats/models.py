@@ -16,7 +16,7 @@ from scipy import stats
 from fleetune.seeds import stream
 from fleetune.stats.bootstrap import RESAMPLES, Floats, percentile
 from fleetune.stats.compare import LEVEL, MARGIN, check_settings
-from fleetune.stats.verdict import Verdict, decide
+from fleetune.stats.verdict import Verdict, decide, in_words
 
 ABOUT = "these two files, not the methods that made them"
 
@@ -43,6 +43,9 @@ class ModelComparison:
     reason: str
     how: str
     about: str = ABOUT
+
+    def __str__(self) -> str:
+        return in_words(self)
 
 
 def compare_models(

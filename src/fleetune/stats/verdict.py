@@ -9,7 +9,7 @@ and smaller than the margin at once; the verdict is then "better" or "worse", an
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Protocol
 
 Verdict = Literal["better", "worse", "equivalent", "cannot tell"]
 
@@ -48,4 +48,36 @@ def decide(
     return (
         "cannot tell",
         f"the data are compatible with no difference and with one beyond the margin of {margin:g}",
+    )
+
+
+class Told(Protocol):
+    """What every comparison knows."""
+
+    @property
+    def difference(self) -> float: ...
+    @property
+    def low(self) -> float: ...
+    @property
+    def high(self) -> float: ...
+    @property
+    def level(self) -> float: ...
+    @property
+    def p_value(self) -> float: ...
+    @property
+    def n(self) -> int: ...
+    @property
+    def verdict(self) -> Verdict: ...
+    @property
+    def reason(self) -> str: ...
+    @property
+    def how(self) -> str: ...
+
+
+def in_words(found: Told) -> str:
+    """A comparison in a sentence: what B is against A, by how much, why, and how that was computed."""
+    interval = f"{100 * found.level:g}% [{found.low:+.4f}, {found.high:+.4f}]"
+    return (
+        f"B against A: {found.verdict}; difference {found.difference:+.4f}, {interval}, p = {found.p_value:.2g}, "
+        f"n = {found.n}; {found.reason} ({found.how})"
     )

@@ -55,7 +55,7 @@ def parse_study(raw: Mapping[str, Any], where: str = "study") -> Settings:
         given["data"] = [given["data"]]
     single = isinstance(raw.get("data"), Mapping)
     found, problems = _validated(given, single)
-    entries, more = _entries(given.get("methods"))
+    entries, more = method_entries(given.get("methods"))
     problems += more
     training = given.get("training", {})
     arms: tuple[Arm, ...] = ()
@@ -107,7 +107,7 @@ def _sentence(problem: Any, single: bool) -> str:
     return f"{key}: {rule[0].lower()}{rule[1:]}, but got {problem['input']!r}"
 
 
-def _entries(tables: Any) -> tuple[list[MethodSettings], list[str]]:
+def method_entries(tables: Any) -> tuple[list[MethodSettings], list[str]]:
     """[[methods]] with method names that are known; what is wrong with their own keys is said by space.py."""
     found: list[MethodSettings] = []
     problems: list[str] = []

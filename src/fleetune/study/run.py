@@ -42,6 +42,8 @@ STUDY = "study.toml"
 ENVIRONMENT = "environment.json"
 TRIALS = "trials"
 CHECKPOINTS = "checkpoints"
+GIVEN = ("data.jsonl", "test.jsonl")
+"""Rows that a Python program gave; there before the run is (given.py)."""
 # A cut costs at most this much work. Writing a cohort's state takes well under a second.
 SAVE_SECONDS = 300.0
 
@@ -278,7 +280,8 @@ def refuse_foreign(folder: Path) -> None:
         return
     for path in folder.iterdir():
         empty = path.name in (TRIALS, CHECKPOINTS) and path.is_dir() and not any(path.iterdir())
-        if not (empty or path.name in (".lock", ENVIRONMENT) or path.name.startswith(TEMPORARY)):
+        own = path.name in (".lock", ENVIRONMENT, *GIVEN) or path.name.startswith(TEMPORARY)
+        if not (empty or own):
             raise RefusedError(
                 f"{folder}: not empty, and not a run of fleetune; give --output-dir a new folder"
             )

@@ -1,0 +1,361 @@
+"""Fleetune from Python: `train`, `study`, `load` and `compare`, the commands of the same names without the terminal.
+
+Each goes the way of its command: the same settings, the same run folder, the same facts. So a run that Python began can be
+looked at with `fleetune show`, and the same call again goes on where the last one stopped.
+
+Errors are those of errors.py: SettingsError, DataError, EnvironmentProblem, RefusedError. Progress is not printed: `watch` is
+told every event of the training (cohort/train.py). What is heavy is imported by the functions.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from fleetune.errors import DataError, SettingsError, did_you_mean
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from fleetune.cohort.train import Event
+    from fleetune.serve.predictor import Predictor
+    from fleetune.stats.compare import Comparison
+    from fleetune.stats.models import ModelComparison
+    from fleetune.study.settings import Settings
+
+Place = str | os.PathLike[str]
+Rows: TypeAlias = "pd.DataFrame | Sequence[Mapping[str, Any]]"
+"""A text or two and a label each."""
+Methods = str | Sequence[str] | Mapping[str, Mapping[str, Any]]
+"""One name, several, or names with their settings: {"lora": {"r": 4, "learning_rate": 1e-3}, "bitfit": {}}."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """A run and what was found. The tables are pandas frames of the facts that `fleetune show RUN --json` prints."""
+
+    folder: Path
+
+    @cached_property
+    def facts(self) -> dict[str, Any]:
+        """All facts as one dictionary; SettingsError where the folder holds no run."""
+        from fleetune.report.facts import run_facts
+
+        return run_facts(self.folder)
+
+    @cached_property
+    def trials(self) -> pd.DataFrame:
+        """One row a trial: how it ended, its best epoch, its scores on selection and test rows, its settings."""
+        return _frame([_trial_row(t) for t in self.facts["trials"]], ("id", "task", "method"))
+
+    @cached_property
+    def estimates(self) -> pd.DataFrame:
+        """One row a method, test set and metric: value with its 95 % interval, n, seeds, parameters, seconds."""
+        from fleetune.report.tables import labels
+
+        found = self.facts["estimates"]
+        rows = [_estimate_row(label, e) for label, e in zip(labels(found), found, strict=True)]
+        return _frame(rows, ("name", "task", "set", "method", "metric", "value", "low", "high"))
+
+    @cached_property
+    def verdicts(self) -> pd.DataFrame:
+        """One row a comparison with a study's reference; none in a run without one, where `compare` does it."""
+        return _frame(self.facts["verdicts"], ("task", "method", "reference", "verdict", "reason"))
+
+    @property
+    def winner(self) -> Path | None:
+        """The folder of the model to use, chosen on selection rows; None where no trial has ended."""
+        from fleetune.report.facts import winner
+
+        best = winner(self.facts)
+        return None if best is None else self.folder / "trials" / best["id"]
+
+    def __getitem__(self, name: str) -> Trainings:
+        """All trainings of one method, by its name or, where that is not enough, by its row in the table ("lora r=8")."""
+        named = _trainings(self)
+        found = [t for label, t in named.items() if name in (label, t.method)]
+        if len(found) != 1:
+            what = "stands for several" if found else "is not there"
+            raise SettingsError(
+                str(self.folder),
+                [f'"{name}" {what}{did_you_mean(name, named) if not found else ""}; there are: {", ".join(named)}'],
+            )  # fmt: skip
+        return found[0]
+
+    def report(self, output: Place | None = None) -> Path:
+        """Write the HTML report, by default as report.html in the run's folder; its path."""
+        from fleetune.report.page import write_report
+
+        return write_report(self.folder, None if output is None else Path(output))
+
+    def __str__(self) -> str:
+        """The tables that the command prints: estimates, and of a study what was chosen, and verdicts."""
+        from fleetune.report.study_tables import found
+
+        return found(self.facts)
+
+
+@dataclass(frozen=True, slots=True)
+class Trainings:
+    """The trainings of one method with one setting: what says something about a method, and not about one file."""
+
+    name: str
+    method: str
+    folders: tuple[Path, ...]
+    """The saved model of each seed."""
+
+
+def train(
+    data: Place | Rows,
+    methods: Methods = "lora",
+    *,
+    output_dir: Place,
+    seeds: int | Sequence[int] = 1,
+    seed: int = 42,
+    test_data: Place | Rows | None = None,
+    data_dir: Place | None = None,
+    text_column: str | Sequence[str] | None = None,
+    label_column: str | None = None,
+    groups_column: str | None = None,
+    protocol: str = "holdout",
+    backbone: Place = "minilm",
+    revision: str | None = None,
+    dtype: str = "auto",
+    max_length: int | None = None,
+    device: str = "cpu",
+    watch: Callable[[Event], None] | None = None,
+    **training: Any,
+) -> Result:
+    """Train one setting of each method with any number of seeds, and measure it: `fleetune train`.
+
+    data: a task's name, a file, a pandas frame or a list of dicts; columns that are not named are guessed. Rows from memory
+    are kept in the run's folder. seeds: how many, from `seed` on, or the seeds themselves. training: settings for all
+    methods under the names of `transformers.TrainingArguments` (docs/settings.md).
+    """
+    from fleetune.study.file import method_entries
+    from fleetune.study.fixed import fixed_settings
+    from fleetune.study.settings import DataSettings
+
+    entries, problems = method_entries(_method_tables(methods))
+    if problems:
+        raise SettingsError("methods", problems)
+    folder = Path(output_dir)
+    task, file = _source(data, folder, "data.jsonl")
+    _, test_file = (None, None) if test_data is None else _source(test_data, folder, "test.jsonl")
+    settings = fixed_settings(
+        DataSettings(
+            task=task,
+            data_dir=None if data_dir is None else str(data_dir),
+            file=file,
+            test_file=test_file,
+            text_columns=(text_column,)
+            if isinstance(text_column, str)
+            else tuple(text_column or ()) or None,
+            label_column=label_column,
+            groups_column=groups_column,
+            protocol=protocol,
+        ),
+        entries,
+        seeds=seeds,
+        seed=seed,
+        training=training,
+        backbone=str(backbone),
+        revision=revision,
+        dtype=dtype,
+        max_length=max_length,
+    )
+    return _run(settings, folder, device, watch)
+
+
+def study(
+    study: Place | Mapping[str, Any],
+    *,
+    output_dir: Place,
+    overrides: Sequence[str] = (),
+    device: str = "cpu",
+    watch: Callable[[Event], None] | None = None,
+) -> Result:
+    """Search each method with an equal budget, confirm with fresh seeds, and say what differs: `fleetune study`.
+
+    study: a study file, or its content as a dict of tables (docs/studies.md). overrides: "training.num_train_epochs=5", as
+    --set of the command; for files.
+    """
+    from fleetune.study.file import parse_study, read_study
+
+    if isinstance(study, Mapping):
+        if overrides:
+            raise SettingsError(
+                "study", ["overrides are for a file; change the dict, or leave them out"]
+            )
+        return _run(parse_study(study), Path(output_dir), device, watch)
+    return _run(read_study(Path(study), overrides), Path(output_dir), device, watch)
+
+
+def load(model: Place | Result, *, dtype: str | None = None, device: str = "cpu") -> Predictor:
+    """A saved model, ready to predict. model: a trial's folder, an exported one, or a run, which stands for its winner."""
+    from fleetune.serve.predictor import Predictor
+
+    return Predictor(_place(model), dtype=dtype, device=device)
+
+
+def compare(
+    a: Place | Result | Trainings, b: Place | Result | Trainings, *, margin: float = 0.01
+) -> Comparison | ModelComparison:
+    """Is B better than A, judged by what both predicted on the same test rows?
+
+    a, b: all trainings of a method (`found["lora"]`); a run, which stands for all trainings of its winner's method; or a
+    trial's folder. Two trials are compared as files by accuracy where they classify (stats/models.py); everything else as
+    methods, by the main metric of their task (stats/compare.py). margin: differences below it do not matter.
+    Misleads: rows are known by number and label alone; whether two test files with the same labels hold the same texts is
+    not seen. Raises SettingsError for what has no predictions, DataError where the test rows differ.
+    """
+    from fleetune.report.study_facts import compare_outputs
+    from fleetune.stats.models import compare_models
+
+    sides = [_side(a), _side(b)]
+    truth, (of_a, of_b), metric = _predicted(sides)
+    if not any(isinstance(side, Trainings) for side in sides) and of_a.shape[-1] > 1:
+        right = truth.astype(int)
+        return compare_models(of_a[0].argmax(-1) == right, of_b[0].argmax(-1) == right, margin=margin)  # fmt: skip
+    return compare_outputs(metric, truth, of_a, of_b, margin=margin)
+
+
+# --- one way for `train` and `study`
+
+
+def _run(
+    settings: Settings, folder: Path, device: str, watch: Callable[[Event], None] | None
+) -> Result:
+    from fleetune.study.prepare import check_compute, prepare
+    from fleetune.study.run import Run
+
+    check_compute(None, device)
+    Run(folder, prepare(settings), device).train(watch or (lambda event: None))
+    return Result(folder)
+
+
+def _method_tables(methods: Methods) -> list[dict[str, Any]]:
+    """As a study file's [[methods]]."""
+    if isinstance(methods, str):
+        return [{"method": methods}]
+    if isinstance(methods, Mapping):
+        return [{"method": name, **settings} for name, settings in methods.items()]
+    return [{"method": name} for name in methods]
+
+
+def _source(data: Any, folder: Path, name: str) -> tuple[str | None, str | None]:
+    """(task, file): what the text names, or rows from memory as a file in the run's folder."""
+    from fleetune.data.memory import as_jsonl
+    from fleetune.study.fixed import task_or_file
+    from fleetune.study.given import keep_rows
+
+    if isinstance(data, str | os.PathLike):
+        return task_or_file(os.fspath(data))
+    rows = data.to_dict(orient="records") if hasattr(data, "to_dict") else data
+    return None, str(keep_rows(folder, name, as_jsonl(rows)))
+
+
+def _place(model: Place | Result) -> Path:
+    return model.folder if isinstance(model, Result) else Path(model)
+
+
+# --- what is compared
+
+
+def _trainings(result: Result) -> dict[str, Trainings]:
+    """By the name of each row of the table; with several tasks the task stands before it."""
+    from fleetune.report.tables import labels
+
+    facts, found = result.facts, dict[str, Trainings]()
+    tasks = list(dict.fromkeys(e["task"] for e in facts["estimates"]))
+    for task in tasks:
+        mine = [e for e in facts["estimates"] if e["task"] == task]
+        main = [e for e in mine if (e["set"], e["metric"]) == (mine[0]["set"], mine[0]["metric"])]
+        for label, e in zip(labels(main), main, strict=True):
+            name = f"{task}: {label}" if len(tasks) > 1 else label
+            folders = tuple(result.folder / "trials" / ident for ident in e["trials"])
+            found[name] = Trainings(name, e["method"], folders)
+    return found
+
+
+def _side(given: Place | Result | Trainings) -> Trainings | Path:
+    """Several trainings of a method, or the folder of one saved model."""
+    from fleetune.artifact import layout
+    from fleetune.serve.predictor import model_folder
+
+    if isinstance(given, Trainings):
+        return given
+    folder = model_folder(_place(given))
+    if not (folder / layout.PREDICTIONS).is_file():
+        raise SettingsError(
+            "compare",
+            [f"{folder}: keeps no predictions ({layout.PREDICTIONS}); give a trial's folder, or a run"],
+        )  # fmt: skip
+    if folder == _place(given):
+        return folder
+    return next(t for t in _trainings(Result(_place(given))).values() if folder in t.folders)
+
+
+def _predicted(sides: Sequence[Trainings | Path]) -> tuple[Any, tuple[Any, Any], str]:
+    """Labels [n], logits [S, n, C] of each side, and the metric. DataError where the test rows are not the same."""
+    import numpy as np
+
+    from fleetune.artifact.load import read_record
+    from fleetune.report.facts import saved_predictions
+
+    records: list[Any] = []
+    read: list[list[Any]] = []
+    for side in sides:
+        folders = side.folders if isinstance(side, Trainings) else (side,)
+        records += [read_record(folder)[0] for folder in folders]
+        read.append([saved_predictions(folder) for folder in folders])
+    first, (ids, truth, _) = records[0], read[0][0]
+    for record in records:
+        if record.label_names != first.label_names or record.metrics != first.metrics:
+            raise DataError(
+                "compare", [f"{first.task} and {record.task} have different labels or metrics"]
+            )
+    if any(i != ids or not np.array_equal(labels, truth) for side in read for i, labels, _ in side):
+        raise DataError(
+            "compare",
+            ["the two sides were not measured on the same test rows; train both with the same test file"],
+        )  # fmt: skip
+    of_a, of_b = (np.stack([logits for _, _, logits in side]) for side in read)
+    return truth, (of_a, of_b), first.metrics[0]
+
+
+# --- frames
+
+
+def _frame(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> pd.DataFrame:
+    """A frame; without rows it still has the columns that matter."""
+    import pandas as pd
+
+    return pd.DataFrame(list(rows)) if rows else pd.DataFrame(columns=list(columns))
+
+
+def _trial_row(trial: Mapping[str, Any]) -> dict[str, Any]:
+    metric = trial["training"]["metric_for_best_model"]
+    best = next((e for e in trial["epochs"] if e["epoch"] == trial["best_epoch"]), None)
+    test = {f"test_{name}": value for name, value in (trial["test"] or {}).items()}
+    told = ("id", "task", "method", "seed", "phase", "status", "reason", "best_epoch")
+    return {
+        **{key: trial[key] for key in told},
+        "selection": None if best is None else best["selection"].get(metric),
+        **test,
+        "optimistic": trial["optimistic"],
+        **trial["trainable_parameters"],
+        "seconds": trial["seconds"],
+        "learning_rate": trial["training"]["learning_rate"],
+        **trial["hyperparameters"],
+    }
+
+
+def _estimate_row(label: str, estimate: Mapping[str, Any]) -> dict[str, Any]:
+    nested = ("hyperparameters", "training", "trainable_parameters", "trials")
+    flat = {key: value for key, value in estimate.items() if key not in nested}
+    return {"name": label, **flat, **estimate["trainable_parameters"], **estimate["training"]}

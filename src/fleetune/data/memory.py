@@ -1,0 +1,39 @@
+"""Rows that a Python program holds, as JSON Lines: from there on they are read as strictly as any file.
+
+Nothing is converted but numpy's scalars, which become Python's: a label 3.0 or None is refused by the reader (jsonl.py), with
+the number of the row as its line.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from fleetune.errors import DataError
+
+
+def as_jsonl(rows: Iterable[Mapping[str, Any]]) -> bytes:
+    """One object a line. DataError where there is no row, a row is no mapping, or a column's name is no string."""
+    lines: list[str] = []
+    for number, row in enumerate(rows, start=1):
+        given: Any = row
+        if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):
+            raise DataError(
+                "data",
+                [
+                    f'row {number}: must be a dict such as {{"text": "...", "label": "good"}}, but got '
+                    f"{type(given).__name__} {str(given)[:60]!r}"
+                ],
+            )
+        lines.append(json.dumps(dict(given), ensure_ascii=True, default=_plain))
+    if not lines:
+        raise DataError("data", ["there are no rows; give at least some of each label"])
+    return ("\n".join(lines) + "\n").encode()
+
+
+def _plain(value: Any) -> Any:
+    """numpy's scalars as Python's; of other types their name, which no column of texts or labels can use."""
+    return value.item() if isinstance(value, np.generic) else {"type": type(value).__name__}

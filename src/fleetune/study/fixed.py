@@ -1,0 +1,50 @@
+"""Settings without a search: what `fleetune train` and `fleetune.train` make of what they are given."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fleetune.data.load import TASK_NAMES
+from fleetune.errors import SettingsError, did_you_mean
+from fleetune.study.settings import DataSettings, MethodSettings, Settings
+
+
+def fixed_settings(
+    data: DataSettings,
+    methods: Sequence[MethodSettings],
+    *,
+    seeds: int | Sequence[int],
+    seed: int,
+    training: Mapping[str, Any],
+    **encoder: Any,
+) -> Settings:
+    """One setting of each method. seeds: the seeds themselves, or how many from `seed` on. encoder: fields of `Settings`.
+
+    SettingsError where a method is named twice, or there is no seed.
+    """
+    names = [m.method for m in methods]
+    if len(set(names)) != len(names):
+        raise SettingsError(
+            "methods", [f"a method may be named once, but got {', '.join(names)}; use a study"]
+        )
+    if isinstance(seeds, int):
+        if seeds < 1:
+            raise SettingsError("seeds", [f"`seeds >= 1` must hold, but got {seeds}"])
+        seeds = range(seed, seed + seeds)
+    return Settings(
+        data=data, methods=tuple(methods), seeds=tuple(seeds), training=training, **encoder
+    )
+
+
+def task_or_file(name: str) -> tuple[str | None, str | None]:
+    """(task, None) for a task's name, else (None, file). SettingsError for what looks like neither."""
+    if name in TASK_NAMES:
+        return name, None
+    path = Path(name)
+    if not path.suffix and not path.exists():
+        raise SettingsError(
+            "data", [f'"{name}" is neither a file nor a task{did_you_mean(name, TASK_NAMES)}']
+        )
+    return None, name

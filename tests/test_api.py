@@ -1,0 +1,375 @@
+"""Fleetune from Python: the names of the package, rows from files and memory, results as frames, comparisons."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import fleetune
+from fleetune.errors import DataError, RefusedError, SettingsError
+from fleetune.records import as_json
+from fleetune.stats.compare import compare as compare_methods
+from tests import runs
+from tests.runs import Made, run_cli, texts, write_csv
+from tests.test_architecture import HEAVY
+
+SHORT: dict[str, Any] = {"max_steps": 4, "learning_rate": 1e-2, "dtype": "float32"}
+
+
+def rows(n: int) -> list[dict[str, Any]]:
+    return [{"text": text, "label": i % 2} for i, text in enumerate(texts(n))]
+
+
+def kept_rows(result: fleetune.Result) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (result.folder / "data.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def found(made: Made) -> fleetune.Result:
+    """The shared run: four methods, two seeds."""
+    return fleetune.Result(made.run)
+
+
+@pytest.fixture(scope="module")
+def trained(made: Made, tmp_path_factory: pytest.TempPathFactory) -> fleetune.Result:
+    """Two methods with settings of their own, on a list of dicts."""
+    return fleetune.train(
+        rows(60),
+        {"lora": {"r": 2, "learning_rate": 2e-2}, "head": {}},
+        test_data=rows(24),
+        seeds=[3, 5],
+        output_dir=tmp_path_factory.mktemp("api") / "run",
+        backbone=made.backbone,
+        **SHORT,
+    )
+
+
+# --- the package itself
+
+
+def test_importing_the_package_loads_nothing_heavy() -> None:
+    script = (
+        "import json, sys, fleetune\n"
+        "assert 'train' in dir(fleetune) and callable(fleetune.load)\n"
+        f"print(json.dumps([n for n in (*{HEAVY!r}, 'pandas') if n in sys.modules]))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120
+    )
+    assert json.loads(done.stdout) == []
+
+
+def test_study_is_a_function_whatever_was_imported_before() -> None:
+    """The folder study/ has the same name, and importing from it binds that name."""
+    script = (
+        "import fleetune\n"
+        "from fleetune.errors import SettingsError\n"
+        "def call():\n"
+        "    try:\n        fleetune.study({}, output_dir='nowhere')\n"
+        "    except SettingsError as error:\n        return str(error)\n"
+        "first = call()\n"
+        "import fleetune.study.settings\n"
+        "assert call() == first and 'data: missing' in first, first\n"
+        "assert fleetune.study.settings.PROTOCOLS\n"
+    )
+    subprocess.run([sys.executable, "-W", "error", "-c", script], check=True, timeout=120)
+
+
+def test_a_name_that_there_is_not_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'trian'"):
+        _ = fleetune.trian
+    assert all(hasattr(fleetune, name) for name in fleetune.__all__)
+
+
+# --- train
+
+
+def test_python_and_the_command_give_the_same_run(made: Made, tmp_path: Path) -> None:
+    file = write_csv(tmp_path / "reviews.csv", 40)
+    ours = fleetune.train(
+        file, ["head", "bitfit"], seeds=2, output_dir=tmp_path / "ours", backbone=made.backbone, **SHORT,
+    )  # fmt: skip
+    theirs = run_cli(
+        *("train", file, "--methods", "head,bitfit", "--seeds", 2, "--max-steps", 4, "--json"),
+        *("--learning-rate", 1e-2, "--dtype", "float32", "--backbone", made.backbone),
+        *("--output-dir", tmp_path / "theirs"),
+    )
+    assert theirs.code == 0, theirs.err
+    for key in ("ours", "theirs"):
+        assert (tmp_path / key / "study.toml").is_file()
+    assert (tmp_path / "ours/study.toml").read_text() == (tmp_path / "theirs/study.toml").read_text()  # fmt: skip
+    other = json.loads(theirs.out)
+    assert [(t["id"], t["test"]) for t in ours.facts["trials"]] == [
+        (t["id"], t["test"]) for t in other["trials"]
+    ]
+
+
+def test_settings_of_a_method_and_seeds_arrive(trained: fleetune.Result) -> None:
+    frame = trained.trials.set_index("id")
+    assert list(frame.index) == ["lora-s3", "lora-s5", "head-s3", "head-s5"]
+    assert set(frame.status) == {"done"} and list(frame.seed) == [3, 5, 3, 5]
+    assert frame.loc["lora-s3", ["r", "learning_rate"]].tolist() == [2, 2e-2]
+    assert frame.loc["head-s3", "learning_rate"] == 1e-2
+    # Two layers, query and value, r * (16 + 16) each.
+    assert frame.loc["lora-s3", "encoder"] == 4 * 2 * 32
+    assert frame.loc["head-s3", "encoder"] == 0
+
+
+def test_rows_from_memory_are_kept_and_gone_on_with(made: Made, trained: fleetune.Result) -> None:
+    assert kept_rows(trained) == rows(60)
+    before = (trained.folder / "trials/lora-s3/adapter_model.safetensors").stat().st_mtime_ns
+    again = {
+        "methods": {"lora": {"r": 2, "learning_rate": 2e-2}, "head": {}},
+        "seeds": [3, 5],
+        "output_dir": trained.folder,
+        "backbone": made.backbone,
+        **SHORT,
+    }
+    frame = pd.DataFrame(rows(60))
+    same = fleetune.train(frame, test_data=rows(24), **again)
+    assert same.estimates.equals(trained.estimates)
+    assert (trained.folder / "trials/lora-s3/adapter_model.safetensors").stat().st_mtime_ns == before  # fmt: skip
+    with pytest.raises(RefusedError, match="holds a run on other rows"):
+        fleetune.train(frame.assign(label=1 - frame.label), test_data=rows(24), **again)
+    assert kept_rows(trained) == rows(60)
+
+
+def test_rows_from_memory_do_not_go_into_a_foreign_folder(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(RefusedError, match="not empty, and not a run"):
+        fleetune.train(rows(10), output_dir=tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize(
+    ("data", "error", "told"),
+    [
+        ([], DataError, "there are no rows"),
+        (["a text"], DataError, "row 1: must be a dict"),
+        ([{"text": "w1", "label": 0}, {"text": None, "label": 1}], DataError, "line 2, column text: null"),
+        (pd.DataFrame({"text": ["w1", "w2"], "label": [0.0, 1.5]}), DataError, "label"),
+        ("demo-sentimant", SettingsError, 'neither a file nor a task, did you mean "demo-sentiment"'),
+        ("nowhere.csv", Exception, "nowhere.csv"),
+    ],
+)  # fmt: skip
+def test_data_that_cannot_be_used_says_why(
+    made: Made, tmp_path: Path, data: Any, error: type[Exception], told: str
+) -> None:
+    with pytest.raises(error, match=told):
+        fleetune.train(data, output_dir=tmp_path / "run", backbone=made.backbone)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"methods": "lara"}, 'there is no "lara", did you mean "lora"'),
+        ({"methods": ["lora", "lora"]}, "named once"),
+        ({"methods": {"lora": {"rank": 3}}}, "rank"),
+        ({"lr": 1e-3}, "use learning_rate"),
+        ({"seeds": 0}, "`seeds >= 1` must hold"),
+        ({"device": "gpu"}, 'device "gpu" is not known'),
+    ],
+)
+def test_settings_that_cannot_be_used_say_why(
+    made: Made, tmp_path: Path, given: dict[str, Any], told: str
+) -> None:
+    file = write_csv(tmp_path / "reviews.csv", 20)
+    with pytest.raises(SettingsError, match=told):
+        fleetune.train(file, output_dir=tmp_path / "run", backbone=made.backbone, **given)
+    assert not (tmp_path / "run").exists()
+
+
+def test_watch_is_told_what_happens(made: Made, tmp_path: Path) -> None:
+    seen: list[str] = []
+    fleetune.train(
+        write_csv(tmp_path / "reviews.csv", 20), "head", output_dir=tmp_path / "run", backbone=made.backbone,
+        watch=lambda event: seen.append(type(event).__name__), **SHORT,
+    )  # fmt: skip
+    assert seen[0] == "Started" and seen[-1] == "TrialDone" and "EpochDone" in seen
+
+
+# --- results
+
+
+def test_frames_hold_what_show_prints(found: fleetune.Result, made: Made) -> None:
+    facts = json.loads(run_cli("show", made.run, "--json").out)
+    assert list(found.trials.id) == [t["id"] for t in facts["trials"]]
+    for row, trial in zip(found.trials.to_dict("records"), facts["trials"], strict=True):
+        assert row["test_accuracy"] == trial["test"]["accuracy"]
+        best = trial["epochs"][trial["best_epoch"] - 1]
+        assert row["selection"] == best["selection"]["accuracy"]
+    columns = ["method", "metric", "value", "low", "high", "n", "seeds"]
+    assert found.estimates[columns].to_dict("records") == [
+        {key: e[key] for key in columns} for e in facts["estimates"]
+    ]
+    assert found.verdicts.empty and "verdict" in found.verdicts.columns
+
+
+def test_the_text_of_a_result_is_the_table_of_the_command(
+    found: fleetune.Result, made: Made
+) -> None:
+    assert str(found) in run_cli("show", made.run).out
+    assert "95% interval" in str(found)
+
+
+def test_the_winner_is_the_one_that_commands_use(found: fleetune.Result, made: Made) -> None:
+    assert found.winner is not None
+    assert f"uses {found.winner.name}" in run_cli("show", made.run).err
+    assert fleetune.load(found).folder == fleetune.load(made.run).folder == found.winner
+
+
+def test_a_report_is_written(found: fleetune.Result, tmp_path: Path) -> None:
+    path = found.report(tmp_path / "first.html")
+    assert path == tmp_path / "first.html" and path.read_text().startswith("<!doctype html>")
+
+
+def test_a_folder_without_a_run_says_so(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="no run"):
+        _ = fleetune.Result(tmp_path).trials
+
+
+def test_a_study_from_a_dict_has_verdicts(made: Made, tmp_path: Path) -> None:
+    content = {
+        "data": {"file": str(made.folder / "train.csv"), "test_file": str(made.folder / "test.csv")},
+        "backbone": {"name": str(made.backbone), "dtype": "float32"},
+        "training": {"max_steps": 2, "learning_rate": 1e-2},
+        "methods": [{"method": "head"}, {"method": "bitfit"}],
+        "confirm": {"seeds": 2},
+    }  # fmt: skip
+    result = fleetune.study(content, output_dir=tmp_path / "run")
+    (verdict,) = result.verdicts.to_dict("records")
+    assert (verdict["method"], verdict["reference"]) == ("bitfit", "head")
+    assert verdict["verdict"] == "cannot tell" and verdict["n"] == 24
+    assert "cannot tell" in str(result)
+    assert result.facts["arms"][0]["confirm"]["trials"] == list(result.trials.id)[:2]
+    by_hand = fleetune.compare(result["head"], result["bitfit"])
+    assert by_hand.difference == verdict["difference"] and by_hand.p_value == verdict["p_value"]
+
+
+def test_overrides_are_for_files(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="overrides are for a file"):
+        fleetune.study({}, output_dir=tmp_path / "run", overrides=["confirm.seeds=2"])
+
+
+# --- predicting and comparing
+
+
+def test_a_loaded_model_predicts_what_was_measured(found: fleetune.Result, made: Made) -> None:
+    said = fleetune.load(found).predict(texts(24, 7))
+    right = np.mean([p.label == ("bad", "good")[i % 2] for i, p in enumerate(said)])
+    row = found.trials.set_index("id").loc[found.winner.name]
+    assert right == pytest.approx(row.test_accuracy, abs=1e-12)  # the same 24 rows, the same model
+    assert all(sum(p.probabilities.values()) == pytest.approx(1) for p in said)
+
+
+def correct(folder: Path) -> np.ndarray:
+    """Which test rows a saved model gets right, read from its file alone."""
+    table = pd.read_parquet(folder / "predictions.parquet")
+    return np.stack(table.logits.to_list()).argmax(1) == table.label.to_numpy()
+
+
+def test_methods_are_compared_over_all_their_trainings(found: fleetune.Result, made: Made) -> None:
+    a, b = found["head"], found["lora"]
+    assert [f.name for f in b.folders] == ["lora-s0", "lora-s1"] and b.name == "lora r=8"
+    ours = fleetune.compare(a, b)
+    mine = compare_methods(*(np.stack([correct(f) for f in side.folders]) for side in (a, b)))
+    assert as_json(ours) == as_json(mine)
+    assert ours.verdict == "cannot tell" and str(ours).startswith("B against A: cannot tell")
+    assert fleetune.compare(b, a).difference == -ours.difference
+
+
+def test_saved_models_are_compared_as_files(made: Made) -> None:
+    a, b = made.run / "trials/head-s0", made.run / "trials/lora-s0"
+    ours = fleetune.compare(a, b)
+    assert (ours.only_a, ours.only_b) == (
+        int((correct(a) & ~correct(b)).sum()),
+        int((correct(b) & ~correct(a)).sum()),
+    )
+    assert "these two files" in str(ours)
+
+
+def test_a_run_stands_for_its_winners_method(found: fleetune.Result, made: Made) -> None:
+    method = found.winner.name.partition("-")[0]
+    ours = fleetune.compare(made.run, found["head"])
+    assert as_json(ours) == as_json(fleetune.compare(found[method], found["head"]))
+
+
+def test_other_test_rows_are_refused(found: fleetune.Result, trained: fleetune.Result) -> None:
+    with pytest.raises(DataError, match="different labels or metrics"):
+        fleetune.compare(found["lora"], trained["lora"])
+
+
+def test_test_rows_of_another_number_are_refused(made: Made, tmp_path: Path) -> None:
+    other = fleetune.train(
+        write_csv(tmp_path / "reviews.csv", 40), "head", output_dir=tmp_path / "run", backbone=made.backbone,
+        **SHORT,
+    )  # fmt: skip
+    with pytest.raises(DataError, match="same test rows"):
+        fleetune.compare(made.run, other)
+
+
+def test_a_method_that_was_not_trained_is_named(found: fleetune.Result) -> None:
+    with pytest.raises(SettingsError, match=r'"lara" is not there.*there are: head'):
+        _ = found["lara"]
+
+
+def test_a_model_without_predictions_is_no_side(made: Made, tmp_path: Path) -> None:
+    exported = tmp_path / "exported"
+    assert run_cli("export", made.run, "--output", exported).code == 0
+    with pytest.raises(SettingsError, match="keeps no predictions"):
+        fleetune.compare(exported, made.run)
+
+
+# --- the positional file of the command
+
+
+def train_words(made: Made, folder: Path, *more: object) -> list[object]:
+    return [
+        *("train", *more, "--method", "head", "--max-steps", 1, "--dtype", "float32"),
+        *("--backbone", made.backbone, "--output-dir", folder),
+    ]
+
+
+def test_a_guess_is_printed_with_the_flags_that_change_it(made: Made, tmp_path: Path) -> None:
+    file = tmp_path / "reviews.csv"
+    lines = [f"{text},{('low', 'high')[i % 2]},{i}" for i, text in enumerate(texts(30))]
+    file.write_text("Review,Sentiment,when\n" + "\n".join(lines) + "\n")
+    done = run_cli(*train_words(made, tmp_path / "run", file))
+    assert done.code == 0, done.err
+    (line,) = [line for line in done.err.splitlines() if line.startswith("guessed:")]
+    assert "text = Review (--text-column)" in line
+    assert "label = Sentiment with 2 classes, high, low (--label-column)" in line
+    named = run_cli(
+        *train_words(made, tmp_path / "again", file), "--text-column", "Review", "--label-column", "Sentiment",
+    )  # fmt: skip
+    assert named.code == 0 and "guessed" not in named.err
+    half = run_cli(*train_words(made, tmp_path / "half", file), "--label-column", "Sentiment")
+    assert "guessed: text = Review" in half.err and "label =" not in half.err
+
+
+def test_a_hostile_class_name_stays_a_name(made: Made, tmp_path: Path) -> None:
+    file = write_csv(tmp_path / "reviews.csv", 30, labels=("\x1b[31mred", "good"))
+    done = run_cli(*train_words(made, tmp_path / "run", file))
+    assert done.code == 0 and "\x1b" not in done.err and "\\x1b[31mred" in done.err
+
+
+def test_a_file_is_given_once(made: Made, tmp_path: Path) -> None:
+    file = write_csv(tmp_path / "reviews.csv", 30)
+    for more in (("--data", file), ("--task", "rte")):
+        done = run_cli(*train_words(made, tmp_path / "run", file), *more)
+        assert done.code == 2 and "and not both" in done.err
+    done = run_cli(*train_words(made, tmp_path / "run", "reviws"))
+    assert done.code == 2 and "neither a file nor a task" in done.err
+
+
+def test_a_task_may_be_named_in_its_place(made: Made, tmp_path: Path) -> None:
+    folder = runs.write_glue(tmp_path / "glue", "MNLI")
+    done = run_cli(*train_words(made, tmp_path / "run", "mnli"), "--data-dir", folder)
+    assert done.code == 0 and done.err.startswith("mnli: ") and "guessed" not in done.err
