@@ -18,7 +18,7 @@ from torch.testing import assert_close
 
 from fleetune.cohort.engine import Engine
 from fleetune.cohort.layers import Leaf
-from fleetune.cohort.memory import is_out_of_memory
+from fleetune.cohort.shortage import is_out_of_memory
 from fleetune.cohort.train import Advanced, Cohort, Event, PassesShrunk
 from tests.cohort.outcomes import assert_bit_equal, head_of, train, trial
 from tests.tiny import tiny_model
@@ -37,7 +37,7 @@ TRIALS = [
     trial("lora", {"r": 2, "lora_dropout": 0.2}, ident="a", dropout=0.1, **THREES),
     trial("bitfit", ident="b", seed=1, rows=12, num_train_epochs=1),
     trial("lora", {"target_modules": "all-linear"}, ident="c", seed=2, **THREES),
-    trial("head", ident="d", seed=3, rows=11, num_train_epochs=1),
+    trial("head", ident="d", seed=3, rows=11, num_train_epochs=1, dropout=0.1),
 ]
 
 

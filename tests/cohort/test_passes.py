@@ -96,9 +96,11 @@ def parts(counts: list[int], lanes: int) -> list[Part]:
     model = tiny_model("bert")
     engine = Engine(model, HEAD)
     made = [
-        trial("head", seed, rows=38, per_device_train_batch_size=n) for seed, n in enumerate(counts)
+        trial("bitfit", seed, rows=38, per_device_train_batch_size=n)
+        for seed, n in enumerate(counts)
     ]
-    return micro_batches([Trial(one, engine.start(one)) for one in made], lanes)
+    engine.lanes.count = lanes
+    return micro_batches(engine, [Trial(one, engine.start(one)) for one in made])
 
 
 @settings(

@@ -91,6 +91,8 @@ class Stream:
     device: torch.device
     noise: Noise | None = None
     first_tokens_only: bool = False
+    pooled: Tensor | None = None
+    """What the head reads of each sequence, [B, D], where it is known already: then no encoder runs."""
     calls: dict[str, int] = field(default_factory=dict[str, int])
     """How often each leaf has run in this pass: shared leaves (albert) and heads run more than once."""
     kept: dict[Any, Any] = field(default_factory=dict[Any, Any])

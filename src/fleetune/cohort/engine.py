@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from fleetune.cohort.lanes import Lanes
 from fleetune.cohort.layers import Active, LowRankSlot
 from fleetune.cohort.open import OpenBackbone
 from fleetune.cohort.owned import Owned, initial_values
+from fleetune.cohort.pooled import PooledCache
 from fleetune.cohort.trial import Rows, TrialInput
 from fleetune.data.packing import Packed, pack
 from fleetune.methods.base import Method
@@ -45,6 +47,8 @@ class Engine:
         self._draws = _Drawer(model, self.sites)
         self.backbone = OpenBackbone(model, dtype, torch.device(device))
         self.lanes = Lanes(self.backbone.device)
+        self.pooled = PooledCache(self.backbone, self.lanes)
+        self._head = {name for s in self.sites.part("head") for name in map(s.parameter, s.shapes)}
 
     def owned(self, method: Method, seed: int) -> Owned:
         """The starting state of a trial."""
@@ -58,6 +62,23 @@ class Engine:
         """The starting state of the trial of an input."""
         return self.owned(given.method, given.spec.seed)
 
+    def skips_encoder(self, owned: Owned, rows: Rows, *, dropout: float | None) -> bool:
+        """Whether a trial's passes over these rows need no encoder: it owns the head alone, and nothing below is dropped.
+
+        dropout: the rate that replaces the backbone's own; 0 in evaluation.
+        """
+        fixed = dropout == 0.0 and self._head.issuperset(owned.tensors)
+        return fixed and self.backbone.can_skip and self.pooled.holds(rows.table)
+
+    def logits_of_pooled(
+        self, owned: Sequence[Owned], rows: Sequence[Rows], noise: Noise | None
+    ) -> Tensor:
+        """Logits [B, C] of rows whose pooled vectors are known; trial k's own are `rows[k]`."""
+        vectors = torch.cat([self.pooled.of(one.table)[torch.from_numpy(one.rows)] for one in rows])
+        trials = np.cumsum([0, *(len(one) for one in rows)])
+        pooled = vectors.to(self.backbone.device)
+        return self.backbone.from_pooled(pooled, trials, active_of(owned), noise)
+
     def logits(self, owned: Sequence[Owned], packed: Packed, noise: Noise | None) -> Tensor:
         """Logits [B, C] of a packed stream whose k-th trial owns `owned[k]`."""
         return self.backbone.forward(packed, active_of(owned), noise)
@@ -66,28 +87,51 @@ class Engine:
         self, owned: Sequence[Owned], rows: Sequence[Rows], batch_sizes: Sequence[int]
     ) -> list[NDArray[Any]]:
         """Each trial's logits [n, C] on its own rows, in their order, without dropout."""
-        # By length, so that the sequences of one pass fall into few buckets.
-        orders = [np.argsort(-r.table.lengths[r.rows], kind="stable") for r in rows]
-        batches = [
-            [order[at : at + size] for at in range(0, len(order), size)]
-            for order, size in zip(orders, batch_sizes, strict=True)
+        skip = [
+            self.skips_encoder(own, one, dropout=0.0) for own, one in zip(owned, rows, strict=True)
         ]
+        found: dict[int, NDArray[Any]] = {}
+        for skips in set(skip):
+            members = [k for k in range(len(rows)) if skip[k] == skips]
+            found |= self._predict(members, owned, rows, batch_sizes, skips)
+        return [found[k] for k in range(len(rows))]
+
+    def _predict(
+        self,
+        members: Sequence[int],
+        owned: Sequence[Owned],
+        rows: Sequence[Rows],
+        batch_sizes: Sequence[int],
+        skips: bool,
+    ) -> dict[int, NDArray[Any]]:
+        # By length, so that the sequences of one pass fall into few buckets.
+        orders = {
+            k: np.argsort(-rows[k].table.lengths[rows[k].rows], kind="stable") for k in members
+        }
+        batches = {
+            k: [order[at : at + batch_sizes[k]] for at in range(0, len(order), batch_sizes[k])]
+            for k, order in orders.items()
+        }
         passes = [
-            [(k, own[i]) for k, own in enumerate(batches) if i < len(own)]
-            for i in range(max(map(len, batches), default=0))
+            [(k, own[i]) for k, own in batches.items() if i < len(own)]
+            for i in range(max(map(len, batches.values())))
         ]
 
         def run(one: list[tuple[int, NDArray[np.int64]]]) -> list[NDArray[Any]]:
+            mine = [owned[k] for k, _ in one]
+            parts = [replace(rows[k], rows=rows[k].rows[batch]) for k, batch in one]
             with torch.inference_mode():
-                packed = pack([(rows[k].table, rows[k].rows[batch]) for k, batch in one])
-                logits = self.logits([owned[k] for k, _ in one], packed, None)
-            return np.split(logits.cpu().numpy(), packed.trials[1:-1])
+                if skips:
+                    logits = self.logits_of_pooled(mine, parts, None)
+                else:
+                    logits = self.logits(mine, pack([(p.table, p.rows) for p in parts]), None)
+            return np.split(logits.cpu().numpy(), np.cumsum([len(p) for p in parts])[:-1])
 
-        found: list[list[NDArray[Any]]] = [[] for _ in rows]
+        found: dict[int, list[NDArray[Any]]] = {k: [] for k in members}
         for one, logits in zip(passes, self.lanes.map(run, passes), strict=True):
             for (k, _), own in zip(one, logits, strict=True):
                 found[k].append(own)
-        return [_in_order(np.concatenate(f), order) for f, order in zip(found, orders, strict=True)]
+        return {k: _in_order(np.concatenate(found[k]), order) for k, order in orders.items()}
 
 
 class _Drawer:

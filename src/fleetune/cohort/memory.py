@@ -329,15 +329,6 @@ def _left(folder: Path, limit: str, used: str, reclaimable: str) -> int | None:
 
 # -- when it was not enough -----------------------------------------------------------------------
 
-_SIGNS = ("can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory did not suffice: Python's, torch's on a device, or its processor allocator's."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _SIGNS)
-
 
 class Undo:
     """Puts the gradients of some trials back to what they were before a pass.

@@ -12,10 +12,14 @@ The model's own modules stay as they are, and its own code runs; what changes is
 from __future__ import annotations
 
 import inspect
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
 from fleetune.backbone import attention
 from fleetune.backbone.families import Family, family_of
@@ -47,6 +51,8 @@ class OpenBackbone:
         self.device = device
         self.current = Current()
         self.takes_types = "token_type_ids" in inspect.signature(model.forward).parameters
+        # Where the head reads one vector of each sequence, and the model takes it from where it is put.
+        self.can_skip = self.pooling != "late" and self.family.layout == "packed"
         self._whole = False
         self._seen: Tensor | None = None
         self.model = model.requires_grad_(False).eval().to(device)
@@ -65,6 +71,7 @@ class OpenBackbone:
             _child(base, attention_path).fleetune_reads_first = True  # type: ignore[assignment]
             _child(base, after_path).register_forward_pre_hook(self._narrow)
         last = _child(base, self.family.last)
+        self._skippable(last)
         last.register_forward_hook(self._pool)
         if self.pooling == "late":
             # eurobert's head reads every token. Its code would average their logits by an attention mask, and 0 * nan is
@@ -109,7 +116,30 @@ class OpenBackbone:
 
         noise: dropout of the trials; None evaluates without dropout.
         """
-        return self._run(packed, active, noise).logits
+        return self._run(packed, active, noise)[0].logits  # type: ignore[no-any-return]
+
+    def pooled(self, packed: Packed) -> Tensor:
+        """What the head reads of every sequence, [B, D], from the encoder as it was loaded."""
+        stream = self._run(packed, Active({}, {}), None)[1]
+        return stream.kept["pooled"]  # type: ignore[no-any-return]
+
+    def from_pooled(
+        self, pooled: Tensor, trials: NDArray[np.int64], active: Active, noise: Noise | None
+    ) -> Tensor:
+        """Logits of sequences that the encoder need not see again, [B, C].
+
+        pooled: as `pooled` gave it, [B, D]. trials: where each trial's sequences start, and B at the end, [K + 1].
+        """
+        n = len(pooled)
+        # One token a sequence stands for all of its own: it passes the embeddings and is then replaced.
+        stand_ins = Packed(
+            ids=np.full(n, int(self.config.pad_token_id or 0)),
+            positions=np.zeros(n, np.int64),
+            type_ids=None,
+            offsets=np.arange(n + 1),
+            trials=trials,
+        )
+        return self._run(stand_ins, active, noise, pooled)[0].logits  # type: ignore[no-any-return]
 
     def hidden(self, packed: Packed, active: Active) -> Tensor:
         """Final hidden states before pooling: [1, T, D] packed, [B, L, D] padded."""
@@ -121,13 +151,15 @@ class OpenBackbone:
         assert self._seen is not None
         return self._seen
 
-    def _run(self, packed: Packed, active: Active, noise: Noise | None) -> Any:
-        self.current.stream = self.stream(packed, noise)
+    def _run(
+        self, packed: Packed, active: Active, noise: Noise | None, pooled: Tensor | None = None
+    ) -> tuple[Any, Stream]:
+        self.current.stream = stream = replace(self.stream(packed, noise), pooled=pooled)
         self.current.active = active
         # Attention asks `training` for its dropout rate and draws nothing itself.
         self.model.train(noise is not None)
         try:
-            return self.model(**self._inputs(packed, self.current.stream))
+            return self.model(**self._inputs(packed, stream)), stream
         finally:
             self.current.stream = None
             self.current.active = None
@@ -180,7 +212,34 @@ class OpenBackbone:
         output["last_hidden_state"] = self._pooled(output["last_hidden_state"])
         return output
 
+    def _skippable(self, last: nn.Module) -> None:
+        """Where the final hidden states come from one container of layers, let it do nothing when all is known.
+
+        In other families the layers run on the stand-ins, one token a sequence.
+        """
+        if not self.can_skip or self.family.last not in ("encoder", "transformer"):
+            return
+        run = last.forward
+
+        def forward(*args: Any, **named: Any) -> Any:
+            if self.current.require().pooled is None:
+                return run(*args, **named)
+            return BaseModelOutputWithPastAndCrossAttentions(
+                last_hidden_state=args[0] if args else named["hidden_states"]
+            )
+
+        last.forward = forward
+
     def _pooled(self, hidden: Tensor) -> Tensor:
+        stream = self.current.require()
+        if stream.pooled is not None:
+            return stream.pooled[:, None]
+        found = self._reduced(hidden)
+        if not torch.is_grad_enabled() and self.pooling != "late":
+            stream.kept["pooled"] = found[:, 0]
+        return found
+
+    def _reduced(self, hidden: Tensor) -> Tensor:
         stream = self.current.require()
         if self._whole:
             self._seen = hidden

@@ -41,6 +41,8 @@ class Part:
     rows: NDArray[np.int64]
     total: int
     """Rows of the whole micro-batch."""
+    skips_encoder: bool = False
+    """Whether the encoder need not see these rows (`Engine.skips_encoder`)."""
     rows_before: int = 0
     """Rows of the micro-batch before these."""
     tokens_before: int = 0
@@ -56,7 +58,8 @@ class Part:
 
     @property
     def tokens(self) -> int:
-        return int(self.lengths.sum())
+        """Tokens that its pass holds for it: one a row where the encoder is skipped."""
+        return len(self.rows) if self.skips_encoder else int(self.lengths.sum())
 
     @property
     def noise_key(self) -> NoiseKey:
@@ -82,10 +85,23 @@ class Passed:
             into.add_(gradient)
 
 
-def micro_batches(trials: Sequence[Trial], lanes: int) -> list[Part]:
-    """The next micro-batch of each trial, whole or, where that pays, in as many parts as there are lanes."""
-    batches = [(trial, trial.batch()) for trial in trials]
-    whole = [Part(trial, rows, len(rows)) for trial, rows in batches]
+def micro_batches(engine: Engine, trials: Sequence[Trial]) -> list[Part]:
+    """The next micro-batch of each trial, whole or, where that pays, in as many parts as there are lanes.
+
+    First those that skip the encoder.
+    """
+    batches = [(trial, trial.batch(), _skips(engine, trial)) for trial in trials]
+    quick = [Part(trial, rows, len(rows), True) for trial, rows, skips in batches if skips]
+    slow = [Part(trial, rows, len(rows)) for trial, rows, skips in batches if not skips]
+    return [*quick, *_in_parts(slow, engine.lanes.count)]
+
+
+def _skips(engine: Engine, trial: Trial) -> bool:
+    given = trial.given
+    return engine.skips_encoder(trial.owned, given.train, dropout=given.settings.dropout)
+
+
+def _in_parts(whole: list[Part], lanes: int) -> list[Part]:
     even = len(whole) % lanes == 0 or len(whole) >= EVEN_ENOUGH * lanes
     if even or sum(part.tokens for part in whole) < LEAST_TOKENS * lanes:
         return whole
@@ -100,7 +116,7 @@ def divide(part: Part, count: int) -> list[Part]:
     cuts = [0, *(1 + np.abs(ends[:, None] - wanted).argmin(0)).tolist(), part.total]
     before = np.concatenate([[0], ends])
     return [
-        Part(part.trial, part.rows[low:high], part.total, low, int(before[low]))
+        Part(part.trial, part.rows[low:high], part.total, False, low, int(before[low]))
         for low, high in pairwise(cuts)
         if low < high
     ]
@@ -112,6 +128,10 @@ def cut(parts: Sequence[Part], max_tokens: int, lanes: int) -> list[list[Part]]:
     As many passes as fill the lanes evenly. A part is never divided, so one that is larger than the limit is a pass alone.
     Two parts of one trial are never in one pass: some families know one trial a pass only.
     """
+    quick = [part for part in parts if part.skips_encoder]
+    if quick:
+        rest = [part for part in parts if not part.skips_encoder]
+        return [quick, *(cut(rest, max_tokens, lanes) if rest else [])]
     tokens = [part.tokens for part in parts]
     wanted = -(-sum(tokens) // max_tokens)
     wanted = min(-(-wanted // lanes) * lanes, len(parts))
@@ -133,9 +153,14 @@ def cut(parts: Sequence[Part], max_tokens: int, lanes: int) -> list[list[Part]]:
 def run_pass(engine: Engine, parts: Sequence[Part]) -> Passed:
     """One forward and one backward; each trial's gradient of its rows."""
     trials = [part.trial for part in parts]
-    packed = pack([(part.trial.given.train.table, part.rows) for part in parts])
+    owned = [trial.owned for trial in trials]
     noise = Noise([part.noise_key for part in parts])
-    logits = engine.logits([trial.owned for trial in trials], packed, noise)
+    if parts[0].skips_encoder:
+        rows = [replace(part.trial.given.train, rows=part.rows) for part in parts]
+        logits = engine.logits_of_pooled(owned, rows, noise)
+    else:
+        packed = pack([(part.trial.given.train.table, part.rows) for part in parts])
+        logits = engine.logits(owned, packed, noise)
     labels = [part.trial.given.train.labels[part.rows] for part in parts]
     losses = sequence_losses(logits, labels, [trial.given for trial in trials])
     counts, totals = [len(part.rows) for part in parts], [part.total for part in parts]
@@ -146,11 +171,11 @@ def run_pass(engine: Engine, parts: Sequence[Part]) -> Passed:
         losses.backward(weights)
     else:
         # Another lane may hold the rest of the same trial, so nothing is added to its gradients here.
-        owned = [
+        trained = [
             t for own in {t.id: t.owned for t in trials}.values() for t in own.tensors.values()
         ]
-        found = torch.autograd.grad(losses, owned, weights, allow_unused=True)
-        into: list[Tensor | None] = [tensor.grad for tensor in owned]
+        found = torch.autograd.grad(losses, trained, weights, allow_unused=True)
+        into: list[Tensor | None] = [tensor.grad for tensor in trained]
         unused: list[Tensor | None] = list(found)
         gradients = tuple(
             (mine, gradient)

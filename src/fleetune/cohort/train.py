@@ -26,9 +26,10 @@ from torch import Tensor
 
 from fleetune.cohort.engine import Engine
 from fleetune.cohort.loss import selection_metrics
-from fleetune.cohort.memory import Undo, is_out_of_memory
+from fleetune.cohort.memory import Undo
 from fleetune.cohort.passes import Part, Passed, cut, micro_batches, run_pass
 from fleetune.cohort.schedule import FixedList, Schedule
+from fleetune.cohort.shortage import is_out_of_memory
 from fleetune.cohort.trial import Trial, TrialInput
 from fleetune.records import EpochResult
 
@@ -175,7 +176,7 @@ class Cohort:
 
     def _round(self) -> Iterator[Event]:
         lanes = self.engine.lanes
-        waiting = micro_batches(self.active, lanes.count)
+        waiting = micro_batches(self.engine, self.active)
         limit = self.max_tokens
         passed: list[Passed] = []
         failed: dict[str, tuple[Trial, str]] = {}
