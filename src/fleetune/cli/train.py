@@ -149,14 +149,14 @@ def run(settings: Any, output_dir: Path, *, device: str = "cpu", as_json: bool =
     with progress(prepared.inputs) as watch:
         outcome = Run(output_dir, prepared, device).train(watch)
     # Only now: statistics take a second to import, and training need not wait for them.
-    from fleetune.report import tables
+    from fleetune.report import study_tables
     from fleetune.report.facts import run_facts, winner
 
     facts = run_facts(output_dir)
     if as_json:
         dump(facts)
     else:
-        out(tables.comparison(facts))
+        out(study_tables.found(facts))
     if outcome.skipped:
         say(f"{outcome.skipped} of {len(prepared.inputs)} trials had been finished before")
     for trial in facts["trials"]:

@@ -59,9 +59,9 @@ def run_facts(folder: Path) -> dict[str, Any]:
         "arms": study_facts.arm_facts(events, trials),
         "rank": [],
     }
+    read = partial(_outputs, folder)
+    facts["verdicts"] = study_facts.verdicts(facts, read)
     if facts["arms"]:
-        read = partial(_outputs, folder)
-        facts["verdicts"] = study_facts.verdicts(facts, read)
         facts["rank"] = study_facts.rank_facts(facts, read)
     return facts
 

@@ -1,7 +1,8 @@
 """What a study adds to the facts of a run: how each method was searched, verdicts between methods, the rank study.
 
-Verdicts are made for one family: on each task, every method against the study's reference, on the main metric of the main
-test set; Holm's correction is over all of them. A rank study is a family of its own (stats/rank.py).
+Verdicts are made for one family: on each task, every method against the study's reference (in a run without search: the first
+that was named), on the main metric of the main test set; Holm's correction is over all of them. A rank study is a family of its
+own (stats/rank.py).
 Not covered: a failed trial has no predictions; the numbers are of the trainings that ended, and say how many failed.
 """
 
@@ -60,8 +61,12 @@ def _confirmed(events: Sequence[dict[str, Any]], task: str) -> dict[str, list[st
 
 def verdicts(facts: Mapping[str, Any], read: Read) -> list[dict[str, Any]]:
     """Each method against the reference on each task; Holm over all of them."""
-    reference = facts["study"].get("confirm", {}).get("reference")
-    groups = [g for g in _groups(facts) if reference in g]
+    groups = _groups(facts)
+    if facts["arms"]:
+        reference = facts["study"].get("confirm", {}).get("reference")
+    else:
+        reference = next(iter(groups[0]), None) if groups else None
+    groups = [g for g in groups if reference in g]
     compared: dict[str, tuple[dict[str, Any], dict[str, Any], Comparison]] = {}
     for group in groups:
         a = group[reference]
@@ -114,7 +119,7 @@ def _verdict(
 
 
 def _groups(facts: Mapping[str, Any]) -> list[dict[str, dict[str, Any]]]:
-    """By task: the main estimate of each arm, with its label."""
+    """By task: the main estimate of each arm (in a run without search: of each setting), with its label."""
     arm_of = {i: a["arm"] for a in facts["arms"] for i in a["confirm"]["trials"]}
     found: list[dict[str, dict[str, Any]]] = []
     for task in dict.fromkeys(e["task"] for e in facts["estimates"]):
@@ -123,9 +128,9 @@ def _groups(facts: Mapping[str, Any]) -> list[dict[str, dict[str, Any]]]:
         named = zip(labels(main), main, strict=True)
         found.append(
             {
-                arm_of[e["trials"][0]]: {**e, "label": label}
+                arm_of.get(e["trials"][0], label): {**e, "label": label}
                 for label, e in named
-                if e["trials"][0] in arm_of
+                if e["trials"][0] in arm_of or not facts["arms"]
             }
         )
     return found
