@@ -203,7 +203,8 @@ def test_cannot_tell_is_said_with_what_could_not_be_seen(write: Write) -> None:
 @pytest.mark.parametrize(
     ("name", "drawn", "absent"),
     [
-        ("train", ["Every seed", "Differences to the reference", "Score against parameters", "Selection score by epoch", "Trials over time",
+        ("train", ["Every seed", "Differences to the reference", "Score against parameters", "Selection score by epoch",
+                   "Trials over time",
                    "Confusion of the winner", "Calibration of the winner", "Singular values of LoRA's updates"],
          ["Rank against score", "Score against memory", "Search history",
           "How far BitFit moved the biases"]),

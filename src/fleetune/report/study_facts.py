@@ -62,10 +62,8 @@ def _confirmed(events: Sequence[dict[str, Any]], task: str) -> dict[str, list[st
 def verdicts(facts: Mapping[str, Any], read: Read) -> list[dict[str, Any]]:
     """Each method against the reference on each task; Holm over all of them."""
     groups = _groups(facts)
-    if facts["arms"]:
-        reference = facts["study"].get("confirm", {}).get("reference")
-    else:
-        reference = next(iter(groups[0]), None) if groups else None
+    first = next(iter(groups[0]), "") if groups and not facts["arms"] else ""
+    reference = str(facts["study"].get("confirm", {}).get("reference", first))
     groups = [g for g in groups if reference in g]
     compared: dict[str, tuple[dict[str, Any], dict[str, Any], Comparison]] = {}
     for group in groups:
