@@ -128,6 +128,7 @@ def train(
     clock = Clock()
 
     s, tokenizer = given.settings, prepared.backbone.tokenizer
+    pad_to = min(pad_to, prepared.backbone.max_length) if pad_to else None
     model = model_for(prepared, given)
 
     def accuracy(found: Any) -> dict[str, float]:
