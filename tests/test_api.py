@@ -209,7 +209,18 @@ def test_frames_hold_what_show_prints(found: fleetune.Result, made: Made) -> Non
     assert found.estimates[columns].to_dict("records") == [
         {key: e[key] for key in columns} for e in facts["estimates"]
     ]
-    assert found.verdicts.empty and "verdict" in found.verdicts.columns
+    assert found.verdicts.to_dict("records") == facts["verdicts"]
+
+
+def test_frames_without_rows_have_their_columns(made: Made, tmp_path: Path) -> None:
+    """One method has nothing to be compared with."""
+    alone = fleetune.train(
+        write_csv(tmp_path / "reviews.csv", 40), "head", output_dir=tmp_path / "run", backbone=made.backbone,
+        **SHORT,
+    )  # fmt: skip
+    assert len(alone.verdicts) == 0 and {"verdict", "reason"} <= set(alone.verdicts.columns)
+    with pytest.raises(DataError, match="same test rows"):
+        fleetune.compare(made.run, alone)
 
 
 def test_the_text_of_a_result_is_the_table_of_the_command(
@@ -228,6 +239,11 @@ def test_the_winner_is_the_one_that_commands_use(found: fleetune.Result, made: M
 def test_a_report_is_written(found: fleetune.Result, tmp_path: Path) -> None:
     path = found.report(tmp_path / "first.html")
     assert path == tmp_path / "first.html" and path.read_text().startswith("<!doctype html>")
+
+
+def test_a_result_is_read_by_the_folder_of_its_run(found: fleetune.Result, made: Made) -> None:
+    read = fleetune.Result(str(made.run))
+    assert read.folder == made.run and str(read) == str(found) and str(made.run) in repr(read)
 
 
 def test_a_folder_without_a_run_says_so(tmp_path: Path) -> None:
@@ -304,15 +320,6 @@ def test_a_run_stands_for_its_winners_method(found: fleetune.Result, made: Made)
 def test_other_test_rows_are_refused(found: fleetune.Result, trained: fleetune.Result) -> None:
     with pytest.raises(DataError, match="different labels or metrics"):
         fleetune.compare(found["lora"], trained["lora"])
-
-
-def test_test_rows_of_another_number_are_refused(made: Made, tmp_path: Path) -> None:
-    other = fleetune.train(
-        write_csv(tmp_path / "reviews.csv", 40), "head", output_dir=tmp_path / "run", backbone=made.backbone,
-        **SHORT,
-    )  # fmt: skip
-    with pytest.raises(DataError, match="same test rows"):
-        fleetune.compare(made.run, other)
 
 
 def test_a_method_that_was_not_trained_is_named(found: fleetune.Result) -> None:

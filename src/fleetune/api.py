@@ -34,11 +34,17 @@ Methods = str | Sequence[str] | Mapping[str, Mapping[str, Any]]
 """One name, several, or names with their settings: {"lora": {"r": 4, "learning_rate": 1e-3}, "bitfit": {}}."""
 
 
-@dataclass(frozen=True)
 class Result:
-    """A run and what was found. The tables are pandas frames of the facts that `fleetune show RUN --json` prints."""
+    """A run and what was found, as it stood when first asked; a run that is there already is read by its folder.
 
-    folder: Path
+    The tables are pandas frames of the facts that `fleetune show RUN --json` prints.
+    """
+
+    def __init__(self, folder: Place) -> None:
+        self.folder = Path(folder)
+
+    def __repr__(self) -> str:
+        return f"Result({str(self.folder)!r})"
 
     @cached_property
     def facts(self) -> dict[str, Any]:
@@ -63,7 +69,7 @@ class Result:
 
     @cached_property
     def verdicts(self) -> pd.DataFrame:
-        """One row a comparison with a study's reference; none in a run without one, where `compare` does it."""
+        """One row a comparison with the study's reference, or the first method; `compare` does other pairs."""
         return _frame(self.facts["verdicts"], ("task", "method", "reference", "verdict", "reason"))
 
     @property
