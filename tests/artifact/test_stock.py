@@ -130,25 +130,3 @@ def test_other_families_exported_load_with_stock_transformers(
         np.testing.assert_allclose(
             stock_logits(model, output, TEXTS), own_logits(trial, TEXTS), **CLOSE
         )
-
-
-def test_the_code_of_the_card_runs(made: Made) -> None:
-    """What the README.md of a trial shows is Python that loads it."""
-    card = (made.run / "trials/lora-s0/README.md").read_text()
-    code = card.split("```python\n")[1].split("```")[0]
-    lines = code.replace("BACKBONE", repr(str(made.backbone)))
-    lines = lines.replace("num_labels=N", "num_labels=2")
-    lines = lines.replace("FOLDER", repr(str(made.run / "trials/lora-s0")))
-    space: dict = {}
-    import warnings
-
-    import torch
-
-    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
-        warnings.simplefilter("ignore", FutureWarning)
-        exec(lines, space)
-    np.testing.assert_allclose(
-        stock_logits(space["model"], made.backbone, TEXTS),
-        own_logits(made.run / "trials/lora-s0", TEXTS),
-        **CLOSE,
-    )

@@ -222,11 +222,9 @@ def _load(record: ModelRecord) -> str:
 
 
 _FLEETUNE = """\
-from pathlib import Path
+import fleetune
 
-from fleetune.serve.predictor import Predictor
-
-for found in Predictor(Path(".")).predict({texts}):
+for found in fleetune.load(".").predict({texts}):
     print(found.label, found.probabilities)
 """
 _PEFT = """\

@@ -14,6 +14,7 @@ from fleetune.artifact.check import TOLERANCE, logits_of, padded_inputs
 from fleetune.artifact.layout import ModelRecord
 from fleetune.artifact.load import check_against, check_backbone, find_backbone_of, load_saved
 from fleetune.artifact.merge import merge_into
+from fleetune.backbone.load import quiet
 from fleetune.backbone.sites import site_map
 from fleetune.data.base import Split
 from fleetune.data.tokens import tokenize
@@ -47,7 +48,7 @@ def export_hf(folder: Path, output: Path) -> None:
     merged = merge_into(copy.deepcopy(model), saved.tensors, low_rank)
     if output.exists():
         output.rmdir()
-    with new_folder(output) as staging:
+    with new_folder(output) as staging, quiet():
         merged.config.name_or_path = ""
         merged.save_pretrained(staging, safe_serialization=True)
         backbone.tokenizer.save_pretrained(staging)

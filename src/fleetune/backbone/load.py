@@ -204,14 +204,26 @@ def _new_parameters(model: Any, info: dict[str, Any], folder: Path) -> frozenset
 
 
 @contextmanager
-def _reading(folder: Path) -> Generator[None]:
-    """Silence transformers for this one call, and turn what it raises into our errors."""
+def quiet() -> Generator[None]:
+    """Silence transformers' messages and progress bars for a while."""
     verbosity = transformers_logging.get_verbosity()
     bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
         yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+@contextmanager
+def _reading(folder: Path) -> Generator[None]:
+    """Silence transformers for this one call, and turn what it raises into our errors."""
+    try:
+        with quiet():
+            yield
     except ImportError as error:
         rule = f"{folder}: reading it needs a package that is not installed"
         raise EnvironmentProblem(f"{rule} ({_first_line(error)}); install it") from error
@@ -225,10 +237,6 @@ def _reading(folder: Path) -> Generator[None]:
         rule = f"must be readable by transformers, but is not: {_first_line(error)}"
         remedy = "download it again or give another model"
         raise DataError(str(folder), [f"{rule}; {remedy}"]) from error
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()
 
 
 def _first_line(error: Exception) -> str:
