@@ -218,8 +218,12 @@ def check(case: Case) -> None:
     found = train(engine, Restless(case), size=case.size, max_tokens=case.max_tokens)
     assert found.keys() == {given.spec.id for given in case.inputs}
     for given_, (epoch, again) in zip(case.inputs, case.parks, strict=True):
-        mine = found[given_.spec.id]
-        assert_close_endings(mine, train(engine, [given_])[given_.spec.id])
+        mine, alone = found[given_.spec.id], train(engine, [given_])[given_.spec.id]
+        if given_.settings.learning_rate == HOPELESS["learning_rate"]:
+            # The gradient of a key's bias is 0 but for rounding, and such a rate makes 1e240 of that: only its end counts.
+            assert mine.how == "stopped" or mine.how == alone.how
+        else:
+            assert_close_endings(mine, alone)
         assert mine.how != "stopped" or (epoch and not again)
     check_oracle(case, found)
 
