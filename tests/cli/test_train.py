@@ -171,6 +171,10 @@ def test_the_paper_protocol_is_stamped_in_every_output(made: Made, tmp_path: Pat
         (("--learning-rate", "-1"), "learning_rate"),
         (("--max-steps", "0"), "max_steps"),
         (("--warmup-steps", "5000"), "more than the"),
+        (
+            ("--lr-scheduler-type", "polynomial", "--warmup-steps", "3", "--max-steps", "3"),
+            "needs a step after the warm-up",
+        ),
         (("--max-length", "1"), "max_length"),
         (("--seeds", "0"), "seeds"),
         (("--learning-rat", "1"), "--learning-rate"),

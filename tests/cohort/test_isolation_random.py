@@ -17,7 +17,7 @@ from typing import Any, get_args
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
@@ -87,14 +87,16 @@ def trainings(draw: st.DrawFn) -> dict[str, Any]:
         "gradient_accumulation_steps": draw(choice(1, 1, 2, 3)),
         "lr_scheduler_type": scheduler,
         "lr_scheduler_kwargs": SCHEDULE_SETTINGS.get(scheduler, {}),
-        "warmup_steps": draw(choice(0, 1, 3, 0.3)),
+        # Polynomial decay divides by the steps after the warm-up; settings without any are refused (study/rows.py).
+        "warmup_steps": draw(choice(0, 1, 3, 0.3)) if scheduler != "polynomial" else 0,
         "weight_decay": draw(choice(0.0, 0.1)),
         "label_smoothing_factor": draw(choice(0.0, 0.0, 0.1)),
         "max_grad_norm": draw(choice(0.0, 0.05, 1.0)),
         "dropout": draw(choice(None, 0.0, 0.0, 0.3)),
         **length,
     }
-    return {**training, **HOPELESS} if draw(st.integers(0, 9)) == 9 else training
+    hopeless = draw(st.integers(0, 9)) == 9 and scheduler != "polynomial"
+    return {**training, **HOPELESS} if hopeless else training
 
 
 DEFAULTS = training_settings({})
@@ -262,10 +264,14 @@ def test_trial_in_company_is_the_trial_alone(family: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Generating overly large repr")  # of a case that failed
 @pytest.mark.parametrize("family", FAMILIES)
 def test_trial_in_company_is_the_trial_alone_over_many_cohorts(family: str) -> None:
     """Always the same ones too, but larger cohorts; a failure prints the one that it found."""
-    settings(QUICK, max_examples=30, print_blob=True)(given(cases(family, most=16))(check))()
+    # Not shrunk: that takes longer than a test may.
+    settings(QUICK, max_examples=30, phases=[Phase.generate])(
+        given(cases(family, most=16))(check)
+    )()
 
 
 def test_sixteen_trials_in_five_places() -> None:

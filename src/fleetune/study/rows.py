@@ -72,6 +72,15 @@ def settle(arm: Arm, picks: Mapping[str, Any], rows: TaskRows) -> Setting:
         training["greater_is_better"] = metrics.higher_is_better(metric)
     checked = training_settings(training)
     n = len(rows.table)
+    if checked.lr_scheduler_type == "polynomial" and checked.warmup(n) == checked.total_steps(n):
+        # transformers divides by the steps that are left after the warm-up.
+        raise SettingsError(
+            "training",
+            [
+                f"polynomial decay needs a step after the warm-up, but warmup_steps={checked.warmup(n)} is all of the training; "
+                "lower it, or give another lr_scheduler_type"
+            ],
+        )
     if checked.warmup(n) > checked.total_steps(n):
         raise SettingsError(
             "training",
