@@ -5,13 +5,14 @@ STAMP := .venv/.ready
 # Several processes of one thread each: threads of two processes on two cores wait for one another at every product.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: help setup demo test test-slow lint docs bench clean
+.PHONY: help setup demo test test-slow torture lint docs bench clean
 
 help:
 	@echo "make setup      a .venv with the demo and dev extras"
 	@echo "make demo       train and compare three methods on the embedded task, offline"
 	@echo "make test       the default tests"
 	@echo "make test-slow  the long tests; some need the GLUE files in ../shared/data/glue"
+	@echo "make torture    kills, failures and damage in their long form, hours, into docs/reliability.md; TORTURE='--share 0.1 C1' for less"
 	@echo "make lint       ruff and pyright"
 	@echo "make docs       the pages of docs/ that are written from the code"
 	@echo "make bench      the benchmark, hours, into bench/results; BENCH=--quick for a small one, BENCH=--estimate for its length"
@@ -33,6 +34,9 @@ test: $(STAMP)
 
 test-slow: $(STAMP)
 	$(PYTEST) -n 2 --dist loadscope -m slow
+
+torture: $(STAMP)
+	OMP_NUM_THREADS=1 nice -n 19 $(BIN)/python -m tests.torture $(TORTURE)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

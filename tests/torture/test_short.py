@@ -1,0 +1,23 @@
+"""A few cases of every row of the table; `make torture` runs them all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.torture.row import Row, rows
+
+ROWS = rows()
+
+
+@pytest.mark.parametrize("row", [r for r in ROWS if r.short], ids=lambda r: r.name.split()[0])
+def test_a_few_cases_pass(row: Row, tmp_path: Path) -> None:
+    told = list(row.run(tmp_path, row.short))
+    assert told == [""] * row.short
+
+
+def test_names_are_unique_and_counts_positive() -> None:
+    names = [row.name for row in ROWS]
+    assert len(set(names)) == len(names)
+    assert all(0 <= row.short <= row.count and row.count for row in ROWS)
