@@ -39,7 +39,7 @@ class SettingsError(FleetuneError):
 
     def __init__(self, where: str, problems: Sequence[str]) -> None:
         self.where = where
-        self.problems = tuple(problems)
+        self.problems = tuple(one_line(problem) for problem in problems)
         super().__init__(_listing(where, self.problems))
 
 
@@ -50,7 +50,7 @@ class DataError(FleetuneError):
 
     def __init__(self, where: str, problems: Sequence[str]) -> None:
         self.where = where
-        self.problems = tuple(problems)
+        self.problems = tuple(one_line(problem) for problem in problems)
         super().__init__(_listing(where, self.problems))
 
 
@@ -68,9 +68,21 @@ class RefusedError(FleetuneError):
 
 # More would scroll the first, most useful ones off the screen.
 MAX_PROBLEMS_SHOWN = 20
+# A problem may quote what a file holds, and a cell may hold megabytes. Longer ones lose their middle: place and rule stand
+# at the beginning, the remedy at the end.
+MAX_PROBLEM_LENGTH = 1000
+
+
+def one_line(text: str) -> str:
+    """A sentence that quotes foreign text as one line: what does not print is escaped, so that nobody forges a line of ours."""
+    if len(text) > MAX_PROBLEM_LENGTH:
+        half = MAX_PROBLEM_LENGTH // 2
+        text = f"{text[:half]} ... {text[-half:]}"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _listing(where: str, problems: Sequence[str]) -> str:
+    where = one_line(where)
     shown = [f"  - {problem}" for problem in problems[:MAX_PROBLEMS_SHOWN]]
     if len(problems) > MAX_PROBLEMS_SHOWN:
         shown.append(f"  ... and {len(problems) - MAX_PROBLEMS_SHOWN} more")

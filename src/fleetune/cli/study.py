@@ -85,6 +85,7 @@ def _dry_run(prepared: Any, device: str, as_json: bool) -> None:
 def _run(prepared: Any, output_dir: Path, device: str, as_json: bool) -> int:
     """Train with progress and print what was found. Returns how many trials failed."""
     from fleetune.cli.progress import progress
+    from fleetune.cli.train import tell_overlap
     from fleetune.report import study_tables, tables
     from fleetune.report.facts import run_facts, winner
     from fleetune.study.estimate import estimate
@@ -95,6 +96,8 @@ def _run(prepared: Any, output_dir: Path, device: str, as_json: bool) -> int:
         f"{plan['trials']} trials, {plan['epochs']} epochs, about {tables.duration(plan['seconds'])}; "
         f"backbone {prepared.backbone.source} in {prepared.dtype}"
     )
+    for task in prepared.tasks:
+        tell_overlap(task.dataset)
     if prepared.optimistic:
         say(
             "protocol paper: epochs and settings are chosen on the test rows: numbers are OPTIMISTIC"

@@ -178,6 +178,7 @@ def _introduce(prepared: Any, given: Any) -> None:
         + f" rows ({data.source}); text {' + '.join(data.task.columns)}, label {data.task.label_column}"
     )
     _tell_guess(data.task, given)
+    tell_overlap(data)
     say(f"backbone {prepared.backbone.source} in {prepared.dtype}; {len(prepared.inputs)} trials")
     for name, count in prepared.truncated.items():
         if count:
@@ -188,6 +189,14 @@ def _introduce(prepared: Any, given: Any) -> None:
         say(
             "protocol paper: the epoch is chosen on the test rows, so the numbers will be OPTIMISTIC"
         )
+
+
+def tell_overlap(dataset: Any) -> None:
+    """Which test rows the training rows hold too."""
+    from fleetune.data.overlap import overlap_message, overlaps
+
+    for name, found in overlaps(dataset).items():
+        say(overlap_message(name, found, len(dataset.tests[name])))
 
 
 def _tell_guess(task: Any, given: Any) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from fleetune import __version__
+from fleetune.data.overlap import overlaps
 from fleetune.errors import RefusedError
 from fleetune.study.prepare import Prepared, PreparedTask
 
@@ -48,6 +49,7 @@ def _data(task: PreparedTask) -> dict[str, Any]:
         "checksum": data.checksum,
         "rows": {"train": len(data.train), **{n: len(s) for n, s in data.tests.items()}},
         "truncated": dict(task.truncated),
+        "in_train": {name: found.rows for name, found in overlaps(data).items()},
     }
 
 
