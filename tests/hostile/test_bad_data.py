@@ -7,19 +7,25 @@ line, with more that only a whole command can get wrong: huge cells, labels of a
 from __future__ import annotations
 
 import re
+import resource
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
+from fleetune.data.sources import read_file
 from tests.data.test_malformed import CSV_CASES, JSONL_CASES, PARQUET_TABLES, TSV_CASES
 from tests.runs import Made, Result, run_cli, tree
 
 # A place in a text file, a row of a Parquet file, or what is wrong with the file or a column as a whole.
-PLACE = re.compile(r"line \d+|row \d+|column \w+|the file is empty|no rows|UTF-16|Parquet file")
+PLACE = re.compile(
+    r"line \d+|row \d+|column \w+|the file is empty|no rows|UTF-16|Parquet file|unpack to"
+)
 MOST_SECONDS = 5.0
 
 
@@ -185,3 +191,40 @@ def test_rows_of_test_that_train_holds_are_told(made: Made, tmp_path: Path) -> N
     (tmp_path / "train.csv").write_text("\n".join(["text,label", *train_rows, *train_rows]) + "\n")
     alone = run_cli(*words, "--output-dir", tmp_path / "b")
     assert alone.code == 0 and "stand in train too" not in alone.err
+
+
+def _repeated(text: str, rows: int) -> pa.Array:
+    return pa.DictionaryArray.from_arrays(pa.array(np.zeros(rows, np.int32)), pa.array([text]))
+
+
+@pytest.mark.parametrize("schema", [True, False], ids=["dictionary", "plain"])
+@pytest.mark.parametrize(
+    ("text", "rows"), [("x" * 1_000_000, 20_000), ("x", 6_000_000)], ids=["long", "many"]
+)
+def test_a_parquet_file_that_unpacks_to_gigabytes_is_refused(
+    tmp_path: Path, text: str, rows: int, schema: bool
+) -> None:
+    """Of 50 kB to 100 kB; unpacked they are 20 GB of text, and 6 million rows."""
+    path = tmp_path / "rows.parquet"
+    labels = pa.DictionaryArray.from_arrays(
+        pa.array(np.arange(rows, dtype=np.int32) % 2), pa.array(["a", "b"])
+    )
+    table = pa.table({"text": _repeated(text, rows), "label": labels})
+    parquet.write_table(table, path, store_schema=schema, dictionary_pagesize_limit=10**7)
+    assert path.stat().st_size < 500_000
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    began = time.monotonic()
+    found = train(path)
+    check_refused(path, found, time.monotonic() - began)
+    assert "unpack to more than 100 times as much" in found.err
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 300_000  # kB
+
+
+def test_a_repetitive_parquet_file_of_ordinary_size_is_read(tmp_path: Path) -> None:
+    """Twenty thousand equal labels and texts are no bomb, in whichever way they are stored."""
+    for i, text in enumerate((_repeated("It works.", 20_000), pa.array(["It works."] * 20_000))):
+        table = pa.table({"text": text, "label": [["a", "b"][i % 2] for i in range(20_000)]})
+        path = tmp_path / f"{i}.parquet"
+        parquet.write_table(table, path, compression="zstd")
+        rows = read_file(path, ["text"], "label")
+        assert rows.texts == (("It works.",) * 20_000,) and set(rows.labels or ()) == {"a", "b"}

@@ -1,8 +1,12 @@
 """Own Parquet files: string columns for texts; string, integer or boolean columns for labels.
 
-Dictionary-encoded and large columns count as what they hold. A file is validated in full before any
-value is used (Arrow's advice for files of unknown origin). Rows are counted from 1, for there are
-no lines.
+Dictionary-encoded and large columns count as what they hold. Every batch is validated in full before
+any value of it is used (Arrow's advice for files of unknown origin). Rows are counted from 1, for
+there are no lines.
+
+Fifty kilobytes can hold a text of a megabyte twenty thousand times. So columns are read batch by
+batch as dictionaries, and what they unpack to is counted before it is unpacked. Limit: a page whose
+own header lies about its length is unpacked before it is refused, to 2 GB at most.
 """
 
 # pyright: reportMissingTypeStubs=false, reportUnknownVariableType=false
@@ -17,13 +21,21 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from fleetune.data.formats import Format, Header, Row, character_problem, check_names
 from fleetune.data.textfile import MAX_PROBLEMS
 from fleetune.errors import DataError
 
-# ArrowInvalid is a ValueError; a broken footer comes as OSError.
-_UNREADABLE = (pa.ArrowException, OSError, ValueError)
+# ArrowInvalid is a ValueError; a broken footer comes as OSError; a length that nobody has as MemoryError.
+_UNREADABLE = (pa.ArrowException, OSError, ValueError, MemoryError)
+
+# Texts compress five to tenfold, and labels take no room at all: no file of rows that differ comes near this.
+MOST_UNPACKED_RATIO = 100
+ALWAYS_UNPACKED = 256_000_000
+"""So many bytes are unpacked whatever the ratio."""
+_STRING_BYTES = 50
+"""What Python spends on a short string and its place in a list."""
 
 
 def _header(path: Path) -> Header:
@@ -47,37 +59,95 @@ def _header(path: Path) -> Header:
 def _rows(
     path: Path, names: Sequence[str], scalars: frozenset[str], problems: list[str]
 ) -> Iterator[Row]:
+    row = 0
+    for columns in _batches(path, names, scalars, problems):
+        for cells in zip(*columns, strict=True):
+            row += 1
+            wrong = len(problems)
+            for name, cell in zip(names, cells, strict=True):
+                problem = (
+                    "null; every row needs a value" if cell is None else character_problem(cell)
+                )
+                if problem is not None:
+                    problems.append(f"row {row}, column {name}: {problem}")
+            if len(problems) == wrong:
+                yield row, cells
+            elif len(problems) >= MAX_PROBLEMS:
+                return
+
+
+def _batches(
+    path: Path, names: Sequence[str], scalars: frozenset[str], problems: list[str]
+) -> Iterator[list[list[str | None]]]:
+    """The named columns, batch by batch."""
+    room = max(ALWAYS_UNPACKED, MOST_UNPACKED_RATIO * path.stat().st_size)
     with _opened(path) as file:
         try:
-            table = file.read(columns=list(names))
-            table.validate(full=True)
+            schema = file.schema_arrow
             for name in names:
-                problem = _type_problem(table.schema.field(name).type, name in scalars)
+                problem = _type_problem(schema.field(name).type, name in scalars)
                 if problem is not None:
                     problems.append(f"column {name}: {problem}")
             if problems:
                 return
-            columns = [_strings(table.column(name)) for name in names]
+            texts = [name for name in names if pa.types.is_string(schema.field(name).type)]
+            _check_promised(path, file.metadata, names, room)
         except _UNREADABLE as error:
             raise _damaged(path, error) from error
-    for row, cells in enumerate(zip(*columns, strict=True), start=1):
-        wrong = len(problems)
-        for name, cell in zip(names, cells, strict=True):
-            problem = "null; every row needs a value" if cell is None else character_problem(cell)
-            if problem is not None:
-                problems.append(f"row {row}, column {name}: {problem}")
-        if len(problems) == wrong:
-            yield row, cells
-        elif len(problems) >= MAX_PROBLEMS:
-            return
+    with _opened(path, texts) as file:
+        try:
+            for batch in file.iter_batches(columns=list(names)):
+                batch.validate(full=True)
+                columns = [batch.column(name) for name in names]
+                room -= sum(map(_unpacked, columns))
+                if room < 0:
+                    raise _too_large(path)
+                yield [_strings(column) for column in columns]
+        except _UNREADABLE as error:
+            raise _damaged(path, error) from error
 
 
-def _opened(path: Path) -> Any:
+def _check_promised(path: Path, metadata: Any, names: Sequence[str], room: int) -> None:
+    """DataError where the file itself says that its columns unpack to more than there is room for."""
+    promised = metadata.num_rows * len(names) * _STRING_BYTES
+    for group in range(metadata.num_row_groups):
+        columns = metadata.row_group(group)
+        for at in range(columns.num_columns):
+            column = columns.column(at)
+            if column.path_in_schema in names:
+                promised += column.total_uncompressed_size
+    if promised > room:
+        raise _too_large(path)
+
+
+def _unpacked(column: pa.Array) -> int:
+    """Bytes of the strings that a column holds, however often it repeats them."""
+    if not pa.types.is_dictionary(column.type):
+        return column.nbytes + _STRING_BYTES * len(column)
+    if not _is_text(column.type):
+        return _STRING_BYTES * len(column)
+    lengths = pc.binary_length(column.dictionary).take(column.indices)
+    return int(pc.sum(lengths.cast(pa.int64())).as_py() or 0) + _STRING_BYTES * len(column)
+
+
+def _too_large(path: Path) -> DataError:
+    size = path.stat().st_size
+    problem = (
+        f"{size:,} bytes that unpack to more than {MOST_UNPACKED_RATIO} times as much (and more than "
+        f"{ALWAYS_UNPACKED / 1e6:.0f} MB); a file this repetitive is taken for damage; give CSV or JSONL"
+    )
+    return DataError(str(path), [problem])
+
+
+def _opened(path: Path, dictionaries: Sequence[str] = ()) -> Any:
+    """dictionaries: string columns that are to be read with each text once."""
     from pyarrow import parquet
 
     try:
         # Not read_table: it would add columns from folder names such as `x=1`.
-        return parquet.ParquetFile(path, page_checksum_verification=True)
+        return parquet.ParquetFile(
+            path, page_checksum_verification=True, read_dictionary=list(dictionaries)
+        )
     except _UNREADABLE as error:
         raise _damaged(path, error) from error
 
@@ -112,11 +182,14 @@ def _type_problem(kind: pa.DataType, scalar: bool) -> str | None:
     return f"holds {kind}, but must hold {wanted}"
 
 
-def _strings(column: pa.ChunkedArray) -> list[str | None]:
+def _strings(column: pa.Array) -> list[str | None]:
+    if pa.types.is_dictionary(column.type):
+        held = _strings(column.dictionary)
+        return [None if at is None else held[at] for at in column.indices.to_pylist()]
     values = column.to_pylist()
     if _is_text(column.type):
         return values
-    words = {True: "true", False: "false"} if pa.types.is_boolean(_plain(column.type)) else None
+    words = {True: "true", False: "false"} if pa.types.is_boolean(column.type) else None
     return [
         None if value is None else words[value] if words is not None else str(value)
         for value in values
