@@ -2,73 +2,174 @@
 
 A file is written under a temporary name in its own folder, flushed to the disk, renamed into place, and the folder
 flushed: after a cut at any moment there is the old content or the new one, never half. A folder is made the same way
-under a temporary name and renamed when complete. File modes follow the umask.
+under a temporary name and renamed when complete; whoever fills it writes its manifest last. File modes follow the umask.
+An OSError names the file that was meant, and never a temporary one.
+
+Points: every write passes named points (`BEFORE`, `HALF`, `WRITTEN`, `SWAPPED`, `RENAMED`). Where `observer` is set it is
+told of each, and may raise an error or end the process there. Only tests set it; nothing in the package does.
+
+Limits: a file system that loses what fsync has acknowledged is not helped. Between the two renames that replace a folder
+the name is missing for a moment; `remove_leftovers` puts the old folder back after a cut just there.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import json
 import os
 import shutil
+import time
 import uuid
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 TEMPORARY = ".tmp-"
+_OLD = "old-"
+# The longest name that a file may have on common file systems is 255 bytes.
+_LONGEST_NAME = 200
+BEFORE, HALF, WRITTEN, SWAPPED, RENAMED = "before", "half", "written", "swapped", "renamed"
+"""Nothing is written; a part is; all is, and flushed; a folder's old content is out of its place; the name is there, and
+its folder not yet flushed."""
+observer: Callable[[str, Path], None] | None = None
+"""Told of each point and of the path that is written, in tests."""
+# Nobody still writes what was begun so many seconds ago.
+STALE = 86_400.0
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file so that it is there whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex}-{path.name}")
-    try:
-        with open(temporary, "xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
+def write_bytes(path: Path, content: bytes, *, sync: bool = True) -> None:
+    """Write a file so that it is there whole or not at all.
+
+    sync: False where a further write into the same folder follows, which flushes the folder for both.
+    """
+    with new_file(path, sync=sync) as temporary:
+        put(temporary, content)
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write a value as indented JSON; NaN and infinity are refused, since JSON has none."""
-    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
-    write_bytes(path, f"{text}\n".encode())
+    write_bytes(path, as_json(value))
+
+
+def as_json(value: Any) -> bytes:
+    """A value as indented JSON with a last newline."""
+    return f"{json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)}\n".encode()
+
+
+@contextmanager
+def new_file(path: Path, *, sync: bool = True) -> Generator[Path]:
+    """A temporary path to be filled, by `put` or a writer of another library; it gets its name when the block ends well."""
+    make_folder(path.parent)
+    temporary = _temporary(path)
+    with _naming(path):
+        try:
+            _at(BEFORE, path)
+            yield temporary
+            _sync(temporary)
+            _at(WRITTEN, path)
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
+        _at(RENAMED, path)
+        if sync:
+            sync_folder(path.parent)
+
+
+def put(path: Path, content: bytes) -> None:
+    """Fill a new file that lies under a temporary name, or in a folder that does; whoever renames that flushes it."""
+    half = len(content) // 2
+    with _naming(path), open(path, "xb", buffering=0) as file:
+        _write_all(file.fileno(), content[:half])
+        _at(HALF, path)
+        _write_all(file.fileno(), content[half:])
 
 
 @contextmanager
 def new_folder(path: Path) -> Generator[Path]:
     """A folder that appears under its name only when the block ends well; one that was there is replaced."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex}-{path.name}")
-    temporary.mkdir()
-    try:
-        yield temporary
-        for file in sorted(temporary.rglob("*")):
-            if file.is_file():
-                _sync_file(file)
-        sync_folder(temporary)
-        old = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex}-old-{path.name}")
-        if path.exists():
-            os.rename(path, old)
-        os.rename(temporary, path)
+    make_folder(path.parent)
+    _remove(path.parent.glob(f"{TEMPORARY}*"), path.parent, older_than=STALE)
+    temporary = _temporary(path)
+    old: Path | None = None
+    with _naming(path):
+        try:
+            _at(BEFORE, path)
+            temporary.mkdir()
+            yield temporary
+            for inner in sorted(temporary.rglob("*"), reverse=True):
+                _sync(inner)
+            _sync(temporary)
+            _at(WRITTEN, path)
+            if path.exists():
+                old = _temporary(path, _OLD)
+                os.rename(path, old)
+                _at(SWAPPED, path)
+            os.rename(temporary, path)
+        except BaseException:
+            if old is not None and old.exists() and not path.exists():
+                os.rename(old, path)
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        _at(RENAMED, path)
         sync_folder(path.parent)
+    if old is not None:
         shutil.rmtree(old, ignore_errors=True)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Delete what a cut writer left under temporary names."""
-    for path in folder.glob(f"{TEMPORARY}*"):
-        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+def append(handle: int, path: Path, content: bytes) -> None:
+    """Add to the end of an open file in one write, and flush it. On an error a part may stand there: cut it off."""
+    with _naming(path):
+        _at(BEFORE, path)
+        half = 0
+        if observer is not None:
+            half = os.write(handle, content[: len(content) // 2])
+            _at(HALF, path)
+        if os.write(handle, content[half:]) != len(content) - half:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        _at(WRITTEN, path)
+        os.fsync(handle)
+        _at(RENAMED, path)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, so that they last; nothing where it is there."""
+    missing: list[Path] = []
+    while not path.exists():
+        missing.append(path)
+        path = path.parent
+    for folder in reversed(missing):
+        folder.mkdir(exist_ok=True)
+        sync_folder(folder.parent)
+
+
+def remove_leftovers(folder: Path, *, older_than: float = 0.0) -> None:
+    """Delete what a cut writer left under temporary names, and put back a folder that was cut between its two renames.
+
+    older_than: seconds; for a folder that others may be writing into.
+    """
+    with contextlib.suppress(OSError):
+        _remove(folder.glob(f"{TEMPORARY}*"), folder, older_than)
+
+
+def _remove(found: Any, folder: Path, older_than: float) -> None:
+    for path in sorted(found):
+        try:
+            if older_than and time.time() - path.lstat().st_mtime < older_than:
+                continue
+        except OSError:
+            continue  # its writer has just renamed it
+        _, is_old, name = path.name.partition(f"-{_OLD}")
+        if is_old and name and not (folder / name).exists():
+            os.rename(path, folder / name)
+        elif path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def plain_mode() -> int:
@@ -85,17 +186,45 @@ def sha256(path: Path) -> str:
 
 
 def sync_folder(folder: Path) -> None:
-    """Flush a folder's entries to the disk."""
-    handle = os.open(folder, os.O_RDONLY)
+    """Flush a folder's entries to the disk, where the file system knows how to and the folder may be opened."""
     try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        _sync(folder)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EACCES):
+            raise
 
 
-def _sync_file(path: Path) -> None:
+def _sync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _write_all(handle: int, content: bytes) -> None:
+    rest = memoryview(content)
+    while rest:
+        rest = rest[os.write(handle, rest) :]
+
+
+def _temporary(path: Path, kind: str = "") -> Path:
+    """A name beside the path that nobody else uses; of an old folder it says whose it was."""
+    short = len(os.fsencode(path.name)) <= _LONGEST_NAME
+    return path.with_name(f"{TEMPORARY}{uuid.uuid4().hex[:12]}-{kind}{path.name if short else ''}")
+
+
+def _at(point: str, path: Path) -> None:
+    if observer is not None:
+        observer(point, path)
+
+
+@contextmanager
+def _naming(path: Path) -> Generator[None]:
+    """Let an OSError say which file was meant."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None or TEMPORARY in str(error.filename):
+            error.filename = str(path)
+        raise

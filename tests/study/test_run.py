@@ -241,24 +241,53 @@ def test_an_epoch_boundary_survives_a_cut_in_the_journal(wide, tmp_path: Path) -
     assert_same_run(folder, whole)
 
 
-def test_a_damaged_checkpoint_is_set_aside_and_the_trial_starts_again(wide, tmp_path) -> None:
-    prepared, whole, events = wide
+def stopped_after_two_snapshots(prepared: Prepared, events: list, folder: Path) -> list[Path]:
+    """A run that was stopped when both snapshots that are kept were there; the files of the newer one."""
     ends = [i for i, e in enumerate(events) if isinstance(e, EpochDone)]
-    folder = tmp_path / "run"
+    boundary = next(i for i in ends if events[i].result.epoch == 2)
     with pytest.raises(KeyboardInterrupt):
-        train(folder, prepared, stop_after(ends[1] + 1))
-    files = sorted((folder / "checkpoints").glob("*.safetensors"))
-    assert len(files) == 4
-    files[0].write_bytes(files[0].read_bytes()[:-5])
+        train(folder, prepared, stop_after(boundary + 1))
+    newer, older = checkpoints.snapshots(folder / "checkpoints")
+    assert newer.number > older.number and len(newer.files) == 4
+    names = [file["name"] for file in newer.files.values()]
+    return [folder / "checkpoints" / n for n in (*names, f"snapshot-{newer.number}.json")]
+
+
+@pytest.mark.parametrize("which", [0, 4], ids=["file", "manifest"])
+def test_a_damaged_snapshot_is_set_aside_and_the_one_before_is_used(
+    wide, tmp_path, capsys, which: int
+) -> None:
+    prepared, whole, events = wide
+    folder = tmp_path / "run"
+    damaged = stopped_after_two_snapshots(prepared, events, folder)[which]
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 4
+    damaged.write_bytes(content)
     train(folder, prepared)
-    assert [p.name for p in (folder / "checkpoints").iterdir()] == [f"{files[0].name}.damaged"]
-    for trial in (whole / "trials").iterdir():
-        a, b = (
-            np.asarray(pq.read_table(f / layout.PREDICTIONS)["logits"].to_pylist())
-            for f in (trial, folder / "trials" / trial.name)
-        )
-        # Out of step with its mates now: equal but for rounding.
-        np.testing.assert_allclose(a, b, rtol=0, atol=1e-4)
+    aside = damaged.with_name(f"{damaged.name}.damaged")
+    assert aside.read_bytes() == content and f"{damaged.name} is damaged" in capsys.readouterr().err
+    told = [e for e in journal.read(folder / journal.NAME) if e["kind"] == "checkpoint-damaged"]
+    assert damaged.name in told[0]["told"]
+    for path in (folder / "checkpoints").iterdir():
+        assert path.name.endswith(".damaged")
+        path.unlink()
+    assert_same_run(folder, whole)
+
+
+def test_without_any_whole_snapshot_trials_start_again_and_that_is_told(
+    wide, tmp_path, capsys
+) -> None:
+    prepared, whole, events = wide
+    folder = tmp_path / "run"
+    stopped_after_two_snapshots(prepared, events, folder)
+    for path in (folder / "checkpoints").glob("snapshot-*"):
+        path.unlink()
+    train(folder, prepared)
+    assert (
+        "no whole snapshot is left; the trials that had not ended start again"
+        in capsys.readouterr().err
+    )
+    assert_same_run(folder, whole)
 
 
 def test_a_cut_while_the_folder_is_being_made_can_go_on(made: Made, tmp_path: Path) -> None:
@@ -512,7 +541,7 @@ def test_a_snapshot_holds_the_whole_cohort_at_one_round(wide, tmp_path: Path) ->
     stop = next(i for i, e in enumerate(events) if isinstance(e, EpochDone)) + 1
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "run", prepared, stop_after(stop))
-    states = checkpoints.read_all(tmp_path / "run/checkpoints")
+    states = checkpoints.snapshots(tmp_path / "run/checkpoints")[0].states()
     assert set(states) == {"bitfit-s0", "bitfit-s1", "lora-s0", "lora-s1"}
     (steps,) = {numbers["micro_step"] for _, numbers in states.values()}
     assert steps == sum(i < stop for i in rounds)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
-import json
+import os
+import re
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from fleetune.artifact import layout
 from fleetune.artifact.check import TOLERANCE, logits_of, padded_inputs
@@ -18,7 +20,7 @@ from fleetune.backbone.load import quiet
 from fleetune.backbone.sites import site_map
 from fleetune.data.base import Split
 from fleetune.data.tokens import tokenize
-from fleetune.durable import new_folder, plain_mode, sha256
+from fleetune.durable import as_json, new_folder, plain_mode, put, sha256
 from fleetune.errors import FleetuneError, RefusedError
 
 # Texts on which the exported model is compared with the saved one.
@@ -50,16 +52,26 @@ def export_hf(folder: Path, output: Path) -> None:
         output.rmdir()
     with new_folder(output) as staging, quiet():
         merged.config.name_or_path = ""
-        merged.save_pretrained(staging, safe_serialization=True)
+        _save_pretrained(merged, staging)
         backbone.tokenizer.save_pretrained(staging)
         for file in staging.iterdir():
             file.chmod(plain_mode())  # safetensors makes files of mode 0600
         _compare(merged, staging, backbone.tokenizer, record)
         sums = {f.name: sha256(f) for f in sorted(staging.iterdir()) if f.is_file()}
         body: dict[str, Any] = {**record.as_json(), "exported": "hf", "checksums": sums}
-        (staging / layout.RECORD).write_text(
-            json.dumps(body, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
+        put(staging / layout.RECORD, as_json(body))
+
+
+def _save_pretrained(model: Any, folder: Path) -> None:
+    """transformers' own way to save. OSError where the disk refuses, which safetensors says in words of its own."""
+    try:
+        model.save_pretrained(folder, safe_serialization=True)
+    except SafetensorError as error:
+        found = re.search(r"os error (\d+)", str(error))
+        if found is None:
+            raise
+        number = int(found[1])
+        raise OSError(number, os.strerror(number)) from None
 
 
 def _compare(merged: Any, staging: Path, tokenizer: Any, record: ModelRecord) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ from fleetune.artifact.layout import ModelRecord
 from fleetune.artifact.scores import saved_scores
 from fleetune.backbone.sites import SiteMap
 from fleetune.data.base import Split
-from fleetune.durable import new_folder, sha256
+from fleetune.durable import as_json, new_folder, put, sha256
 from fleetune.methods.base import LowRank, Method
 from fleetune.methods.lora import Lora
 
@@ -45,14 +46,13 @@ def save_trial(
     with new_folder(folder) as staging:
         named = {layout.peft_name(n): t.detach().cpu().contiguous() for n, t in tensors.items()}
         # Not `save_file`, which makes files of mode 0600 whatever the umask says, and hides that a disk is full.
-        weights = safetensors.torch.save(named, metadata={"format": "pt"})
-        (staging / layout.WEIGHTS).write_bytes(weights)
-        _write(staging / layout.CONFIG, adapter_config(record, method, sites))
-        _write(staging / layout.METRICS, metrics)
+        put(staging / layout.WEIGHTS, safetensors.torch.save(named, metadata={"format": "pt"}))
+        put(staging / layout.CONFIG, as_json(adapter_config(record, method, sites)))
+        put(staging / layout.METRICS, as_json(metrics))
         _write_card(staging, record, metrics, predictions)
         _write_predictions(staging / layout.PREDICTIONS, predictions)
         sums = {f.name: sha256(f) for f in sorted(staging.iterdir()) if f.is_file()}
-        _write(staging / layout.RECORD, {**record.as_json(), "checksums": sums})
+        put(staging / layout.RECORD, as_json({**record.as_json(), "checksums": sums}))
         checker.check(staging, tensors, low_rank, peft=method.abilities.peft_format)
 
 
@@ -111,13 +111,12 @@ def _write_card(
 ) -> None:
     """README.md, and for data of the hub its `.eval_results`."""
     scores = saved_scores(predictions, record.metrics, optimistic=bool(metrics.get("optimistic")))
-    (folder / layout.CARD).write_text(
-        model_card(record, metrics, scores), encoding="utf-8", errors="backslashreplace"
-    )
+    card = model_card(record, metrics, scores)
+    put(folder / layout.CARD, card.encode("utf-8", "backslashreplace"))
     results = eval_results(record, metrics, scores)
     if results is not None:
         (folder / EVAL_RESULTS).mkdir()
-        (folder / EVAL_RESULTS / "glue.yaml").write_text(results, encoding="utf-8")
+        put(folder / EVAL_RESULTS / "glue.yaml", results.encode())
 
 
 def _write_predictions(path: Path, predictions: Sequence[tuple[str, Split, NDArray[Any]]]) -> None:
@@ -137,11 +136,9 @@ def _write_predictions(path: Path, predictions: Sequence[tuple[str, Split, NDArr
             )
         )
     if tables:
-        pq.write_table(pa.concat_tables(tables), path)
-
-
-def _write(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        out = io.BytesIO()
+        pq.write_table(pa.concat_tables(tables), out)
+        put(path, out.getvalue())
 
 
 def _plain(value: Any) -> Any:

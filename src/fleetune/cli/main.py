@@ -16,8 +16,10 @@ import typer
 from fleetune import __version__
 from fleetune.errors import INTERRUPTED, STOPPED, EnvironmentProblem, FleetuneError
 
-# A disk that is full, a quota or a limit that is reached: what was begun can go on when there is room again.
+# A disk that is full, a quota or a limit that is reached.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# What a disk does that was well before.
+_LASTING = (*_FULL, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM)
 
 app = typer.Typer(
     name="fleetune",
@@ -72,14 +74,51 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
-        place = f"{error.filename}: " if error.filename else ""
-        if error.errno in _FULL:
-            say(
-                f"fleetune: {place}{error.strerror}; make room, and the same command goes on from here"
-            )
-            sys.exit(STOPPED)
-        say(f"fleetune: {place}{error.strerror or error}; give another place, or mend this one")
+        say(f"fleetune: {_disk_problem(error)}")
         sys.exit(EnvironmentProblem.exit_code)
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        say(
+            "fleetune: out of memory; the same command goes on from here, and may find more of it when others need less"
+        )
+        sys.exit(STOPPED)
+
+
+def _disk_problem(error: OSError) -> str:
+    """Which file, what is wrong, how much is free there, and what to do."""
+    place = f"{error.filename}: " if error.filename else ""
+    remedy = "give another place, or mend this one"
+    if error.errno in _FULL:
+        remedy = "make room"
+    if error.errno in _LASTING:
+        remedy += ", and the same command goes on from here"
+    return f"{place}{error.strerror or error}{_free(error.filename)}; {remedy}"
+
+
+def _free(name: Any) -> str:
+    """The free bytes of the disk that a path is on."""
+    if not isinstance(name, str):
+        return ""
+    place = os.path.abspath(name)
+    while not os.path.isdir(place) and place != os.path.dirname(place):
+        place = os.path.dirname(place)
+    try:
+        found = os.statvfs(place)
+    except OSError:
+        return ""
+    return f" ({found.f_bavail * found.f_frsize:,} bytes free)"
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, MemoryError):
+        return True
+    # torch is loaded where its errors come from, and only then.
+    if "torch" not in sys.modules:
+        return False
+    from fleetune.cohort.shortage import is_out_of_memory
+
+    return is_out_of_memory(error)
 
 
 def _terminated(number: int, frame: Any) -> None:

@@ -17,7 +17,6 @@ import contextlib
 import hashlib
 import json
 import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fleetune.data.base import Split
+from fleetune.durable import STALE, make_folder, remove_leftovers, write_bytes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -172,26 +172,17 @@ def _checksum(arrays: dict[str, np.ndarray], truncated: str) -> str:
 
 
 def _write(path: Path, table: TokenTable) -> None:
-    """Write to a name of its own and rename, so that a file in the cache is whole or not there."""
-    from safetensors import SafetensorError
-    from safetensors.numpy import save_file
+    """Put a table into the cache, where that is possible."""
+    from safetensors.numpy import save
 
     arrays = _arrays(table)
     truncated = str(table.truncated)
     metadata = {"truncated": truncated, "sha256": _checksum(arrays, truncated)}
-    temporary: Path | None = None
     # Without a cache all works, only slower: a full or read-only disk must not end a training here.
-    with contextlib.suppress(OSError, SafetensorError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=".tokens-", suffix=".part", dir=path.parent)
-        os.close(handle)
-        temporary = Path(name)
-        save_file(arrays, temporary, metadata=metadata)
-        os.replace(temporary, path)
-        return
-    if temporary is not None:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        make_folder(path.parent)
+        remove_leftovers(path.parent, older_than=STALE)
+        write_bytes(path, save(arrays, metadata=metadata))
 
 
 def _read(path: Path, n: int, max_length: int) -> TokenTable | None:

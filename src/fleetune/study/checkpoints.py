@@ -1,16 +1,21 @@
-"""Where a cohort stands, on disk: one safetensors file a trial, each with its own checksum, and a manifest.
+"""Where a cohort stands, on disk: one safetensors file a trial, and a manifest with the sha256 of each.
 
-A snapshot is of all trials of a cohort at one round. Its files have new names; the manifest that lists them is replaced
-last, and only then are the files of the snapshot before deleted: after a cut at any moment one whole snapshot is there.
-Tensors are the trial's parameters, AdamW's moments and the best weights so far; numbers (steps, results) travel in the
-file's header. Data order and dropout need nothing, since they are named by seed and step.
+A snapshot is of all trials of a cohort at one round. Its files have new names; the manifest that lists them is written last,
+and only then are those deleted that neither it nor the snapshot before needs: after a cut at any moment a whole snapshot is
+there, and after damage to one file still the one before. Trials that have not changed share a file. Tensors are the trial's
+parameters, AdamW's moments and the best weights so far; numbers (steps, results) travel in the file's header. Data order and
+dropout need nothing, since they are named by seed and step.
+
+What is damaged is set aside as NAME.damaged, never deleted and never read again.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping
+import re
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,98 +23,193 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
-from fleetune.durable import remove_leftovers, write_bytes, write_json
+from fleetune.durable import as_json, remove_leftovers, sha256, write_bytes
 
-MANIFEST = "manifest.json"
+KEPT = 2
+"""Snapshots that are kept: the newest, and one to fall back to."""
+_MANIFEST = re.compile(r"snapshot-(\d+)\.json")
+_FILE = re.compile(r"[^/\\\0]+\.(\d+)\.safetensors")
 State = tuple[dict[str, Tensor], dict[str, Any]]
 """Tensors by name, and numbers as JSON."""
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """One whole snapshot, as its manifest tells of it."""
+
+    folder: Path
+    number: int
+    files: Mapping[str, Mapping[str, str]]
+    """Name and sha256 of each trial's file."""
+    note: Mapping[str, Any]
+    """What else belongs to it."""
+
+    def states(self) -> dict[str, State]:
+        """The states by trial."""
+        return {ident: _read(self.folder / file["name"]) for ident, file in self.files.items()}
+
+
+class Damaged(Exception):
+    """A file of a snapshot is not what its manifest says."""
 
 
 def write_all(
     folder: Path,
     states: Mapping[str, State],
     *,
-    note: Mapping[str, Any] | None = None,
+    note: Mapping[str, Any],
     keep: Collection[str] = (),
 ) -> None:
-    """Replace the snapshot by these trials' states.
+    """Write a snapshot of these trials' states.
 
-    note: what else belongs to it, as JSON. keep: trials whose state has not changed since the snapshot before.
+    note: what else belongs to it, as JSON; its "stage" says which snapshots belong together. keep: trials whose state has not
+    changed since the snapshot before.
     """
-    before = _manifest(folder)
-    number = before["number"] + 1
-    files = {ident: f"{ident}.{number}.safetensors" for ident in states}
-    for ident, name in files.items():
-        write(folder / name, *states[ident])
-    files |= {ident: name for ident, name in before["files"].items() if ident in keep}
-    write_json(folder / MANIFEST, {"number": number, "files": files, "note": dict(note or {})})
-    _remove_others(folder, set(files.values()))
+    before = [s for s in snapshots(folder) if s.note.get("stage") == note.get("stage")]
+    number = 1 + max(_numbers(folder), default=0)
+    files: dict[str, Mapping[str, str]] = {}
+    for ident, state in states.items():
+        content = _encoded(*state)
+        name = f"{ident}.{number}.safetensors"
+        write_bytes(folder / name, content, sync=False)
+        files[ident] = {"name": name, "sha256": hashlib.sha256(content).hexdigest()}
+    if before:
+        files |= {ident: file for ident, file in before[0].files.items() if ident in keep}
+    body: dict[str, Any] = {"number": number, "files": files, "note": dict(note)}
+    write_bytes(folder / f"snapshot-{number}.json", as_json({**body, "sha256": _digest(body)}))
+    needed = [Snapshot(folder, number, files, note), *before[: KEPT - 1]]
+    _remove_others(folder, needed)
 
 
-def read_note(folder: Path) -> dict[str, Any]:
-    """The note of the snapshot; empty where there is none."""
-    return _manifest(folder)["note"]
+def newest(folder: Path, stage: str) -> Snapshot | None:
+    """The newest whole snapshot of a stage; None where there is none. Changes nothing."""
+    return next((s for s in snapshots(folder) if s.note.get("stage") == stage and _whole(s)), None)
 
 
-def read_all(folder: Path) -> dict[str, State]:
-    """The states of the snapshot by trial, without those that are damaged."""
-    found = {ident: read(folder / name) for ident, name in _manifest(folder)["files"].items()}
-    return {ident: state for ident, state in found.items() if state is not None}
+def any_whole(folder: Path) -> bool:
+    """Whether a snapshot of any stage is whole."""
+    return any(_whole(s) for s in snapshots(folder))
+
+
+def set_aside_damaged(folder: Path) -> list[str]:
+    """Rename what is damaged to NAME.damaged; one sentence for each file that is damaged, missing, or of no snapshot."""
+    told: dict[str, str] = {}
+    whole: list[Snapshot] = []
+    named: set[str] = set()
+    for number, path in _manifests(folder):
+        try:
+            snapshot = _manifest(path, number)
+        except Damaged:
+            told[path.name] = _aside(path)
+            continue
+        broken = list(_broken(snapshot))
+        told |= {file.name: _aside(file) for file in broken if file.name not in told}
+        if broken:
+            path.rename(path.with_name(f"{path.name}.damaged"))
+        else:
+            whole.append(snapshot)
+        named |= {file["name"] for file in snapshot.files.values()}
+    files = (m for p in folder.iterdir() if p.name not in named and (m := _FILE.fullmatch(p.name)))
+    for number in sorted({int(match[1]) for match in files}):
+        told[f"snapshot {number}"] = (
+            f"snapshot {number} has no whole manifest: it was cut while it was written, or its manifest is damaged"
+        )
+    _remove_others(folder, whole)
+    return list(told.values())
 
 
 def clear(folder: Path) -> None:
-    """Delete the snapshot, when nothing is left to go on with."""
-    (folder / MANIFEST).unlink(missing_ok=True)
-    _remove_others(folder, set())
+    """Delete all snapshots, when nothing is left to go on with; what was set aside stays."""
+    for _, path in _manifests(folder):
+        path.unlink(missing_ok=True)
+    _remove_others(folder, [])
     remove_leftovers(folder)
 
 
-def _manifest(folder: Path) -> dict[str, Any]:
-    """The manifest; an empty one where there is none, or where it is damaged: then all starts from its beginning."""
+def snapshots(folder: Path) -> list[Snapshot]:
+    """Those with a whole manifest, the newest first; their files may be damaged."""
+    found: list[Snapshot] = []
+    for number, path in _manifests(folder):
+        try:
+            found.append(_manifest(path, number))
+        except Damaged:
+            continue
+    return found
+
+
+def _manifests(folder: Path) -> list[tuple[int, Path]]:
+    """Manifests by number, the newest first."""
+    found = [(int(m[1]), p) for p in folder.iterdir() if (m := _MANIFEST.fullmatch(p.name))]
+    return sorted(found, reverse=True)
+
+
+def _manifest(path: Path, number: int) -> Snapshot:
+    """Damaged where it is not, to the last bit, what was written."""
     try:
-        found = json.loads((folder / MANIFEST).read_bytes())
-        return {
-            "number": int(found["number"]),
-            "files": {str(k): str(v) for k, v in found["files"].items()},
-            "note": dict(found.get("note", {})),
-        }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return {"number": 0, "files": {}, "note": {}}
+        content = path.read_bytes()
+        found = json.loads(content)
+        digest = found.pop("sha256")
+        if content != as_json({**found, "sha256": digest}) or digest != _digest(found):
+            raise Damaged(path.name)
+        # Names from a file lead nowhere else.
+        if not all(_FILE.fullmatch(file["name"]) for file in found["files"].values()):
+            raise Damaged(path.name)
+        return Snapshot(path.parent, number, found["files"], found["note"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise Damaged(path.name) from None
 
 
-def _remove_others(folder: Path, keep: set[str]) -> None:
+def _whole(snapshot: Snapshot) -> bool:
+    return next(_broken(snapshot), None) is None
+
+
+def _broken(snapshot: Snapshot) -> Iterator[Path]:
+    """Files of a snapshot that are missing or not what the manifest says."""
+    for file in snapshot.files.values():
+        path = snapshot.folder / file["name"]
+        if not path.is_file() or sha256(path) != file["sha256"]:
+            yield path
+
+
+def _aside(path: Path) -> str:
+    if not path.exists():
+        return f"{path.name} is missing"
+    path.rename(path.with_name(f"{path.name}.damaged"))
+    return f"{path.name} is damaged (its sha256 does not match) and was set aside as {path.name}.damaged"
+
+
+def _numbers(folder: Path) -> Iterator[int]:
+    """Numbers that names have taken, damaged ones too: none is used twice."""
+    for path in folder.iterdir():
+        name = path.name.removesuffix(".damaged")
+        match = _MANIFEST.fullmatch(name) or _FILE.fullmatch(name)
+        if match:
+            yield int(match[1])
+
+
+def _remove_others(folder: Path, needed: Collection[Snapshot]) -> None:
+    """Delete manifests first: what they name may go once nobody asks for it."""
+    numbers = {s.number for s in needed}
+    for number, path in _manifests(folder):
+        if number not in numbers:
+            path.unlink(missing_ok=True)
+    names = {file["name"] for s in needed for file in s.files.values()}
     for path in folder.glob("*.safetensors"):
-        if path.name not in keep:
+        if path.name not in names:
             path.unlink(missing_ok=True)
 
 
-def write(path: Path, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
-    """Replace a trial's checkpoint."""
+def _digest(body: Mapping[str, Any]) -> str:
+    return hashlib.sha256(as_json(body)).hexdigest()
+
+
+def _encoded(tensors: dict[str, Tensor], numbers: dict[str, Any]) -> bytes:
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    body = json.dumps(numbers, allow_nan=False)
-    header = {"numbers": body, "sha256": _digest(contiguous, body)}
-    write_bytes(path, safetensors.torch.save(contiguous, metadata=header))
+    header = {"numbers": json.dumps(numbers, allow_nan=False)}
+    return safetensors.torch.save(contiguous, metadata=header)
 
 
-def read(path: Path) -> State | None:
-    """A trial's checkpoint; None where there is none, or where it is damaged and has been set aside."""
-    if not path.exists():
-        return None
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-        if header["sha256"] != _digest(tensors, header["numbers"]):
-            raise ValueError("checksum")
-        return tensors, json.loads(header["numbers"])
-    except (safetensors.SafetensorError, ValueError, KeyError):
-        path.rename(path.with_name(f"{path.name}.damaged"))
-        return None
-
-
-def _digest(tensors: dict[str, Tensor], body: str) -> str:
-    found = hashlib.sha256(body.encode())
-    for name in sorted(tensors):
-        found.update(f"{name}:{tensors[name].dtype}:{tuple(tensors[name].shape)};".encode())
-        found.update(tensors[name].contiguous().numpy().tobytes())
-    return found.hexdigest()
+def _read(path: Path) -> State:
+    with safetensors.safe_open(path, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+        return tensors, json.loads((file.metadata() or {})["numbers"])

@@ -1,26 +1,31 @@
 """The journal of a run: what happened, one event a line, never rewritten.
 
-Each line is `{"crc": ..., "event": {...}}`; the CRC-32 is over the event's own bytes. An event is appended with one
-write and flushed to the disk before anybody relies on it. A torn last line (power loss, a full disk) is cut off when the
-journal is opened for writing, and told; a damaged line before the last is an error, since what followed may rest on it.
+Each line is `{"crc":"...","event":{...}}`; the CRC-32 is over the event's own bytes. An event is appended with one
+write and flushed to the disk before anybody relies on it; an append that fails or is interrupted leaves nothing behind. A
+torn last line (power loss, a full disk) is cut off when the journal is opened for writing, and told; a damaged line before
+the last is an error, since what followed may rest on it.
+
+Limit: a CRC finds accidents, every changed bit among them, and not a forger.
 """
 
 from __future__ import annotations
 
-import errno
+import contextlib
 import json
 import os
 import time
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from fleetune.durable import append as append_to
 from fleetune.durable import sync_folder
 from fleetune.errors import DataError
 
 NAME = "journal.jsonl"
-_START = b'{"crc":"'
+_START, _MIDDLE, _END = b'{"crc":"', b'","event":', b"}\n"
+_CRC = slice(len(_START), len(_START) + 8)
+_BODY = len(_START) + 8 + len(_MIDDLE)
 
 
 class Journal:
@@ -29,40 +34,53 @@ class Journal:
     def __init__(self, path: Path) -> None:
         self.path = path
         new = not path.exists()
-        self.events, good = _read(path) if not new else ([], 0)
-        self.repaired = 0 if new else path.stat().st_size - good
+        self.events, self._length = ([], 0) if new else _read(path)
+        self.repaired = 0 if new else path.stat().st_size - self._length
         self._handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        self._failed: OSError | None = None
         if self.repaired:
-            os.ftruncate(self._handle, good)
-            os.fsync(self._handle)
+            self._cut()
         if new:
             sync_folder(path.parent)
 
     def append(self, kind: str, **facts: Any) -> dict[str, Any]:
-        """Write one event; when this returns, it lasts."""
+        """Write one event; when this returns, it lasts. OSError where it does not, and for every append after that."""
+        if self._failed is not None:
+            raise self._failed
         event = {"kind": kind, "time": round(time.time(), 3), **facts}
         line = _line(event)
-        before = os.fstat(self._handle).st_size
-        if os.write(self._handle, line) != len(line):
-            # A full disk took a part: what comes next must not stand behind half a line.
-            os.ftruncate(self._handle, before)
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
-        os.fsync(self._handle)
+        # A signal may have ended an append before this one in its middle.
+        if os.fstat(self._handle).st_size != self._length:
+            self._cut()
+        try:
+            append_to(self._handle, self.path, line)
+        except OSError as error:
+            # What the disk holds now is not known (a failed fsync may have dropped pages): nothing more is added.
+            self._failed = error
+            with contextlib.suppress(OSError):
+                self._cut()
+            raise
+        self._length += len(line)
         self.events.append(event)
         return event
+
+    def _cut(self) -> None:
+        """Drop what stands behind the last event."""
+        os.ftruncate(self._handle, self._length)
+        os.fsync(self._handle)
 
     def close(self) -> None:
         os.close(self._handle)
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The events of a journal, without changing it; a torn tail is passed over."""
+    """The events of a journal, without changing it; a torn tail is passed over. DataError for a damaged line."""
     return _read(path)[0]
 
 
 def _line(event: dict[str, Any]) -> bytes:
-    body = json.dumps(event, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
-    return f'{{"crc":"{zlib.crc32(body.encode()):08x}","event":{body}}}\n'.encode()
+    body = json.dumps(event, ensure_ascii=True, allow_nan=False, separators=(",", ":")).encode()
+    return b"".join((_START, b"%08x" % zlib.crc32(body), _MIDDLE, body, _END))
 
 
 def _read(path: Path) -> tuple[list[dict[str, Any]], int]:
@@ -70,36 +88,34 @@ def _read(path: Path) -> tuple[list[dict[str, Any]], int]:
     content = path.read_bytes()
     events: list[dict[str, Any]] = []
     good = 0
-    for number, line in _lines(content):
+    while good < len(content):
+        end = content.find(b"\n", good) + 1 or len(content)
+        line = content[good:end]
         event = _event(line)
         if event is None:
             # Two lines that lost the end between them are not one torn line.
-            if good + len(line) < len(content) or line.count(_START) > 1:
+            if end < len(content) or line.count(_START) > 1:
                 raise DataError(
                     str(path),
                     [
-                        f"line {number}: damaged (its checksum does not match); restore the file from a copy, "
+                        f"line {len(events) + 1}: damaged (its checksum does not match); restore the file from a copy, "
                         "or start the run anew in another folder"
                     ],
                 )
             break
         events.append(event)
-        good += len(line)
+        good = end
     return events, good
 
 
-def _lines(content: bytes) -> Iterator[tuple[int, bytes]]:
-    yield from enumerate(content.splitlines(keepends=True), start=1)
-
-
 def _event(line: bytes) -> dict[str, Any] | None:
-    """The event of a whole, undamaged line."""
-    if not line.endswith(b"\n") or len(line) < 30:
+    """The event of a whole, undamaged line. Nothing is parsed whose checksum does not match."""
+    body = line[_BODY : -len(_END)]
+    whole = line[: len(_START)] == _START and line[_CRC.stop : _BODY] == _MIDDLE
+    if not (whole and line.endswith(_END) and line[_CRC] == b"%08x" % zlib.crc32(body)):
         return None
     try:
-        record = json.loads(line)
-        body = line[line.index(b'"event":') + 8 : -2]
-        ok = record["crc"] == f"{zlib.crc32(body):08x}"
-        return record["event"] if ok else None
-    except (ValueError, KeyError, TypeError):
+        event = json.loads(body)
+    except (ValueError, RecursionError):
         return None
+    return event if isinstance(event, dict) and isinstance(event.get("kind"), str) else None

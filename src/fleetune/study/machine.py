@@ -14,7 +14,8 @@ import torch
 
 from fleetune import __version__
 from fleetune.data.overlap import overlaps
-from fleetune.errors import RefusedError
+from fleetune.data.tokens import tokenizer_fingerprint
+from fleetune.errors import DataError, RefusedError
 from fleetune.study.prepare import Prepared, PreparedTask
 
 PACKAGES = ("torch", "transformers", "tokenizers", "peft", "numpy", "safetensors", "pyarrow")
@@ -37,6 +38,7 @@ def describe(prepared: Prepared, device: str) -> dict[str, Any]:
             "source": backbone.source,
             "revision": backbone.revision,
             "checksum": backbone.checksum,
+            "tokenizer": tokenizer_fingerprint(backbone.tokenizer),
         },
     }
 
@@ -85,26 +87,70 @@ def commit() -> str | None:
         return None
 
 
-def refuse_changes(path: Path, found: dict[str, Any]) -> None:
-    """RefusedError where a resume would go on with other data, another backbone, or another major version."""
-    before = json.loads(path.read_text(encoding="utf-8"))
+def refuse_changes(path: Path, found: dict[str, Any]) -> list[str]:
+    """What has changed in the machine and may change the last digits of numbers.
+
+    RefusedError where a resume would go on with other data, another backbone, or another major version; DataError where the
+    file cannot be read.
+    """
+    try:
+        before = json.loads(path.read_bytes())
+        refused = [*_inputs(before, found), *_versions(before, found)]
+        told = _rounding(before, found)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DataError(
+            str(path),
+            [
+                f"unreadable or missing ({type(error).__name__}), and without it nobody can say whether data and backbone are "
+                "the same; restore it from a copy, or give another --output-dir"
+            ],
+        ) from None
+    if refused:
+        listing = "\n".join(f"  {name}: {old} there, {new} now" for name, old, new in refused)
+        raise RefusedError(
+            f"{path.parent}: cannot be resumed, since its numbers would mix; give another --output-dir\n{listing}"
+        )
+    return [f"{name}: {old} there, {new} now" for name, old, new in told]
+
+
+Change = tuple[str, Any, Any]
+"""What, before, now."""
+
+
+def _inputs(before: dict[str, Any], found: dict[str, Any]) -> list[Change]:
     old_data, new_data = (
         {d["task"]: d["checksum"] for d in e.get("tasks", [e["data"]])} for e in (before, found)
     )
     pairs = [
-        (f"data of {name}" if len(new_data) > 1 else "data", old_data.get(name), checksum)
-        for name, checksum in new_data.items()
+        (f"data of {name}" if len(new_data) > 1 else "data", old_data.get(name), new_data.get(name))
+        for name in {**old_data, **new_data}
     ]
-    pairs.append(("backbone", before["backbone"]["checksum"], found["backbone"]["checksum"]))
-    for name in ("torch", "transformers", "tokenizers"):
-        old, new = before["packages"][name], found["packages"][name]
-        pairs.append((f"{name} (major version)", old.partition(".")[0], new.partition(".")[0]))
-    changed = [f"  {name}: {old} there, {new} now" for name, old, new in pairs if old != new]
-    if changed:
-        listing = "\n".join(changed)
-        raise RefusedError(
-            f"{path.parent}: cannot be resumed, since its numbers would mix; give another --output-dir\n{listing}"
-        )
+    old, new = before["backbone"], found["backbone"]
+    pairs.append(("backbone", old["checksum"], new["checksum"]))
+    pairs.append(("tokenizer", old["tokenizer"], new["tokenizer"]))
+    return [pair for pair in pairs if pair[1] != pair[2]]
+
+
+def _versions(before: dict[str, Any], found: dict[str, Any]) -> list[Change]:
+    old, new = before["packages"], found["packages"]
+    majors = [
+        (f"{name} (major version)", old[name].partition(".")[0], new[name].partition(".")[0])
+        for name in ("torch", "transformers", "tokenizers", "numpy")
+    ]
+    majors.append(("fleetune (version)", _minor(before["fleetune"]), _minor(found["fleetune"])))
+    return [change for change in majors if change[1] != change[2]]
+
+
+def _minor(version: str) -> str:
+    """Before 1.0 a minor version may change what a seed means."""
+    return ".".join(version.split(".")[:2])
+
+
+def _rounding(before: dict[str, Any], found: dict[str, Any]) -> list[Change]:
+    pairs = [(n, before["packages"].get(n), found["packages"][n]) for n in ("torch", "numpy")]
+    old, new = before["machine"], found["machine"]
+    pairs += [(n, old.get(n), new.get(n)) for n in ("processor", "threads", "device", "gpu")]
+    return [pair for pair in pairs if pair[1] != pair[2]]
 
 
 def _git(root: Path, *words: str) -> str:

@@ -7,13 +7,12 @@ is a copy for looking at: nothing of Fleetune reads it.
 
 from __future__ import annotations
 
-import os
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fleetune.durable import TEMPORARY, sync_folder
+from fleetune.durable import new_file
 from fleetune.errors import RefusedError, SettingsError
 from fleetune.study import journal
 from fleetune.study.file import parse_study
@@ -43,19 +42,13 @@ def export_optuna(run: Path, output: Path) -> int:
         raise RefusedError(f"{output}: is there already; give another --output")
     settings = parse_study(tomllib.loads((run / "study.toml").read_text(encoding="utf-8")))
     arms = {arm.name: arm for arm in arms_of(settings.methods, settings.training)}
-    output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = output.with_name(f"{TEMPORARY}{os.getpid()}-{output.name}")
     count = 0
-    try:
+    with new_file(output) as temporary:
         storage = optuna.storages.RDBStorage(f"sqlite:///{temporary}")
         for task, name in dict.fromkeys((e["task"], e["arm"]) for e in proposed):
             own = [e for e in proposed if (e["task"], e["arm"]) == (task, name)]
             count += _study(storage, events, f"{task}/{name}", arms[name], own)
         storage.engine.dispose()
-        os.replace(temporary, output)
-        sync_folder(output.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
     return count
 
 

@@ -3,15 +3,18 @@
 A run is a list of stages (stage.py): for each task the search, where there is one, and then the trials that are measured on
 the test rows. `train` is a study with fixed settings and no search. The same command again goes on where the last one
 stopped: finished trials are not touched, started ones continue from their checkpoints, and the numbers come out the same.
-Other settings in the same folder are refused, with the difference.
+Other settings in the same folder are refused, with the difference. What was found damaged is told, in the journal too.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import fcntl
 import os
+import sys
 import tomllib
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
@@ -25,13 +28,15 @@ from fleetune.cohort.plan import cohorts, default_limits
 from fleetune.cohort.schedule import FixedList, Resumable
 from fleetune.cohort.train import Advanced as Advanced
 from fleetune.cohort.trial import Trial
-from fleetune.durable import TEMPORARY, remove_leftovers, write_bytes, write_json
-from fleetune.errors import RefusedError
+from fleetune.durable import TEMPORARY, make_folder, remove_leftovers, write_bytes, write_json
+from fleetune.errors import DataError, RefusedError
 from fleetune.study import checkpoints, journal, machine, plan
 from fleetune.study.journal import Journal
 from fleetune.study.keep import Trained, keep, open_workbench
 from fleetune.study.prepare import Prepared, PreparedTask
 from fleetune.study.results import write_results
+from fleetune.study.saving import SAVE_SECONDS as SAVE_SECONDS
+from fleetune.study.saving import Saving
 from fleetune.study.seal import Seal
 from fleetune.study.search import Chosen, choose
 from fleetune.study.settings import TRAIN, as_toml
@@ -44,8 +49,6 @@ TRIALS = "trials"
 CHECKPOINTS = "checkpoints"
 GIVEN = ("data.jsonl", "test.jsonl")
 """Rows that a Python program gave; there before the run is (given.py)."""
-# A cut costs at most this much work. Writing a cohort's state takes well under a second.
-SAVE_SECONDS = 300.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,49 +61,90 @@ class Outcome:
     """Trials that an earlier command had finished."""
 
 
+def _to_stderr(text: str) -> None:
+    sys.stderr.write(f"fleetune: {text}\n")
+
+
 class Run:
-    """The folder of one run, locked while it trains. trials: how many may train at once; None: what suits the device."""
+    """The folder of one run, locked while it trains.
+
+    trials: how many may train at once; None: what suits the device. save_steps: see saving.py. tell: takes a sentence about
+    what was found damaged or changed; by default it goes to stderr.
+    """
 
     def __init__(
-        self, folder: Path, prepared: Prepared, device: str = "cpu", trials: int | None = None
+        self,
+        folder: Path,
+        prepared: Prepared,
+        device: str = "cpu",
+        trials: int | None = None,
+        save_steps: int | None = None,
+        tell: Callable[[str], None] = _to_stderr,
     ) -> None:
         self.folder = folder
         self.prepared = prepared
         self.device = device
         self.trials = trials
+        self.save_steps = save_steps
+        self.tell = tell
         self.shares = family_of(prepared.backbone.config).shares
 
     def train(self, watch: Watch) -> Outcome:
         """Train what is not yet done. RefusedError: another command has the folder, or it holds another run."""
         refuse_foreign(self.folder)
         with locked(self.folder):
-            self._open_folder()
+            changed = self._open_folder()
             self.journal = Journal(self.folder / journal.NAME)
             try:
+                self._mend(changed)
                 return self._train(watch)
             except BaseException as error:
-                self.journal.append("stopped", reason=type(error).__name__)
+                # Where the disk refuses this too, the first error is the one to tell.
+                with contextlib.suppress(OSError):
+                    self.journal.append("stopped", reason=type(error).__name__)
                 raise
             finally:
                 self.journal.close()
 
-    def _open_folder(self) -> None:
+    def _open_folder(self) -> list[str]:
+        """Refuse another run; make what is not there yet. What has changed in the machine, since rounding may follow it."""
         text = tomli_w.dumps(as_toml(self.prepared.settings))
         path = self.folder / STUDY
         if path.exists():
             refuse_changes(path, text)
         for folder in (self.folder, self.folder / TRIALS, self.folder / CHECKPOINTS):
-            folder.mkdir(exist_ok=True)
+            make_folder(folder)
             remove_leftovers(folder)
         found = machine.describe(self.prepared, self.device)
         environment = self.folder / ENVIRONMENT
-        if environment.exists() and path.exists():
-            machine.refuse_changes(environment, found)
-        else:
-            write_json(environment, found)
+        if path.exists():
+            refuse_lost(self.folder)
+            return machine.refuse_changes(environment, found)
+        write_json(environment, found)
         # Last, since its presence says that this is a run.
-        if not path.exists():
-            write_bytes(path, text.encode())
+        write_bytes(path, text.encode())
+        return []
+
+    def _mend(self, changed: Sequence[str]) -> None:
+        """Tell what a cut or damage has left, set aside what cannot be used, and write that down."""
+        if self.journal.repaired:
+            told = f"{journal.NAME}: {self.journal.repaired} bytes of a line that was not finished were cut off"
+            self._mended("journal-repaired", told, bytes=self.journal.repaired)
+        if changed:
+            told = f"going on elsewhere ({'; '.join(changed)}): numbers may differ in their last digits"
+            self._mended("machine-changed", told, changes=list(changed))
+        folder = self.folder / CHECKPOINTS
+        for told in checkpoints.set_aside_damaged(folder):
+            self._mended("checkpoint-damaged", f"{CHECKPOINTS}/: {told}", told=told)
+        over = ended(self.journal)
+        begun = {e["id"] for e in self.journal.events if e["kind"] == "epoch"} - over.keys()
+        if begun and not checkpoints.any_whole(folder):
+            told = f"{CHECKPOINTS}/: no whole snapshot is left; the trials that had not ended start again"
+            self._mended("checkpoint-damaged", told, told=told)
+
+    def _mended(self, kind: str, text: str, **facts: Any) -> None:
+        self.journal.append(kind, **facts)
+        self.tell(text)
 
     def _train(self, watch: Watch) -> Outcome:
         inputs = self.prepared.inputs
@@ -146,8 +190,8 @@ class Run:
                 continue
             name = f"{task.dataset.task.name}/{settings.phase}/{number}"
             members = group
-            snapshot = checkpoints.read_note(self.folder / CHECKPOINTS).get("stage") == name
-            if not snapshot and "trial-done" in (done.get(i.spec.id) for i in group):
+            snapshot = checkpoints.newest(self.folder / CHECKPOINTS, name)
+            if snapshot is None and "trial-done" in (done.get(i.spec.id) for i in group):
                 members = [i for i in group if i.spec.id not in done]
             finish = partial(self._finish, seal)
             self._stage(name, task, FixedList(members), finish, watch)
@@ -200,7 +244,7 @@ class Run:
             limits = replace(limits, trials=1 if alone else self.trials)
         self._load(task)
         stage = Stage(name, self.bench, schedule, self.journal, self.folder / CHECKPOINTS, finish)
-        stage.train(limits, SAVE_SECONDS, watch)
+        stage.train(limits, Saving(self.save_steps, SAVE_SECONDS), watch)
 
     def _load(self, task: PreparedTask) -> None:
         if self.bench is None:
@@ -258,12 +302,14 @@ def _tokens_trained(trial: Trial) -> int:
 @contextmanager
 def locked(folder: Path) -> Generator[None]:
     """Hold a run's folder; RefusedError (exit 6) while another process does. A killed process's lock is no lock."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.EACCES):
+                raise OSError(error.errno, error.strerror, str(folder / ".lock")) from None
             raise RefusedError(
                 f"{folder}: another fleetune command is working in it; wait for it, or give another --output-dir"
             ) from None
@@ -287,8 +333,26 @@ def refuse_foreign(folder: Path) -> None:
             )
 
 
+def refuse_lost(folder: Path) -> None:
+    """RefusedError for a run that has lost what says which trials have ended, and whether the test rows were opened."""
+    path = folder / journal.NAME
+    begun = any((folder / TRIALS).iterdir()) or any((folder / CHECKPOINTS).iterdir())
+    if begun and not (path.exists() and path.stat().st_size):
+        raise RefusedError(
+            f"{path}: is missing or empty, but trials were trained here; restore it from a copy, or give another --output-dir"
+        )
+
+
 def refuse_changes(path: Path, text: str) -> None:
-    old, new = _flat(tomllib.loads(path.read_text(encoding="utf-8"))), _flat(tomllib.loads(text))
+    """RefusedError with the difference where a run has other settings; DataError where they cannot be read."""
+    try:
+        old = _flat(tomllib.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, RecursionError) as error:
+        raise DataError(
+            str(path),
+            [f"unreadable ({error}); restore it from a copy, or give another --output-dir"],
+        ) from None
+    new = _flat(tomllib.loads(text))
     changed = [
         f"  {key}: {old.get(key, 'unset')!r} there, {new.get(key, 'unset')!r} now"
         for key in sorted(old.keys() | new.keys())

@@ -8,7 +8,6 @@ trials, since what it decides depends on scores alone.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -33,6 +32,7 @@ from fleetune.study import checkpoints
 from fleetune.study.journal import Journal
 from fleetune.study.keep import Workbench
 from fleetune.study.results import epochs
+from fleetune.study.saving import Saving, Stop, deferred
 
 Watch = Callable[[Event], None]
 Finish = Callable[[Trial], Mapping[str, Any]]
@@ -59,54 +59,49 @@ class Stage:
         self.folder = folder
         self.finish = finish
         self.ended = ended(journal)
-        self.saved_at = time.monotonic()
         self.settled: set[str] = set()
         """Parked trials whose state is on the disk as it is."""
 
-    def train(self, limits: Limits, save_seconds: float, watch: Watch) -> None:
+    def train(self, limits: Limits, saving: Saving, watch: Watch) -> None:
         """Train what is left of the stage."""
         cohort = Cohort(
             self.bench.engine, self.schedule, size=limits.trials, max_tokens=limits.tokens
         )
         self._go_on(cohort, watch)
-        for event in cohort.run():
-            self._follow(event, cohort, save_seconds)
-            watch(event)
+        saving.saved(cohort.active)
+        with deferred() as stop:
+            for event in cohort.run():
+                if isinstance(event, Advanced):
+                    self._save_if_due(cohort, saving, stop)
+                else:
+                    self._follow(event)
+                watch(event)
+                stop.check()
 
     def _go_on(self, cohort: Cohort, watch: Watch) -> None:
-        note = checkpoints.read_note(self.folder)
-        if note.get("stage") != self.name:
+        snapshot = checkpoints.newest(self.folder, self.name)
+        if snapshot is None:
             return
-        states = checkpoints.read_all(self.folder)
+        note, states = snapshot.note, snapshot.states()
         self.schedule.restore(note["schedule"])
-        cohort.max_tokens = min(note["max_tokens"], cohort.max_tokens)
-        for ident, parked in [(i, False) for i in note["active"]] + [
-            (i, True) for i in note["parked"]
-        ]:
-            trial = self._placed(cohort, ident, states.get(ident), parked)
-            if not parked:
-                event = Started(trial)
-                self._follow(event, cohort, float("inf"))
-                watch(event)
+        # As before the cut, whatever this machine would choose now: who shares a pass changes the last bits of a product.
+        cohort.size = note["size"]
+        cohort.max_tokens, cohort.max_eval_tokens = note["max_tokens"], note["max_eval_tokens"]
+        for ident in note["parked"]:
+            cohort.place(self.schedule.given(ident), states[ident], parked=True)
+        for ident in note["active"]:
+            event = Started(cohort.place(self.schedule.given(ident), states[ident]))
+            self._follow(event)
+            watch(event)
 
-    def _placed(
-        self, cohort: Cohort, ident: str, state: checkpoints.State | None, parked: bool
-    ) -> Trial:
-        given = self.schedule.given(ident)
-        if state is None:  # set aside as damaged: it starts again
-            state = Trial(given, cohort.engine.start(given)).checkpoint()
-        return cohort.place(given, state, parked=parked)
-
-    def _follow(self, event: Event, cohort: Cohort, save_seconds: float) -> None:
+    def _follow(self, event: Event) -> None:
         if isinstance(event, EpochDone):
             self.schedule.observe(event.trial.id, event.result)
-        if isinstance(event, Advanced):
-            self._save(cohort, save_seconds)
-        elif isinstance(event, PassesShrunk):
+        if isinstance(event, PassesShrunk):
             self.journal.append(
                 "passes-shrunk", training=event.training, evaluation=event.evaluation
             )
-        elif event.trial.id in self.ended:
+        elif isinstance(event, Advanced) or event.trial.id in self.ended:
             pass  # ended before the cut; see the module's docstring
         elif isinstance(event, Started):
             self._started(event.trial)
@@ -156,10 +151,9 @@ class Stage:
             seconds=round(r.seconds, 3),
         )  # fmt: skip
 
-    def _save(self, cohort: Cohort, save_seconds: float) -> None:
-        """A snapshot of the whole cohort where an epoch ends, just before its evaluation, and from time to time."""
-        due = any(trial.at_epoch_end for trial in cohort.active)
-        if not (due or (cohort.active and time.monotonic() - self.saved_at > save_seconds)):
+    def _save_if_due(self, cohort: Cohort, saving: Saving, stop: Stop) -> None:
+        """A snapshot of the whole cohort where an epoch ends, just before its evaluation, from time to time, and at an end."""
+        if not (saving.due(cohort.active) or (stop.wanted is not None and cohort.active)):
             return
         parked = set(cohort.parked)
         self.settled &= parked
@@ -170,11 +164,13 @@ class Stage:
             "schedule": self.schedule.state(),
             "active": [t.id for t in cohort.active],
             "parked": list(cohort.parked),
+            "size": cohort.size,
             "max_tokens": cohort.max_tokens,
+            "max_eval_tokens": cohort.max_eval_tokens,
         }
         checkpoints.write_all(self.folder, states, note=note, keep=self.settled)
         self.settled = parked
-        self.saved_at = time.monotonic()
+        saving.saved(cohort.active)
 
 
 def ended(journal: Journal) -> dict[str, str]:
