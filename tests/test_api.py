@@ -198,6 +198,24 @@ def test_watch_is_told_what_happens(made: Made, tmp_path: Path) -> None:
 # --- results
 
 
+def test_progress_is_printed_when_asked_and_only_then(
+    made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def told(folder: str, **more: Any) -> str:
+        fleetune.train(
+            made.folder / "train.csv", "head", output_dir=tmp_path / folder,
+            backbone=made.backbone, dtype="float32", max_steps=4, **more,
+        )  # fmt: skip
+        printed = capsys.readouterr()
+        assert printed.out == ""
+        return printed.err
+
+    assert told("quiet") == ""
+    lines = told("told", progress=True).splitlines()
+    assert lines[0] == "train: train" and "\x1b" not in "".join(lines)
+    assert lines[-1] == "head-s42: done, best epoch 1 (1/1 trials)"
+
+
 def test_frames_hold_what_show_prints(found: fleetune.Result, made: Made) -> None:
     facts = json.loads(run_cli("show", made.run, "--json").out)
     assert list(found.trials.id) == [t["id"] for t in facts["trials"]]

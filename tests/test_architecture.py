@@ -28,7 +28,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("cohort", "artifact"),
     ("study",),
     ("report",),
-    ("serve",),
+    ("serve", "live"),
     ("cli", "api"),
 )
 # The package's root offers the names of this part, and imports nothing else.

@@ -3,8 +3,9 @@
 Each goes the way of its command: the same settings, the same run folder, the same facts. So a run that Python began can be
 looked at with `fleetune show`, and the same call again goes on where the last one stopped.
 
-Errors are those of errors.py: SettingsError, DataError, EnvironmentProblem, RefusedError. Progress is not printed: `watch` is
-told every event of the training (cohort/train.py). What is heavy is imported by the functions.
+Errors are those of errors.py: SettingsError, DataError, EnvironmentProblem, RefusedError. Nothing is printed unless `progress`
+asks for plain lines on stderr; `watch` is told every event of the training (cohort/train.py). What is heavy is imported by
+the functions.
 """
 
 from __future__ import annotations
@@ -133,6 +134,7 @@ def train(
     dtype: str = "auto",
     max_length: int | None = None,
     device: str = "cpu",
+    progress: bool = False,
     watch: Callable[[Event], None] | None = None,
     **training: Any,
 ) -> Result:
@@ -174,7 +176,7 @@ def train(
         dtype=dtype,
         max_length=max_length,
     )
-    return _run(settings, folder, device, watch)
+    return _run(settings, folder, device, progress, watch)
 
 
 def study(
@@ -183,6 +185,7 @@ def study(
     output_dir: Place,
     overrides: Sequence[str] = (),
     device: str = "cpu",
+    progress: bool = False,
     watch: Callable[[Event], None] | None = None,
 ) -> Result:
     """Search each method with an equal budget, confirm with fresh seeds, and say what differs: `fleetune study`.
@@ -197,8 +200,8 @@ def study(
             raise SettingsError(
                 "study", ["overrides are for a file; change the dict, or leave them out"]
             )
-        return _run(parse_study(study), Path(output_dir), device, watch)
-    return _run(read_study(Path(study), overrides), Path(output_dir), device, watch)
+        return _run(parse_study(study), Path(output_dir), device, progress, watch)
+    return _run(read_study(Path(study), overrides), Path(output_dir), device, progress, watch)
 
 
 def load(model: Place | Result, *, dtype: str | None = None, device: str = "cpu") -> Predictor:
@@ -234,13 +237,20 @@ def compare(
 
 
 def _run(
-    settings: Settings, folder: Path, device: str, watch: Callable[[Event], None] | None
+    settings: Settings,
+    folder: Path,
+    device: str,
+    progress: bool,
+    watch: Callable[[Event], None] | None,
 ) -> Result:
+    from fleetune.live.follow import everyone, in_lines
     from fleetune.study.prepare import check_compute, prepare
     from fleetune.study.run import Run
 
     check_compute(None, device)
-    Run(folder, prepare(settings), device).train(watch or (lambda event: None))
+    prepared = prepare(settings)
+    lines = [in_lines(prepared, folder, device)] if progress else []
+    Run(folder, prepared, device).train(everyone(*lines, *([watch] if watch else [])))
     return Result(folder)
 
 

@@ -84,7 +84,7 @@ def _dry_run(prepared: Any, device: str, as_json: bool) -> None:
 
 def _run(prepared: Any, output_dir: Path, device: str, as_json: bool) -> int:
     """Train with progress and print what was found. Returns how many trials failed."""
-    from fleetune.cli.progress import progress
+    from fleetune.live.follow import in_terminal
     from fleetune.cli.train import tell_overlap
     from fleetune.report import study_tables, tables
     from fleetune.report.facts import run_facts, winner
@@ -102,7 +102,7 @@ def _run(prepared: Any, output_dir: Path, device: str, as_json: bool) -> int:
         say(
             "protocol paper: epochs and settings are chosen on the test rows: numbers are OPTIMISTIC"
         )
-    with progress((), total=plan["trials"]) as watch:
+    with in_terminal(prepared, output_dir, device) as watch:
         outcome = Run(output_dir, prepared, device).train(watch)
     facts = run_facts(output_dir)
     if as_json:

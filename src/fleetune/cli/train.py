@@ -139,14 +139,14 @@ def train(
 
 def run(settings: Any, output_dir: Path, *, device: str = "cpu", as_json: bool = False) -> int:
     """Prepare, train with progress, print the comparison. Returns how many trials failed."""
-    from fleetune.cli.progress import progress
+    from fleetune.live.follow import in_terminal
     from fleetune.study.prepare import check_compute, prepare
     from fleetune.study.run import Run
 
     check_compute(None, device)
     prepared = prepare(settings)
     _introduce(prepared, settings.data)
-    with progress(prepared.inputs) as watch:
+    with in_terminal(prepared, output_dir, device) as watch:
         outcome = Run(output_dir, prepared, device).train(watch)
     # Only now: statistics take a second to import, and training need not wait for them.
     from fleetune.report import study_tables
