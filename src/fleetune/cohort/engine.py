@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fleetune.backbone.noise import Noise
 from fleetune.backbone.sites import SiteMap, site_map
+from fleetune.cohort.kernels import keep_few_kernels
 from fleetune.cohort.lanes import Lanes
 from fleetune.cohort.layers import Active, LowRankSlot
 from fleetune.cohort.open import OpenBackbone
@@ -38,6 +39,7 @@ class Engine:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
+        keep_few_kernels()
         self.sites: SiteMap = site_map(model, fresh)
         self._wide = torch.float64 if dtype == torch.float64 else torch.float32
         # The values a trial starts from are the checkpoint's, before any rounding to the compute dtype.

@@ -7,8 +7,8 @@ gradients, AdamW's two moments and the best epoch's copy; (3) while a pass runs,
 the tokens. (1) and (2) are counted; (3) depends on family, methods and every kernel on the way, so it is not modelled but
 measured: small passes of these very methods through this backbone, every allocation counted, give a rate by the token.
 
-Not covered: what the process holds besides (torch, the tables of tokens), parked trials, whose state (2) stays, and what
-other processes take meanwhile. Where a prediction fails, `Cohort` makes its passes smaller.
+Not covered: what the process holds besides (torch, the tables of tokens, compiled kernels), and what other processes take
+meanwhile. Where a prediction fails, `Cohort` makes its passes smaller.
 """
 
 from __future__ import annotations
@@ -115,10 +115,16 @@ def typical_length(rows: Rows) -> int:
 
 
 def needs(
-    engine: Engine, inputs: Sequence[TrialInput], rates: Rates, *, trials: int, tokens: int
+    engine: Engine,
+    inputs: Sequence[TrialInput],
+    rates: Rates,
+    *,
+    trials: int,
+    tokens: int,
+    parked: int = 0,
 ) -> Needs:
-    """What these trials take, so many at once, in passes of so many tokens."""
-    states = sorted((state_bytes(given, engine) for given in inputs), reverse=True)[:trials]
+    """What these trials take, so many at once, in passes of so many tokens; parked: how many more keep their states."""
+    states = sorted((state_bytes(given, engine) for given in inputs), reverse=True)
     batches = sorted((_batch_tokens(given) for given in inputs), reverse=True)[:trials]
     judged = sorted((_eval_tokens(given, tokens) for given in inputs), reverse=True)[:trials]
     padding = padding_share(engine, inputs)
@@ -127,7 +133,7 @@ def needs(
     alive = max(min(tokens * lanes, sum(batches)), max(batches))
     return Needs(
         backbone_bytes(engine),
-        sum(states),
+        sum(states[: trials + parked]),
         rates.training.at(round(alive * padding), lanes),
         rates.evaluation.at(round(min(tokens, sum(judged)) * padding)) if any(judged) else 0,
     )

@@ -3,7 +3,7 @@
 A plan is made once the backbone is loaded: what a pass needs is measured on it (memory.py), what the machine has left is
 read, and the trials of a study are split into cohorts that fit. Each cohort says in a sentence why it is one.
 
-Not covered: memory that others take while it trains (a cohort then makes its own passes smaller), parked trials.
+Not covered: memory that others take while it trains (a cohort then makes its own passes smaller).
 """
 
 from __future__ import annotations
@@ -59,6 +59,23 @@ def plan(
     return tuple(_fitted(engine, group, why, budget) for group, why in split)
 
 
+def fit(
+    engine: Engine,
+    inputs: Sequence[TrialInput],
+    *,
+    parked: int = 0,
+    size: int | None = None,
+    free: int | None = None,
+) -> Planned:
+    """The limits of one cohort of trials that may share a pass.
+
+    inputs: its trials, or some that stand for them. parked: how many more keep their states beside those that train.
+    size: how many train at once at most, where the user has said so. free: as in `plan`.
+    """
+    budget = (memory.available(engine.backbone.device) if free is None else free) * SHARE_OF_FREE
+    return _fitted(engine, inputs, (), budget, parked=parked, size=size)
+
+
 def cohorts(inputs: Sequence[TrialInput], backbone_shares: bool = True) -> list[list[TrialInput]]:
     """The trials that share a backbone in one cohort, each of the others alone; in the order given.
 
@@ -108,17 +125,25 @@ def _split(
 
 
 def _fitted(
-    engine: Engine, group: Sequence[TrialInput], why: tuple[str, ...], budget: float
+    engine: Engine,
+    group: Sequence[TrialInput],
+    why: tuple[str, ...],
+    budget: float,
+    *,
+    parked: int = 0,
+    size: int | None = None,
 ) -> Planned:
     """The largest limits up to the default ones whose needs stay within the budget."""
     default = default_limits(str(engine.backbone.device))
     rates = memory.measure(engine, group)
-    most = min(default.trials, len(group))
+    most = min(default.trials if size is None else size, len(group))
     floor = max(memory.worst_batch(given) for given in group)
 
+    def needs(trials: int, tokens: int) -> Needs:
+        return memory.needs(engine, group, rates, trials=trials, tokens=tokens, parked=parked)
+
     def need(trials: int, tokens: int) -> int:
-        found = memory.needs(engine, group, rates, trials=trials, tokens=tokens)
-        return found.beyond_backbone
+        return needs(trials, tokens).beyond_backbone
 
     # Places first, at the smallest pass; then as many tokens as what is left holds.
     smallest = min(floor, default.tokens)
@@ -128,7 +153,7 @@ def _fitted(
     return Planned(
         tuple(group),
         limits,
-        memory.needs(engine, group, rates, trials=trials, tokens=tokens),
+        needs(trials, tokens),
         (*why, *_told(limits, Limits(most, default.tokens), need, budget)),
     )
 
