@@ -26,6 +26,9 @@ Scheduler = Literal[
     "cosine_warmup_with_min_lr",
     "warmup_stable_decay",
 ]
+# Beyond these a number is a slip of the keyboard; whole numbers stay small enough for any arithmetic that follows.
+MOST_STEPS = 2**31 - 1
+MOST_EPOCHS = 1_000_000
 
 
 class TrainingSettings(BaseModel):
@@ -37,26 +40,40 @@ class TrainingSettings(BaseModel):
         default=None, gt=0, description="Peak learning rate of AdamW; by default the method's own."
     )
     num_train_epochs: float = Field(
-        default=3.0, gt=0, description="Passes over the training rows; may end within one."
+        default=3.0,
+        gt=0,
+        le=MOST_EPOCHS,
+        description="Passes over the training rows; may end within one.",
     )
     max_steps: int = Field(
         default=-1,
         ge=-1,
+        le=MOST_STEPS,
         description="Optimizer steps; when positive it overrides num_train_epochs.",
     )
     per_device_train_batch_size: int = Field(
-        default=16, ge=1, description="Rows of one micro-batch of one trial (transformers: 8)."
+        default=16,
+        ge=1,
+        le=MOST_STEPS,
+        description="Rows of one micro-batch of one trial (transformers: 8).",
     )
     per_device_eval_batch_size: int = Field(
-        default=64, ge=1, description="Rows of one trial in one evaluation pass (transformers: 8)."
+        default=64,
+        ge=1,
+        le=MOST_STEPS,
+        description="Rows of one trial in one evaluation pass (transformers: 8).",
     )
     gradient_accumulation_steps: int = Field(
         default=1,
         ge=1,
+        le=MOST_STEPS,
         description="Micro-batches of one optimizer step; their losses are averaged.",
     )
     warmup_steps: float = Field(
-        default=0, ge=0, description="Steps of warm-up; below 1 a share of all steps."
+        default=0,
+        ge=0,
+        le=MOST_STEPS,
+        description="Steps of warm-up; below 1 a share of all steps.",
     )
     lr_scheduler_type: Scheduler = Field(
         default="linear", description="Schedule of the learning rate, as transformers names it."

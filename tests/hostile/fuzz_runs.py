@@ -10,6 +10,7 @@ import shutil
 import tomllib
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -82,10 +83,9 @@ def _study(folder: Path) -> Case:
     def one(draws: Any) -> object:
         content = damaged(STUDY.encode(), draws, words)
         if draws.random() < 0.5:
-            try:
+            # TOML has no null, and no table at its root but one.
+            with suppress(TypeError, ValueError, AttributeError):
                 content = tomli_w.dumps(damaged_value(sound, draws)).encode()
-            except (TypeError, ValueError, AttributeError):
-                pass  # TOML has no null, and no table at its root but one
         path.write_bytes(content)
         return read_study(path)
 

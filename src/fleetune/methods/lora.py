@@ -30,7 +30,9 @@ class Lora(Method):
     abilities: ClassVar[Abilities] = Abilities(shares_backbone=True, peft_format=True)
     default_learning_rate: ClassVar[float] = 5e-4
 
-    r: int = Field(default=8, ge=1, description="Rank. Adds r * (d_in + d_out) parameters a site.")
+    r: int = Field(
+        default=8, ge=1, le=65_536, description="Rank. Adds r * (d_in + d_out) parameters a site."
+    )
     lora_alpha: float = Field(
         default=8,
         gt=0,

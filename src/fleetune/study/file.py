@@ -33,19 +33,48 @@ from fleetune.study.tables import (
     StudyFile,
 )
 
+MOST_BYTES = 1_000_000
+"""The longest recipe has 2,000; TOML of gigabytes could hold a machine for hours."""
+MOST_LEVELS = 8
+"""methods, its table, a setting, a list of lists: half of this is used."""
+
 
 def read_study(path: Path, overrides: Sequence[str] = ()) -> Settings:
     """The settings of a study file. overrides: `a.b=c` each. SettingsError names all that is wrong."""
-    try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(str(path), [f"cannot be read: {error}"]) from None
-    except tomllib.TOMLDecodeError as error:
-        raise SettingsError(str(path), [f"is not TOML: {error}"]) from None
+    raw = _load(path)
     problems = [p for pair in overrides if (p := _override(raw, pair)) is not None]
     if problems:
         raise SettingsError(str(path), problems)
     return parse_study(raw, str(path))
+
+
+def _load(path: Path) -> dict[str, Any]:
+    """The content of the file. What is said of one that cannot be a study is said before anything is made of it."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(MOST_BYTES + 1)
+        if len(content) > MOST_BYTES:
+            problem = f"is no study file: it is longer than {MOST_BYTES:,} bytes"
+            raise SettingsError(str(path), [problem])
+        raw = tomllib.loads(content.decode("utf-8").replace("\r\n", "\n"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(str(path), [f"cannot be read: {error}"]) from None
+    except (ValueError, RecursionError) as error:
+        # ValueError: tomllib's own, and Python's for a whole number of more than 4,300 digits.
+        told = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
+        raise SettingsError(str(path), [f"is not TOML: {told}"]) from None
+    if _is_deeper(raw, MOST_LEVELS):
+        problem = f"is no study file: a value lies more than {MOST_LEVELS} tables deep"
+        raise SettingsError(str(path), [problem])
+    return raw
+
+
+def _is_deeper(value: Any, levels: int) -> bool:
+    """Whether a value nests deeper than so many levels; walks no deeper itself."""
+    if not isinstance(value, dict | list):
+        return False
+    inner = value.values() if isinstance(value, dict) else value
+    return levels == 0 or any(_is_deeper(v, levels - 1) for v in inner)
 
 
 def parse_study(raw: Mapping[str, Any], where: str = "study") -> Settings:
@@ -116,8 +145,12 @@ def method_entries(tables: Any) -> tuple[list[MethodSettings], list[str]]:
             continue
         values = dict(table)
         name = values.pop("method", None)
-        if name not in METHODS:
-            told = "missing; it names what is trained" if name is None else f'there is no "{name}"'
+        if not isinstance(name, str) or name not in METHODS:
+            told = (
+                "missing; it names what is trained"
+                if name is None
+                else f'there is no "{str(name)[:80]}"'
+            )
             problems.append(f"methods.{i}.method: {told}{did_you_mean(str(name), METHODS)}")
             continue
         study, reference = values.pop("rank_study", False), values.pop("reference_rank", None)
@@ -214,9 +247,9 @@ def _search_problems(arm: Arm, search: SearchTable) -> list[str]:
             f"methods.{arm.name}.{key}: a grid needs a list, or `steps` in the range"
             for key in ranges
         ]
-        if not ranges and len(arm.grid()) > search.trials_per_method:
+        if not ranges and arm.grid_size > search.trials_per_method:
             problems.append(
-                f"search.trials_per_method: the grid of {arm.name} has {len(arm.grid())} settings, but got "
+                f"search.trials_per_method: the grid of {arm.name} has {arm.grid_size} settings, but got "
                 f"{search.trials_per_method}; raise it, or shorten the lists"
             )
     return problems
@@ -245,6 +278,7 @@ def _settings(study: StudyFile, entries: Sequence[MethodSettings], arms: Sequenc
         search=search,
         phase=CONFIRM,
         reference=study.confirm.reference or arms[0].name,
+        report_to=tuple([study.report_to] if isinstance(study.report_to, str) else study.report_to),
     )
 
 
@@ -284,6 +318,6 @@ def _value(text: str) -> Any:
     for read in (lambda: tomllib.loads(f"v = {text}")["v"], lambda: json.loads(text)):
         try:
             return read()
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
     return text

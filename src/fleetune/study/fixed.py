@@ -8,7 +8,7 @@ from typing import Any
 
 from fleetune.data.load import TASK_NAMES
 from fleetune.errors import SettingsError, did_you_mean
-from fleetune.study.settings import DataSettings, MethodSettings, Settings
+from fleetune.study.settings import MOST_TRIALS, DataSettings, MethodSettings, Settings
 
 
 def fixed_settings(
@@ -30,8 +30,9 @@ def fixed_settings(
             "methods", [f"a method may be named once, but got {', '.join(names)}; use a study"]
         )
     if isinstance(seeds, int):
-        if seeds < 1:
-            raise SettingsError("seeds", [f"`seeds >= 1` must hold, but got {seeds}"])
+        if not 1 <= seeds <= MOST_TRIALS:
+            rule = f"`seeds {'>= 1' if seeds < 1 else f'<= {MOST_TRIALS}'}` must hold"
+            raise SettingsError("seeds", [f"{rule}, but got {seeds}"])
         seeds = range(seed, seed + seeds)
     return Settings(
         data=data, methods=tuple(methods), seeds=tuple(seeds), training=training, **encoder

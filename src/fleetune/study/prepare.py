@@ -25,7 +25,7 @@ from fleetune.data.splits import three_way
 from fleetune.data.tokens import TokenTable, default_cache_dir, tokenize, tokenizer_fingerprint
 from fleetune.errors import EnvironmentProblem, SettingsError, did_you_mean
 from fleetune.study.rows import TaskRows, divisions, settle, trial_input
-from fleetune.study.settings import PROTOCOLS, TRAIN, Settings
+from fleetune.study.settings import MOST_SEED, PROTOCOLS, TRAIN, Settings
 from fleetune.study.settings import DataSettings as DataSettings
 from fleetune.study.settings import MethodSettings as MethodSettings
 from fleetune.study.settings import as_toml as as_toml
@@ -311,8 +311,9 @@ def _check(settings: Settings) -> None:
         problems.append(
             f"seeds must be different numbers, at least one; got {list(settings.seeds)}"
         )
-    if any(seed < 0 for seed in settings.seeds):
-        problems.append(f"`seed >= 0` must hold, but got {min(settings.seeds)}")
+    wrong = [seed for seed in settings.seeds if not 0 <= seed <= MOST_SEED]
+    if wrong:
+        problems.append(f"`0 <= seed <= {MOST_SEED}` must hold, but got {wrong[0]}")
     if settings.max_length is not None and settings.max_length < 4:
         problems.append(f"`max_length >= 4` must hold, but got {settings.max_length}")
     if problems:

@@ -17,6 +17,9 @@ TRAIN, SEARCH, CONFIRM = "train", "search", "confirm"
 """The phases that a trial may belong to."""
 FIRST_CONFIRM_SEED = 1000
 """Far from the search's seeds, which start at 0: what was chosen on a seed must not be measured on it."""
+MOST_TRIALS = 10_000
+"""Of one method, in a search or as seeds: more is a slip of the keyboard, and would fill the memory with plans."""
+MOST_SEED = 2**31 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +82,9 @@ class Settings:
     """Of those trials: "train" for fixed settings, "confirm" in a study."""
     reference: str | None = None
     """The method that the others of a study are compared with, by the name of its arm (space.py)."""
+
+    report_to: tuple[str, ...] = ()
+    """Who else is told (live/writers.py). It decides no number, so a run's study.toml does not hold it."""
 
     @property
     def all_data(self) -> tuple[DataSettings, ...]:

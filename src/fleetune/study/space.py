@@ -31,7 +31,9 @@ from fleetune.methods.table import method_class
 from fleetune.study.settings import MethodSettings
 
 RANGE_KEYS = ("low", "high", "log", "steps")
-_RULE = re.compile(r"(?:(\d+(?:\.\d+)?)\s*\*?\s*)?([A-Za-z_]+)")
+_RULE = re.compile(r"(?:(\d{1,9}(?:\.\d{1,9})?)\s*\*?\s*)?([A-Za-z_]{1,60})")
+MOST_CHOICES = 1000
+"""Values of one setting to choose from: each is checked, and no search tries nearly as many."""
 # Methods are compared by it, so it belongs to the study and not to a method's search.
 _NEVER_SEARCHED = ("metric_for_best_model", "greater_is_better")
 
@@ -86,7 +88,8 @@ class Arm:
         for key, rule in self.rules.items():
             base = found.get(rule.of, _default(cls, rule.of))
             value = rule.factor * base
-            found[key] = int(value) if _is_whole(_field(cls, key)) else value
+            whole = _is_whole(_field(cls, key)) and math.isfinite(value)
+            found[key] = int(value) if whole else value
         own = {k: v for k, v in found.items() if k in cls.model_fields}
         return own, {k: v for k, v in found.items() if k not in cls.model_fields}
 
@@ -98,6 +101,11 @@ class Arm:
         """Settings that together hold every listed value and both ends of every range."""
         first = self.first_picks()
         return [first, *({**first, k: v} for k, s in self.searched.items() for v in _members(s))]
+
+    @property
+    def grid_size(self) -> int:
+        """How many settings `grid` would list; it may be far more than fit into memory."""
+        return math.prod(len(_members(space)) for space in self.searched.values())
 
     def grid(self) -> list[dict[str, Any]]:
         """Every setting of a space of lists, the last key fastest."""
@@ -148,6 +156,7 @@ def _arms(entry: int, name: str, m: MethodSettings, training: Mapping[str, Any])
             problems += [
                 f"{where}.{p}" for v in checked for p in _wrong(cls, key, v, where == "training")
             ]
+    problems += _chained_rules(name, rules)
     ranks = searched.get("r")
     if m.rank_study:
         problems += _rank_problems(name, cls, ranks, m)
@@ -160,6 +169,14 @@ def _arms(entry: int, name: str, m: MethodSettings, training: Mapping[str, Any])
     return [
         Arm(f"{name}-r{r}", m.method, {**fixed, "r": r}, others, rules, entry, rank=r)
         for r in ranks.values
+    ]
+
+
+def _chained_rules(name: str, rules: Mapping[str, Rule]) -> list[str]:
+    return [
+        f"methods.{name}.{key}: follows `{rule.of}`, which is a rule itself; name a setting that has values"
+        for key, rule in rules.items()
+        if rule.of in rules
     ]
 
 
@@ -194,6 +211,10 @@ def _form(cls: type[Method], key: str, value: Any) -> Any:
             raise ValueError("cannot be searched, since methods are compared by it; give one value")
         if not value:
             raise ValueError("an empty list leaves nothing to choose from")
+        if len(value) > MOST_CHOICES:
+            raise ValueError(
+                f"at most {MOST_CHOICES} values can be chosen from, but got {len(value)}; give a range"
+            )
         if len({repr(v) for v in value}) != len(value):
             raise ValueError(f"the values to choose from must differ, but got {list(value)!r}")
         return Choice(tuple(value))
@@ -221,7 +242,7 @@ def _range(key: str, value: Mapping[str, Any], field: Any) -> Space:
         raise ValueError(
             f"a range needs two numbers, {{ low = ..., high = ... }}, but got {dict(value)!r}"
         )
-    low, high = float(value["low"]), float(value["high"])
+    low, high = _number(value["low"]), _number(value["high"])
     log = value.get("log", key == "learning_rate")
     if not isinstance(log, bool):
         raise ValueError(f"`log` is true or false, but got {log!r}")
@@ -234,16 +255,23 @@ def _range(key: str, value: Mapping[str, Any], field: Any) -> Space:
     steps = value.get("steps")
     if steps is None:
         return Range(low, high, log, whole)
-    if not isinstance(steps, int) or isinstance(steps, bool) or steps < 2:
-        raise ValueError(f"`steps >= 2` must hold, but got steps={steps!r}")
+    if not isinstance(steps, int) or isinstance(steps, bool) or not 2 <= steps <= MOST_CHOICES:
+        raise ValueError(f"`2 <= steps <= {MOST_CHOICES}` must hold, but got steps={steps!r}")
     places = [i / (steps - 1) for i in range(steps)]
     found = [
-        math.exp(math.log(low) + p * math.log(high / low)) if log else low + p * (high - low)
+        math.exp(math.log(low) * (1 - p) + p * math.log(high)) if log else low + p * (high - low)
         for p in places
     ]
     # Twelve digits: what a list would say, without the last bits of the logarithm.
     found = [low, *(float(f"{v:.12g}") for v in found[1:-1]), high]
     return Choice(tuple(dict.fromkeys(round(v) if whole else v for v in found)))
+
+
+def _number(value: int | float) -> float:
+    """As a float; ValueError for what is none, and for whole numbers that would lose digits."""
+    if abs(value) >= 2**53 or not math.isfinite(value):
+        raise ValueError(f"a range is between finite numbers below 2**53, but got {value!r:.40}")
+    return float(value)
 
 
 def _members(space: Space) -> tuple[Any, ...]:
@@ -260,6 +288,10 @@ def _wrong(cls: type[Method], key: str, value: Any, shared: bool) -> list[str]:
     if model is None:
         known = [*_all_fields(cls), "rank_study", "reference_rank"]
         return [f"{key}: unknown setting of {cls.name}{_nearest(key, known)}"]
+    # pydantic would read "1" and true as one, and a rule or a grid would then meet a text among numbers.
+    field = model.model_fields.get(key)
+    if isinstance(value, str | bool) and field is not None and _takes(field, (int, float)):
+        return [f"{key}: must be a number, but got {value!r:.80}"]
     try:
         model(**{key: value})
     except ValidationError as error:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from fleetune.study.settings import FIRST_CONFIRM_SEED
+from fleetune.study.settings import FIRST_CONFIRM_SEED, MOST_SEED, MOST_TRIALS
 
 
 class _Table(BaseModel):
@@ -42,14 +42,16 @@ class BackboneTable(_Table):
     dtype: Literal["auto", "bfloat16", "float32", "float64"] = Field(
         default="auto", description="Compute dtype of the encoder."
     )
-    max_length: int | None = Field(default=None, ge=4, description="Most tokens of a row.")
+    max_length: int | None = Field(
+        default=None, ge=4, le=1_000_000, description="Most tokens of a row."
+    )
 
 
 class SearchTable(_Table):
     """How settings are searched; the same for every method."""
 
     trials_per_method: int = Field(
-        default=12, ge=1, description="Settings tried; equal for every method."
+        default=12, ge=1, le=MOST_TRIALS, description="Settings tried; equal for every method."
     )
     sampler: Literal["grid", "random", "tpe"] = Field(
         default="tpe", description="Who proposes settings."
@@ -60,19 +62,26 @@ class SearchTable(_Table):
     batch: int | None = Field(
         default=None,
         ge=1,
+        le=MOST_TRIALS,
         description="Settings proposed at once; by default all, for tpe a third.",
     )
-    seed: int = Field(default=0, ge=0, description="First seed of the search.")
+    seed: int = Field(default=0, ge=0, le=MOST_SEED, description="First seed of the search.")
 
 
 class ConfirmTable(_Table):
     """How the chosen settings are measured."""
 
     seeds: int = Field(
-        default=10, ge=1, description="Fresh seeds, the same for every method; below 5 no verdict."
+        default=10,
+        ge=1,
+        le=MOST_TRIALS,
+        description="Fresh seeds, the same for every method; below 5 no verdict.",
     )
     first_seed: int = Field(
-        default=FIRST_CONFIRM_SEED, ge=0, description="The first of them; the next ones follow."
+        default=FIRST_CONFIRM_SEED,
+        ge=0,
+        le=MOST_SEED,
+        description="The first of them; the next ones follow.",
     )
     reference: str | None = Field(
         default=None,
@@ -93,3 +102,7 @@ class StudyFile(_Table):
     )
     search: SearchTable | None = None
     confirm: ConfirmTable = Field(default_factory=ConfirmTable)
+    report_to: str | list[str] = Field(
+        default_factory=list[str],
+        description="Also write what is found for tensorboard or trackio; as --report-to.",
+    )
