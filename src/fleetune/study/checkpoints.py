@@ -91,8 +91,11 @@ def any_whole(folder: Path) -> bool:
     return any(_whole(s) for s in snapshots(folder))
 
 
-def set_aside_damaged(folder: Path) -> list[str]:
-    """Rename what is damaged to NAME.damaged; one sentence for each file that is damaged, missing, or of no snapshot."""
+def set_aside_damaged(folder: Path, events: int) -> list[str]:
+    """Rename what cannot be used to NAME.damaged; one sentence for each file that is damaged, missing, or of no snapshot.
+
+    events: how many the journal holds. A snapshot that rests on more would leave out what the journal has lost.
+    """
     told: dict[str, str] = {}
     whole: list[Snapshot] = []
     named: set[str] = set()
@@ -103,8 +106,14 @@ def set_aside_damaged(folder: Path) -> list[str]:
             told[path.name] = _aside(path)
             continue
         broken = list(_broken(snapshot))
+        known = snapshot.note.get("events", 0)
+        if known > events:
+            told[path.name] = (
+                f"{path.name} rests on {known} events of the journal, which holds {events}; it was set aside as "
+                f"{path.name}.damaged"
+            )
         told |= {file.name: _aside(file) for file in broken if file.name not in told}
-        if broken:
+        if broken or known > events:
             path.rename(path.with_name(f"{path.name}.damaged"))
         else:
             whole.append(snapshot)

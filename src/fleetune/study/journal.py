@@ -29,12 +29,13 @@ _BODY = len(_START) + 8 + len(_MIDDLE)
 
 
 class Journal:
-    """A journal open for appending. `repaired` says how many bytes of a torn tail were cut."""
+    """A journal open for appending. `repaired` says how many bytes of a torn tail were cut, `found` how many events stood."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         new = not path.exists()
         self.events, self._length = ([], 0) if new else _read(path)
+        self.found = len(self.events)
         self.repaired = 0 if new else path.stat().st_size - self._length
         self._handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
         self._failed: OSError | None = None

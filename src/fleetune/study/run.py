@@ -16,7 +16,7 @@ import sys
 import tomllib
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,13 +24,20 @@ from typing import Any
 import tomli_w
 
 from fleetune.backbone.families import family_of
-from fleetune.cohort.plan import cohorts, default_limits
+from fleetune.cohort.plan import cohorts
 from fleetune.cohort.schedule import FixedList, Resumable
 from fleetune.cohort.train import Advanced as Advanced
-from fleetune.cohort.trial import Trial
-from fleetune.durable import TEMPORARY, make_folder, remove_leftovers, write_bytes, write_json
+from fleetune.cohort.trial import Trial, TrialInput
+from fleetune.durable import (
+    TEMPORARY,
+    make_folder,
+    remove_leftovers,
+    sha256,
+    write_bytes,
+    write_json,
+)
 from fleetune.errors import DataError, RefusedError
-from fleetune.study import checkpoints, journal, machine, plan
+from fleetune.study import checkpoints, journal, limits, machine, plan
 from fleetune.study.journal import Journal
 from fleetune.study.keep import Trained, keep, open_workbench
 from fleetune.study.prepare import Prepared, PreparedTask
@@ -38,7 +45,7 @@ from fleetune.study.results import write_results
 from fleetune.study.saving import SAVE_SECONDS as SAVE_SECONDS
 from fleetune.study.saving import Saving
 from fleetune.study.seal import Seal
-from fleetune.study.search import Chosen, choose
+from fleetune.study.search import Chosen, Search, choose
 from fleetune.study.settings import TRAIN, as_toml
 from fleetune.study.space import Arm
 from fleetune.study.stage import Finish, Stage, Watch, ended
@@ -126,7 +133,18 @@ class Run:
         return []
 
     def _mend(self, changed: Sequence[str]) -> None:
-        """Tell what a cut or damage has left, set aside what cannot be used, and write that down."""
+        """Tell what a cut or damage has left, set aside what cannot be used, and write that down.
+
+        DataError where environment.json is not what the run began with.
+        """
+        began = next((e for e in self.journal.events if e["kind"] == "run-started"), None)
+        if began is not None and began.get("environment") != sha256(self.folder / ENVIRONMENT):
+            raise DataError(
+                str(self.folder / ENVIRONMENT),
+                [
+                    "changed since the run began; restore it from a copy, or give another --output-dir"
+                ],
+            )
         if self.journal.repaired:
             told = f"{journal.NAME}: {self.journal.repaired} bytes of a line that was not finished were cut off"
             self._mended("journal-repaired", told, bytes=self.journal.repaired)
@@ -134,7 +152,7 @@ class Run:
             told = f"going on elsewhere ({'; '.join(changed)}): numbers may differ in their last digits"
             self._mended("machine-changed", told, changes=list(changed))
         folder = self.folder / CHECKPOINTS
-        for told in checkpoints.set_aside_damaged(folder):
+        for told in checkpoints.set_aside_damaged(folder, self.journal.found):
             self._mended("checkpoint-damaged", f"{CHECKPOINTS}/: {told}", told=told)
         over = ended(self.journal)
         begun = {e["id"] for e in self.journal.events if e["kind"] == "epoch"} - over.keys()
@@ -153,6 +171,7 @@ class Run:
             "run-started",
             trials=[i.spec.id for i in inputs],
             waiting=len(inputs) - len(before) if inputs else None,
+            environment=sha256(self.folder / ENVIRONMENT),
         )
         for task in self.prepared.tasks:
             self._task(task, watch)
@@ -194,7 +213,7 @@ class Run:
             if snapshot is None and "trial-done" in (done.get(i.spec.id) for i in group):
                 members = [i for i in group if i.spec.id not in done]
             finish = partial(self._finish, seal)
-            self._stage(name, task, FixedList(members), finish, watch)
+            self._stage(name, task, FixedList(members), group, finish, watch)
 
     def _search(self, task: PreparedTask, watch: Watch) -> dict[str, Chosen]:
         """The setting of each arm, from the journal where it is there."""
@@ -213,9 +232,10 @@ class Run:
             if all(arm.name in found for arm in group):
                 continue
             search = plan.search(self.prepared, task, group, self.journal)
+            sample = plan.search_sample(self.prepared, task, group)
             alone = not (self.shares and plan.shares_backbone(group[0]))
             finish = partial(_searched, self.prepared.optimistic)
-            self._stage(f"{name}/search/{number}", task, search, finish, watch, alone=alone)
+            self._stage(f"{name}/search/{number}", task, search, sample, finish, watch, alone=alone)
             for lane in search.lanes:
                 best = choose(lane, fixed_epochs=self.prepared.settings.data.protocol == "cv")
                 found[lane.arm.name] = best
@@ -233,18 +253,28 @@ class Run:
         name: str,
         task: PreparedTask,
         schedule: Resumable,
+        sample: Sequence[TrialInput],
         finish: Finish,
         watch: Watch,
         *,
         alone: bool = False,
     ) -> None:
-        """alone: its trials cannot share a backbone, and train one after the other."""
-        limits = default_limits(self.device)
-        if alone or self.trials is not None:
-            limits = replace(limits, trials=1 if alone else self.trials)
+        """sample: its trials, or what stands for them. alone: they cannot share a backbone, and train one after the other."""
         self._load(task)
         stage = Stage(name, self.bench, schedule, self.journal, self.folder / CHECKPOINTS, finish)
-        stage.train(limits, Saving(self.save_steps, SAVE_SECONDS), watch)
+        found = limits.known(name, self.bench.engine, self.journal)
+        if found is None or (self.trials is not None and found.trials > self.trials):
+            planned = limits.planned(
+                name,
+                self.bench.engine,
+                sample,
+                self.journal,
+                parked=len(sample) if isinstance(schedule, Search) else 0,
+                size=1 if alone else self.trials,
+            )
+            watch(planned)
+            found = planned.limits
+        stage.train(found, Saving(self.save_steps, SAVE_SECONDS), watch)
 
     def _load(self, task: PreparedTask) -> None:
         if self.bench is None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from fleetune.cohort.plan import Limits
+from fleetune.cohort.plan import Limits, Planned
 from fleetune.cohort.schedule import Resumable
 from fleetune.cohort.train import (
     Advanced,
@@ -101,7 +101,7 @@ class Stage:
             self.journal.append(
                 "passes-shrunk", training=event.training, evaluation=event.evaluation
             )
-        elif isinstance(event, Advanced) or event.trial.id in self.ended:
+        elif isinstance(event, Advanced | Planned) or event.trial.id in self.ended:
             pass  # ended before the cut; see the module's docstring
         elif isinstance(event, Started):
             self._started(event.trial)
@@ -165,6 +165,7 @@ class Stage:
             "active": [t.id for t in cohort.active],
             "parked": list(cohort.parked),
             "size": cohort.size,
+            "events": len(self.journal.events),
             "max_tokens": cohort.max_tokens,
             "max_eval_tokens": cohort.max_eval_tokens,
         }
