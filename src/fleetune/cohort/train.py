@@ -28,6 +28,7 @@ from fleetune.cohort.engine import Engine
 from fleetune.cohort.loss import selection_metrics
 from fleetune.cohort.memory import Undo
 from fleetune.cohort.passes import Part, Passed, cut, micro_batches, run_pass
+from fleetune.cohort.plan import Planned
 from fleetune.cohort.schedule import FixedList, Schedule
 from fleetune.cohort.shortage import is_out_of_memory
 from fleetune.cohort.trial import Trial, TrialInput
@@ -107,7 +108,9 @@ Event = (
     | TrialParked
     | TrialStopped
     | PassesShrunk
+    | Planned
 )
+"""What a watcher sees; `Planned` comes from whoever made the cohort."""
 State = tuple[dict[str, Tensor], dict[str, Any]]
 """What `Trial.checkpoint` gives."""
 

@@ -62,6 +62,32 @@ def search(prepared: Prepared, task: PreparedTask, arms: Sequence[Arm], journal:
     )
 
 
+def search_sample(
+    prepared: Prepared, task: PreparedTask, arms: Sequence[Arm]
+) -> tuple[TrialInput, ...]:
+    """Trials that stand for one batch of a search where memory is planned: they hold the ends of every range."""
+    settings = prepared.settings.search or SearchSettings()
+    found: list[TrialInput] = []
+    for arm, budget in budgets(prepared):
+        if arm in arms:
+            corners = arm.corners()
+            picks = [corners[i % len(corners)] for i in range(max(budget.batch, len(corners)))]
+            parts = divisions(task.rows, settings.seed)
+            found += [
+                trial_input(
+                    task.rows,
+                    settle(arm, p, task.rows),
+                    part,
+                    ident=f"{arm.name}-{i}",
+                    seed=settings.seed,
+                    phase=SEARCH,
+                )
+                for i, p in enumerate(picks)
+                for part in parts
+            ]
+    return tuple(found)
+
+
 def _propose(
     settings: SearchSettings,
     rows: TaskRows,

@@ -1,0 +1,114 @@
+"""A run's cohorts fit the memory that is free, say what it cut short, and keep their limits when they go on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fleetune.cohort import memory
+from fleetune.cohort.plan import Planned, default_limits
+from fleetune.cohort.train import EpochDone
+from fleetune.study.prepare import Prepared
+from tests.runs import Made
+from tests.study import studies
+
+
+class Cut(Exception):
+    """What a test throws into a run."""
+
+
+@pytest.fixture(scope="module")
+def ready(made: Made) -> Prepared:
+    return studies.prepared(studies.text(made))
+
+
+@pytest.fixture(scope="module")
+def wished(ready: Prepared, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """What each stage planned where memory is no limit."""
+    folder = tmp_path_factory.mktemp("roomy") / "run"
+    studies.run(folder, ready)
+    return plans(folder)
+
+
+def plans(folder: Path) -> dict[str, dict[str, Any]]:
+    """The plan of each stage; every stage has one."""
+    found = {e["stage"]: e for e in studies.events(folder, "planned")}
+    assert len(found) == len(studies.events(folder, "planned"))
+    return found
+
+
+def free(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    monkeypatch.setattr(memory, "available", lambda device, root=None: count)
+
+
+def tight(wished: dict[str, dict[str, Any]]) -> int:
+    """Bytes of which no stage can have what it would take."""
+    return int(min(plan["bytes"] for plan in wished.values()) * 0.8)
+
+
+def test_enough_memory_is_no_limit(wished: dict[str, dict[str, Any]]) -> None:
+    assert len(wished) == 2  # the search and the confirm phase
+    for plan in wished.values():
+        assert plan["tokens"] == default_limits("cpu").tokens
+        assert plan["why"] == []
+
+
+def test_little_memory_makes_smaller_passes_and_says_so(
+    ready: Prepared, wished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free(monkeypatch, tight(wished))
+    told: list[Planned] = []
+    folder = tmp_path / "run"
+    outcome = studies.run(
+        folder, ready, watch=lambda e: told.append(e) if isinstance(e, Planned) else None
+    )
+    assert outcome.failed == 0
+    assert [p.limits.tokens for p in told] == [e["tokens"] for e in plans(folder).values()]
+    for stage, plan in plans(folder).items():
+        assert plan["bytes"] <= tight(wished) < wished[stage]["bytes"]
+        assert any("may be taken" in sentence for sentence in plan["why"])
+
+
+def test_a_resumed_run_keeps_the_limits_of_the_first_command(
+    ready: Prepared, wished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other limits would put other trials into a pass, and so change the last digits."""
+    free(monkeypatch, tight(wished))
+    studies.run(tmp_path / "whole", ready)
+
+    def cut(event: object) -> None:
+        if isinstance(event, EpochDone):
+            raise Cut
+
+    with pytest.raises(Cut):
+        studies.run(tmp_path / "cut", ready, watch=cut)
+    first = plans(tmp_path / "cut")
+    monkeypatch.undo()  # much memory now
+    studies.run(tmp_path / "cut", ready)
+    again = plans(tmp_path / "cut")
+    assert {name: again[name] for name in first} == first
+    search = [name for name in again if "search" in name]
+    assert search == list(first)
+    epochs = [
+        {(e["id"], e["epoch"]): (e["loss"], e["selection"]) for e in found if "-t" in e["id"]}
+        for found in (studies.events(tmp_path / n, "epoch") for n in ("whole", "cut"))
+    ]
+    assert epochs[0] == epochs[1]
+
+
+def test_what_no_longer_fits_is_planned_again(
+    ready: Prepared, wished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cut(event: object) -> None:
+        if isinstance(event, EpochDone):
+            raise Cut
+
+    folder = tmp_path / "run"
+    with pytest.raises(Cut):
+        studies.run(folder, ready, watch=cut)
+    free(monkeypatch, tight(wished))
+    assert studies.run(folder, ready).failed == 0
+    search = [e for e in studies.events(folder, "planned") if "search" in e["stage"]]
+    assert len(search) == 2 and search[1]["bytes"] < search[0]["bytes"]
