@@ -26,8 +26,9 @@ from fleetune.report import tables
 from fleetune.report.facts import run_facts
 from fleetune.study import checkpoints, journal
 from fleetune.study import run as study_run
+from fleetune.study.folder import locked
 from fleetune.study.prepare import MethodSettings, Prepared, prepare
-from fleetune.study.run import Run, locked
+from fleetune.study.run import Run
 from tests.runs import (
     METHODS,
     Made,

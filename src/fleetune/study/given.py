@@ -6,13 +6,13 @@ from pathlib import Path
 
 from fleetune.durable import write_bytes
 from fleetune.errors import RefusedError
-from fleetune.study.run import STUDY, locked, refuse_foreign
+from fleetune.study.folder import STUDY, locked, refuse_foreign
 
 
 def keep_rows(folder: Path, name: str, content: bytes) -> Path:
     """Write rows into a run's folder, or find them there. RefusedError where the run has others, or the folder is no run.
 
-    name: one of `run.GIVEN`. content: JSON Lines (data/memory.py).
+    name: one of `folder.GIVEN`. content: JSON Lines (data/memory.py).
     """
     refuse_foreign(folder)
     with locked(folder):

@@ -9,13 +9,8 @@ Other settings in the same folder are refused, with the difference. What was fou
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
-import os
 import sys
-import tomllib
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -28,16 +23,19 @@ from fleetune.cohort.plan import cohorts
 from fleetune.cohort.schedule import FixedList, Resumable
 from fleetune.cohort.train import Advanced as Advanced
 from fleetune.cohort.trial import Trial, TrialInput
-from fleetune.durable import (
-    TEMPORARY,
-    make_folder,
-    remove_leftovers,
-    sha256,
-    write_bytes,
-    write_json,
-)
-from fleetune.errors import DataError, RefusedError
+from fleetune.durable import make_folder, remove_leftovers, sha256, write_bytes, write_json
+from fleetune.errors import DataError
 from fleetune.study import checkpoints, journal, limits, machine, plan
+from fleetune.study.folder import (
+    CHECKPOINTS,
+    ENVIRONMENT,
+    STUDY,
+    TRIALS,
+    locked,
+    refuse_changes,
+    refuse_foreign,
+    refuse_lost,
+)
 from fleetune.study.journal import Journal
 from fleetune.study.keep import Trained, keep, open_workbench
 from fleetune.study.prepare import Prepared, PreparedTask
@@ -49,13 +47,6 @@ from fleetune.study.search import Chosen, Search, choose
 from fleetune.study.settings import TRAIN, as_toml
 from fleetune.study.space import Arm
 from fleetune.study.stage import Finish, Stage, Watch, ended
-
-STUDY = "study.toml"
-ENVIRONMENT = "environment.json"
-TRIALS = "trials"
-CHECKPOINTS = "checkpoints"
-GIVEN = ("data.jsonl", "test.jsonl")
-"""Rows that a Python program gave; there before the run is (given.py)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -327,85 +318,3 @@ def _tokens_trained(trial: Trial) -> int:
     return round(
         int(rows.table.lengths[rows.rows].sum()) * trial.micro_step / trial.micro_per_epoch
     )
-
-
-@contextmanager
-def locked(folder: Path) -> Generator[None]:
-    """Hold a run's folder; RefusedError (exit 6) while another process does. A killed process's lock is no lock."""
-    make_folder(folder)
-    handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in (errno.EAGAIN, errno.EACCES):
-                raise OSError(error.errno, error.strerror, str(folder / ".lock")) from None
-            raise RefusedError(
-                f"{folder}: another fleetune command is working in it; wait for it, or give another --output-dir"
-            ) from None
-        yield
-    finally:
-        os.close(handle)
-
-
-def refuse_foreign(folder: Path) -> None:
-    """RefusedError for a folder that holds anything but a run, or the beginning of one that a cut left."""
-    if folder.exists() and not folder.is_dir():
-        raise RefusedError(f"{folder}: is a file; give --output-dir a new folder")
-    if not folder.exists() or (folder / STUDY).exists():
-        return
-    for path in folder.iterdir():
-        empty = path.name in (TRIALS, CHECKPOINTS) and path.is_dir() and not any(path.iterdir())
-        own = path.name in (".lock", ENVIRONMENT, *GIVEN) or path.name.startswith(TEMPORARY)
-        if not (empty or own):
-            raise RefusedError(
-                f"{folder}: not empty, and not a run of fleetune; give --output-dir a new folder"
-            )
-
-
-def refuse_lost(folder: Path) -> None:
-    """RefusedError for a run that has lost what says which trials have ended, and whether the test rows were opened."""
-    path = folder / journal.NAME
-    begun = any((folder / TRIALS).iterdir()) or any((folder / CHECKPOINTS).iterdir())
-    if begun and not (path.exists() and path.stat().st_size):
-        raise RefusedError(
-            f"{path}: is missing or empty, but trials were trained here; restore it from a copy, or give another --output-dir"
-        )
-
-
-def refuse_changes(path: Path, text: str) -> None:
-    """RefusedError with the difference where a run has other settings; DataError where they cannot be read."""
-    try:
-        old = _flat(tomllib.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, RecursionError) as error:
-        raise DataError(
-            str(path),
-            [f"unreadable ({error}); restore it from a copy, or give another --output-dir"],
-        ) from None
-    new = _flat(tomllib.loads(text))
-    changed = [
-        f"  {key}: {old.get(key, 'unset')!r} there, {new.get(key, 'unset')!r} now"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key)
-    ]
-    if changed:
-        listing = "\n".join(changed)
-        raise RefusedError(
-            f"{path.parent}: holds a run with other settings; give another --output-dir, or the same settings to go on\n{listing}"
-        )
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(value, dict):
-        return {
-            k: v
-            for key, inner in value.items()
-            for k, v in _flat(inner, f"{prefix}.{key}".strip(".")).items()
-        }
-    if isinstance(value, list) and value and isinstance(value[0], dict):
-        return {
-            k: v
-            for i, inner in enumerate(value)
-            for k, v in _flat(inner, f"{prefix}.{i + 1}").items()
-        }
-    return {prefix: value}

@@ -1,0 +1,105 @@
+"""The folder of a run: the names in it, its lock, and what is refused before anything in it changes."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import tomllib
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from fleetune.durable import TEMPORARY, make_folder
+from fleetune.errors import DataError, RefusedError
+from fleetune.study import journal
+
+STUDY = "study.toml"
+ENVIRONMENT = "environment.json"
+TRIALS = "trials"
+CHECKPOINTS = "checkpoints"
+GIVEN = ("data.jsonl", "test.jsonl")
+"""Rows that a Python program gave; there before the run is (given.py)."""
+
+
+@contextmanager
+def locked(folder: Path) -> Generator[None]:
+    """Hold a run's folder; RefusedError (exit 6) while another process does. A killed process's lock is no lock."""
+    make_folder(folder)
+    handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.EACCES):
+                raise OSError(error.errno, error.strerror, str(folder / ".lock")) from None
+            raise RefusedError(
+                f"{folder}: another fleetune command is working in it; wait for it, or give another --output-dir"
+            ) from None
+        yield
+    finally:
+        os.close(handle)
+
+
+def refuse_foreign(folder: Path) -> None:
+    """RefusedError for a folder that holds anything but a run, or the beginning of one that a cut left."""
+    if folder.exists() and not folder.is_dir():
+        raise RefusedError(f"{folder}: is a file; give --output-dir a new folder")
+    if not folder.exists() or (folder / STUDY).exists():
+        return
+    for path in folder.iterdir():
+        empty = path.name in (TRIALS, CHECKPOINTS) and path.is_dir() and not any(path.iterdir())
+        own = path.name in (".lock", ENVIRONMENT, *GIVEN) or path.name.startswith(TEMPORARY)
+        if not (empty or own):
+            raise RefusedError(
+                f"{folder}: not empty, and not a run of fleetune; give --output-dir a new folder"
+            )
+
+
+def refuse_lost(folder: Path) -> None:
+    """RefusedError for a run that has lost what says which trials have ended, and whether the test rows were opened."""
+    path = folder / journal.NAME
+    begun = any((folder / TRIALS).iterdir()) or any((folder / CHECKPOINTS).iterdir())
+    if begun and not (path.exists() and path.stat().st_size):
+        raise RefusedError(
+            f"{path}: is missing or empty, but trials were trained here; restore it from a copy, or give another --output-dir"
+        )
+
+
+def refuse_changes(path: Path, text: str) -> None:
+    """RefusedError with the difference where a run has other settings; DataError where they cannot be read."""
+    try:
+        old = _flat(tomllib.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, RecursionError) as error:
+        raise DataError(
+            str(path),
+            [f"unreadable ({error}); restore it from a copy, or give another --output-dir"],
+        ) from None
+    new = _flat(tomllib.loads(text))
+    changed = [
+        f"  {key}: {old.get(key, 'unset')!r} there, {new.get(key, 'unset')!r} now"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key)
+    ]
+    if changed:
+        listing = "\n".join(changed)
+        raise RefusedError(
+            f"{path.parent}: holds a run with other settings; give another --output-dir, or the same settings to go on\n{listing}"
+        )
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(value, dict):
+        return {
+            k: v
+            for key, inner in value.items()
+            for k, v in _flat(inner, f"{prefix}.{key}".strip(".")).items()
+        }
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return {
+            k: v
+            for i, inner in enumerate(value)
+            for k, v in _flat(inner, f"{prefix}.{i + 1}").items()
+        }
+    return {prefix: value}
