@@ -16,7 +16,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-MODULES: tuple[str, ...] = ("tests.torture.kills",)
+MODULES: tuple[str, ...] = (
+    "tests.torture.kills",
+    "tests.torture.signals",
+    "tests.torture.damage",
+    "tests.torture.resumes",
+)
 """Where rows are; in the order of the table."""
 
 

@@ -17,6 +17,7 @@ from fleetune.artifact.save import save_trial
 from fleetune.backbone.load import Backbone
 from fleetune.cohort.engine import Engine
 from fleetune.cohort.owned import Owned
+from fleetune.cohort.shortage import is_out_of_memory
 from fleetune.cohort.trial import Rows, TrialInput
 from fleetune.data import metrics
 from fleetune.data.base import Split, Task
@@ -88,9 +89,7 @@ def keep(
     for name, (split, table) in tests.items():
         assert split.labels is not None
         rows = Rows(table, np.arange(len(split)), split.labels)
-        (logits,) = bench.engine.predict(
-            [trained.owned], [rows], [given.settings.per_device_eval_batch_size]
-        )
+        logits = _logits(bench, trained, rows)
         predictions.append((name, split, logits))
         scores[name] = {**metrics.compute(given.metrics, logits, split.labels), "n": len(split)}
     facts: dict[str, Any] = {
@@ -125,6 +124,19 @@ def keep(
     return facts
 
 
+def _logits(bench: Workbench, trained: Trained, rows: Rows) -> NDArray[Any]:
+    """Logits [n, C] of rows, in smaller batches where memory does not suffice for those that are set."""
+    size = trained.given.settings.per_device_eval_batch_size
+    while True:
+        try:
+            (logits,) = bench.engine.predict([trained.owned], [rows], [size])
+            return logits
+        except (MemoryError, RuntimeError) as error:
+            if size == 1 or not is_out_of_memory(error):
+                raise
+        size //= 2
+
+
 def _train_scores(bench: Workbench, trained: Trained) -> dict[str, float]:
     """Scores on the trial's own training rows, or on a fixed sample of them: what it has learned by heart."""
     given = trained.given
@@ -133,9 +145,7 @@ def _train_scores(bench: Workbench, trained: Trained) -> dict[str, float]:
         draw = stream(given.spec.seed, "train-scores")
         rows = np.sort(draw.choice(rows, MOST_TRAIN_ROWS, replace=False))
     sample = Rows(given.train.table, rows, given.train.labels)
-    (logits,) = bench.engine.predict(
-        [trained.owned], [sample], [given.settings.per_device_eval_batch_size]
-    )
+    logits = _logits(bench, trained, sample)
     return {**metrics.compute(given.metrics, logits, sample.labels[rows]), "n": len(rows)}
 
 

@@ -84,9 +84,10 @@ class Stage:
             return
         note, states = snapshot.note, snapshot.states()
         self.schedule.restore(note["schedule"])
-        # As before the cut, whatever this machine would choose now: who shares a pass changes the last bits of a product.
-        cohort.size = note["size"]
-        cohort.max_tokens, cohort.max_eval_tokens = note["max_tokens"], note["max_eval_tokens"]
+        # As before the cut, where that fits: who shares a pass changes the last bits of a product.
+        cohort.size = min(note["size"], cohort.size)
+        cohort.max_tokens = min(note["max_tokens"], cohort.max_tokens)
+        cohort.max_eval_tokens = min(note["max_eval_tokens"], cohort.max_eval_tokens)
         for ident in note["parked"]:
             cohort.place(self.schedule.given(ident), states[ident], parked=True)
         for ident in note["active"]:
