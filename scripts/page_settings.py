@@ -19,7 +19,7 @@ INSTEAD: dict[str, str] = {
     "save_total_limit": "none: one snapshot of the cohort is kept while it trains",
     "resume_from_checkpoint": "none: the same command again goes on",
     "logging_steps": "none: loss and metrics of each epoch are in the journal",
-    "report_to": "none: the run folder holds everything",
+    "report_to": "`--report-to` with tensorboard or trackio; without it the run folder holds everything",
     "dataloader_num_workers": "none: rows are tokenised once, before training",
     "train_sampling_strategy": "none: packed rows have no padding, so their lengths need no grouping",
     "use_cpu": "`--device cpu`",

@@ -33,6 +33,7 @@ Rows: TypeAlias = "pd.DataFrame | Sequence[Mapping[str, Any]]"
 """A text or two and a label each."""
 Methods = str | Sequence[str] | Mapping[str, Mapping[str, Any]]
 """One name, several, or names with their settings: {"lora": {"r": 4, "learning_rate": 1e-3}, "bitfit": {}}."""
+Names = str | Sequence[str] | None
 
 
 class Result:
@@ -134,6 +135,7 @@ def train(
     dtype: str = "auto",
     max_length: int | None = None,
     device: str = "cpu",
+    report_to: Names = None,
     progress: bool = False,
     watch: Callable[[Event], None] | None = None,
     **training: Any,
@@ -176,7 +178,7 @@ def train(
         dtype=dtype,
         max_length=max_length,
     )
-    return _run(settings, folder, device, progress, watch)
+    return _run(settings, folder, device, report_to, progress=progress, watch=watch)
 
 
 def study(
@@ -185,6 +187,7 @@ def study(
     output_dir: Place,
     overrides: Sequence[str] = (),
     device: str = "cpu",
+    report_to: Names = None,
     progress: bool = False,
     watch: Callable[[Event], None] | None = None,
 ) -> Result:
@@ -200,8 +203,17 @@ def study(
             raise SettingsError(
                 "study", ["overrides are for a file; change the dict, or leave them out"]
             )
-        return _run(parse_study(study), Path(output_dir), device, progress, watch)
-    return _run(read_study(Path(study), overrides), Path(output_dir), device, progress, watch)
+        return _run(
+            parse_study(study), Path(output_dir), device, report_to, progress=progress, watch=watch
+        )
+    return _run(
+        read_study(Path(study), overrides),
+        Path(output_dir),
+        device,
+        report_to,
+        progress=progress,
+        watch=watch,
+    )
 
 
 def load(model: Place | Result, *, dtype: str | None = None, device: str = "cpu") -> Predictor:
@@ -236,21 +248,17 @@ def compare(
 # --- one way for `train` and `study`
 
 
-def _run(
-    settings: Settings,
-    folder: Path,
-    device: str,
-    progress: bool,
-    watch: Callable[[Event], None] | None,
-) -> Result:
-    from fleetune.live.follow import everyone, in_lines
+def _run(settings: Settings, folder: Path, device: str, report_to: Names, **told: Any) -> Result:
+    from fleetune.live.follow import in_python
+    from fleetune.live.writers import report_names
     from fleetune.study.prepare import check_compute, prepare
     from fleetune.study.run import Run
 
     check_compute(None, device)
+    writers = report_names(settings.report_to if report_to is None else report_to)
     prepared = prepare(settings)
-    lines = [in_lines(prepared, folder, device)] if progress else []
-    Run(folder, prepared, device).train(everyone(*lines, *([watch] if watch else [])))
+    with in_python(prepared, folder, device, report_to=writers, **told) as watch:
+        Run(folder, prepared, device).train(watch)
     return Result(folder)
 
 

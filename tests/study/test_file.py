@@ -229,6 +229,7 @@ def test_the_schema_knows_every_method_and_its_settings() -> None:
         "methods",
         "search",
         "confirm",
+        "report_to",
     }
     printed = run_cli("study", "--schema")
     assert printed.code == 0 and '"$schema"' in printed.out

@@ -51,6 +51,12 @@ Dtype = Annotated[
     typer.Option(help="Compute dtype of the encoder: auto, bfloat16, float32 or float64."),
 ]
 Device = Annotated[str, typer.Option(help="cpu, or cuda where there is one.")]
+ReportTo = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Also write what is found for TensorBoard or trackio: tensorboard, trackio, or both with a comma. Default: none."
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines instead of a table.")]
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from fleetune.cli.options import AsJson, Device, dump, out, say
+from fleetune.cli.options import AsJson, Device, ReportTo, dump, out, say
 from fleetune.errors import SOME_TRIALS_FAILED, SettingsError
 
 
@@ -40,6 +41,7 @@ def study(
         bool, typer.Option("--schema", help="Print the JSON schema of a study file, for editors.")
     ] = False,
     device: Device = "cpu",
+    report_to: ReportTo = None,
     as_json: AsJson = False,
 ) -> None:
     """Search each method with an equal budget, confirm the best settings with fresh seeds, and say what differs.
@@ -55,17 +57,19 @@ def study(
         raise SettingsError("study", ["a study file is needed: fleetune study STUDY.toml"])
     if output_dir is None and not dry_run:
         raise SettingsError("study", ["--output-dir is needed, or --dry-run to see what would run"])
+    from fleetune.live.writers import report_names
     from fleetune.study.file import read_study
     from fleetune.study.prepare import check_compute, prepare
 
     settings = read_study(file, set_ or ())
     check_compute(None, device)
+    writers = report_names(settings.report_to if report_to is None else report_to)
     prepared = prepare(settings, cache=not dry_run)
     if dry_run:
         _dry_run(prepared, device, as_json)
         return
     assert output_dir is not None
-    if _run(prepared, output_dir, device, as_json):
+    if _run(prepared, output_dir, device, writers, as_json):
         raise typer.Exit(SOME_TRIALS_FAILED)
 
 
@@ -82,10 +86,12 @@ def _dry_run(prepared: Any, device: str, as_json: bool) -> None:
         say(line)
 
 
-def _run(prepared: Any, output_dir: Path, device: str, as_json: bool) -> int:
+def _run(
+    prepared: Any, output_dir: Path, device: str, writers: Sequence[str], as_json: bool
+) -> int:
     """Train with progress and print what was found. Returns how many trials failed."""
-    from fleetune.live.follow import in_terminal
     from fleetune.cli.train import tell_overlap
+    from fleetune.live.follow import in_terminal
     from fleetune.report import study_tables, tables
     from fleetune.report.facts import run_facts, winner
     from fleetune.study.estimate import estimate
@@ -102,7 +108,7 @@ def _run(prepared: Any, output_dir: Path, device: str, as_json: bool) -> int:
         say(
             "protocol paper: epochs and settings are chosen on the test rows: numbers are OPTIMISTIC"
         )
-    with in_terminal(prepared, output_dir, device) as watch:
+    with in_terminal(prepared, output_dir, device, writers) as watch:
         outcome = Run(output_dir, prepared, device).train(watch)
     facts = run_facts(output_dir)
     if as_json:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +15,7 @@ from fleetune.cli.options import (
     Device,
     LabelColumn,
     OwnFile,
+    ReportTo,
     Task,
     TextColumn,
     dump,
@@ -94,6 +96,7 @@ def train(
         ),
     ] = None,
     device: Device = "cpu",
+    report_to: ReportTo = None,
     as_json: AsJson = False,
     *,
     training: dict[str, Any],
@@ -132,21 +135,30 @@ def train(
         dtype=dtype,
         max_length=max_length,
     )
-    failed = run(settings, output_dir, device=device, as_json=as_json)
+    failed = run(settings, output_dir, device=device, report_to=report_to, as_json=as_json)
     if failed:
         raise typer.Exit(SOME_TRIALS_FAILED)
 
 
-def run(settings: Any, output_dir: Path, *, device: str = "cpu", as_json: bool = False) -> int:
+def run(
+    settings: Any,
+    output_dir: Path,
+    *,
+    device: str = "cpu",
+    report_to: Sequence[str] | None = None,
+    as_json: bool = False,
+) -> int:
     """Prepare, train with progress, print the comparison. Returns how many trials failed."""
     from fleetune.live.follow import in_terminal
+    from fleetune.live.writers import report_names
     from fleetune.study.prepare import check_compute, prepare
     from fleetune.study.run import Run
 
     check_compute(None, device)
+    writers = report_names(report_to)
     prepared = prepare(settings)
     _introduce(prepared, settings.data)
-    with in_terminal(prepared, output_dir, device) as watch:
+    with in_terminal(prepared, output_dir, device, writers) as watch:
         outcome = Run(output_dir, prepared, device).train(watch)
     # Only now: statistics take a second to import, and training need not wait for them.
     from fleetune.report import study_tables
