@@ -68,10 +68,11 @@ def test_lora_of_other_families_loads_with_stock_peft(family: tuple[Path, Path])
         {"target_modules": "all-linear", "r": 3, "lora_alpha": 12.0, "use_rslora": True},
         {"target_modules": ["encoder.layer.1.attention.self.key", "intermediate.dense"], "r": 1},
         {"lora_dropout": 0.3, "lora_alpha": 0.5},
+        {"layers_to_transform": [1], "target_modules": "all-linear", "r": 2},
     ],
 )
 def test_every_setting_of_lora_means_the_same_to_peft(made: Made, tmp_path: Path, given) -> None:
-    """Whole paths and endings, rank-stabilised scale, alpha below the rank, dropout."""
+    """Whole paths and endings, rank-stabilised scale, alpha below the rank, dropout, some of the layers."""
     trial = MethodSettings("lora", given)
     train(tmp_path / "run", settings(made.folder, made.backbone, [trial], seeds=[0]))
     assert_peft_gives_the_same(made.backbone, tmp_path / "run/trials/lora-s0")

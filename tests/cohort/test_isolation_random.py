@@ -50,6 +50,7 @@ def linear_names(family: str) -> list[str]:
 
 @st.composite
 def loras(draw: st.DrawFn, family: str) -> dict[str, Any]:
+    layers = sorted({s.layer for s in engine_of(family).sites.linear() if s.layer is not None})
     some = st.lists(st.sampled_from(linear_names(family)), min_size=1, max_size=3, unique=True)
     return {
         "r": draw(st.integers(1, 6)),
@@ -57,6 +58,7 @@ def loras(draw: st.DrawFn, family: str) -> dict[str, Any]:
         "lora_dropout": draw(choice(0.0, 0.0, 0.1, 0.5)),
         "use_rslora": draw(st.booleans()),
         "target_modules": draw(choice("default", "all-linear") | some.map(tuple)),
+        "layers_to_transform": draw(choice(None, None, tuple(layers), (layers[-1],))),
     }
 
 

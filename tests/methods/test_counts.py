@@ -204,6 +204,27 @@ def test_a_target_in_the_head_is_unknown(tiny_sites: dict[str, SiteMap]) -> None
         Lora(target_modules=("classifier",)).ownership(tiny_sites["bert"])
 
 
+@pytest.mark.parametrize("given", [(1,), [1], 1, "1", "1,"])
+def test_layers_to_transform_are_the_layers_that_get_factors(
+    given: object, tiny_sites: dict[str, SiteMap]
+) -> None:
+    owned = Lora.model_validate({"layers_to_transform": given}).ownership(tiny_sites["bert"])
+    assert [factors.site for factors in owned.low_rank] == [
+        f"bert.encoder.layer.1.attention.self.{role}" for role in ("query", "value")
+    ]
+
+
+def test_layers_that_are_not_there_are_all_named(tiny_sites: dict[str, SiteMap]) -> None:
+    with pytest.raises(SettingsError) as caught:
+        Lora(layers_to_transform=(2, 0, -1)).ownership(tiny_sites["bert"])
+    assert caught.value.problems == (
+        "layers_to_transform: this bert backbone has the layers 0 to 1, but got 2",
+        "layers_to_transform: this bert backbone has the layers 0 to 1, but got -1",
+    )
+    with pytest.raises(SettingsError, match="nothing to train"):
+        Lora(layers_to_transform=()).ownership(tiny_sites["bert"])
+
+
 @pytest.mark.parametrize("family", CONFIGS)
 def test_all_linear_is_every_linear_layer_but_the_heads(
     family: str, tiny_sites: dict[str, SiteMap]

@@ -75,6 +75,13 @@ def test_a_list_of_lists_is_searched(written: str, space: Choice) -> None:
     assert arms(text)["lora"].searched["target_modules"] == space
 
 
+def test_a_list_of_layers_is_one_value() -> None:
+    text = GOOD.replace('["query", "value"]', '"default"\nlayers_to_transform = [4, 5]')
+    assert arms(text)["lora"].fixed["layers_to_transform"] == [4, 5]
+    text = GOOD.replace('["query", "value"]', '"default"\nlayers_to_transform = [[4, 5], [5]]')
+    assert arms(text)["lora"].searched["layers_to_transform"] == Choice(([4, 5], [5]))
+
+
 def test_steps_make_a_list_of_a_range() -> None:
     text = GOOD.replace("high = 2e-3 }", "high = 1e-2, steps = 3 }")
     assert arms(text)["lora"].searched["learning_rate"] == Choice((1e-4, 1e-3, 1e-2))

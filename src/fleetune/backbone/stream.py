@@ -93,6 +93,10 @@ class Stream:
     first_tokens_only: bool = False
     pooled: Tensor | None = None
     """What the head reads of each sequence, [B, D], where it is known already: then no encoder runs."""
+    entry: tuple[int, Tensor] | None = None
+    """An encoder layer and what comes into it, [T, D], where that is known already: then no layer below it runs."""
+    asked: int | None = None
+    """The encoder layer whose input is all that is wanted of this pass: it goes into `kept`, and no layer from it on runs."""
     calls: dict[str, int] = field(default_factory=dict[str, int])
     """How often each leaf has run in this pass: shared leaves (albert) and heads run more than once."""
     kept: dict[Any, Any] = field(default_factory=dict[Any, Any])

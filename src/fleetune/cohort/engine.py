@@ -14,11 +14,11 @@ from torch import Tensor
 from fleetune.backbone.noise import Noise
 from fleetune.backbone.sites import SiteMap, site_map
 from fleetune.cohort.kernels import keep_few_kernels
+from fleetune.cohort.known import Entry, Known
 from fleetune.cohort.lanes import Lanes
 from fleetune.cohort.layers import Active, LowRankSlot
 from fleetune.cohort.open import OpenBackbone
 from fleetune.cohort.owned import Owned, initial_values
-from fleetune.cohort.pooled import PooledCache
 from fleetune.cohort.trial import Rows, TrialInput
 from fleetune.data.packing import Packed, pack
 from fleetune.methods.base import Method
@@ -49,8 +49,7 @@ class Engine:
         self._draws = _Drawer(model, self.sites)
         self.backbone = OpenBackbone(model, dtype, torch.device(device))
         self.lanes = Lanes(self.backbone.device)
-        self.pooled = PooledCache(self.backbone, self.lanes)
-        self._head = {name for s in self.sites.part("head") for name in map(s.parameter, s.shapes)}
+        self.known = Known(self.backbone, self.lanes)
 
     def owned(self, method: Method, seed: int) -> Owned:
         """The starting state of a trial."""
@@ -64,22 +63,30 @@ class Engine:
         """The starting state of the trial of an input."""
         return self.owned(given.method, given.spec.seed)
 
-    def skips_encoder(self, owned: Owned, rows: Rows, *, dropout: float | None) -> bool:
-        """Whether a trial's passes over these rows need no encoder: it owns the head alone, and nothing below is dropped.
+    def entry(self, owned: Owned, rows: Rows, *, dropout: float | None) -> Entry:
+        """Where a trial's rows may enter the encoder: above everything that neither it nor dropout changes.
 
         dropout: the rate that replaces the backbone's own; 0 in evaluation.
         """
-        fixed = dropout == 0.0 and self._head.issuperset(owned.tensors)
-        return fixed and self.backbone.can_skip and self.pooled.holds(rows.table)
+        lowest = owned.lowest_layer
+        if dropout != 0.0 or lowest == 0:
+            return 0
+        can = self.backbone.can_skip if lowest is None else self.backbone.can_enter
+        return lowest if can and self.known.holds(rows.table, lowest) else 0
 
-    def logits_of_pooled(
-        self, owned: Sequence[Owned], rows: Sequence[Rows], noise: Noise | None
+    def logits_of(
+        self, owned: Sequence[Owned], rows: Sequence[Rows], noise: Noise | None, entry: Entry
     ) -> Tensor:
-        """Logits [B, C] of rows whose pooled vectors are known; trial k's own are `rows[k]`."""
-        vectors = torch.cat([self.pooled.of(one.table)[torch.from_numpy(one.rows)] for one in rows])
+        """Logits [B, C] of rows that all enter at the same place; trial k's own are `rows[k]`."""
+        if entry == 0:
+            return self.logits(owned, _packed(rows), noise)
+        found = [self.known.of(one.table, entry, one.rows) for one in rows]
+        values = torch.cat(found).to(self.backbone.device)
+        if entry is not None:
+            packed = _packed(rows)
+            return self.backbone.from_layer(entry, values, packed, active_of(owned), noise)
         trials = np.cumsum([0, *(len(one) for one in rows)])
-        pooled = vectors.to(self.backbone.device)
-        return self.backbone.from_pooled(pooled, trials, active_of(owned), noise)
+        return self.backbone.from_pooled(values, trials, active_of(owned), noise)
 
     def logits(self, owned: Sequence[Owned], packed: Packed, noise: Noise | None) -> Tensor:
         """Logits [B, C] of a packed stream whose k-th trial owns `owned[k]`."""
@@ -89,13 +96,11 @@ class Engine:
         self, owned: Sequence[Owned], rows: Sequence[Rows], batch_sizes: Sequence[int]
     ) -> list[NDArray[Any]]:
         """Each trial's logits [n, C] on its own rows, in their order, without dropout."""
-        skip = [
-            self.skips_encoder(own, one, dropout=0.0) for own, one in zip(owned, rows, strict=True)
-        ]
+        entries = [self.entry(own, one, dropout=0.0) for own, one in zip(owned, rows, strict=True)]
         found: dict[int, NDArray[Any]] = {}
-        for skips in set(skip):
-            members = [k for k in range(len(rows)) if skip[k] == skips]
-            found |= self._predict(members, owned, rows, batch_sizes, skips)
+        for entry in dict.fromkeys(entries):
+            members = [k for k in range(len(rows)) if entries[k] == entry]
+            found |= self._predict(members, owned, rows, batch_sizes, entry)
         return [found[k] for k in range(len(rows))]
 
     def _predict(
@@ -104,7 +109,7 @@ class Engine:
         owned: Sequence[Owned],
         rows: Sequence[Rows],
         batch_sizes: Sequence[int],
-        skips: bool,
+        entry: Entry,
     ) -> dict[int, NDArray[Any]]:
         # By length, so that the sequences of one pass fall into few buckets.
         orders = {
@@ -123,10 +128,7 @@ class Engine:
             mine = [owned[k] for k, _ in one]
             parts = [replace(rows[k], rows=rows[k].rows[batch]) for k, batch in one]
             with torch.inference_mode():
-                if skips:
-                    logits = self.logits_of_pooled(mine, parts, None)
-                else:
-                    logits = self.logits(mine, pack([(p.table, p.rows) for p in parts]), None)
+                logits = self.logits_of(mine, parts, None, entry)
             return np.split(logits.cpu().numpy(), np.cumsum([len(p) for p in parts])[:-1])
 
         found: dict[int, list[NDArray[Any]]] = {k: [] for k in members}
@@ -163,6 +165,10 @@ def active_of(owned: Sequence[Owned]) -> Active:
         for site, slot in one.slots().items():
             low_rank.setdefault(site, [None] * len(owned))[k] = slot
     return Active(tensors, low_rank)
+
+
+def _packed(rows: Sequence[Rows]) -> Packed:
+    return pack([(one.table, one.rows) for one in rows])
 
 
 def _in_order(values: NDArray[Any], order: NDArray[np.int64]) -> NDArray[Any]:

@@ -12,6 +12,7 @@ The model's own modules stay as they are, and its own code runs; what changes is
 from __future__ import annotations
 
 import inspect
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -70,6 +71,12 @@ class OpenBackbone:
             attention_path, after_path = self.family.narrows
             _child(base, attention_path).fleetune_reads_first = True  # type: ignore[assignment]
             _child(base, after_path).register_forward_pre_hook(self._narrow)
+        layers = [m for name, m in base.named_modules() if _LAYER.fullmatch(name)]
+        # albert runs one layer again and again, so nothing of it stays the same where it is trained.
+        self.can_enter = self.family.layout == "packed" and len(layers) > 1
+        if self.can_enter:
+            for number, layer in enumerate(layers):
+                self._enterable(number, layer)
         last = _child(base, self.family.last)
         self._skippable(last)
         last.register_forward_hook(self._pool)
@@ -139,7 +146,19 @@ class OpenBackbone:
             offsets=np.arange(n + 1),
             trials=trials,
         )
-        return self._run(stand_ins, active, noise, pooled)[0].logits  # type: ignore[no-any-return]
+        return self._run(stand_ins, active, noise, pooled=pooled)[0].logits  # type: ignore[no-any-return]
+
+    def entering(self, packed: Packed, layer: int) -> Tensor:
+        """What comes into an encoder layer, [T, D], from the encoder as it was loaded."""
+        asked = dict(asked=layer, first_tokens_only=False)
+        stream = self._run(packed, Active({}, {}), None, **asked)[1]
+        return stream.kept["entering"]  # type: ignore[no-any-return]
+
+    def from_layer(
+        self, layer: int, hidden: Tensor, packed: Packed, active: Active, noise: Noise | None
+    ) -> Tensor:
+        """Logits of sequences of which it is known what comes into a layer, [B, C]; hidden: as `entering` gave it."""
+        return self._run(packed, active, noise, entry=(layer, hidden))[0].logits  # type: ignore[no-any-return]
 
     def hidden(self, packed: Packed, active: Active) -> Tensor:
         """Final hidden states before pooling: [1, T, D] packed, [B, L, D] padded."""
@@ -152,9 +171,10 @@ class OpenBackbone:
         return self._seen
 
     def _run(
-        self, packed: Packed, active: Active, noise: Noise | None, pooled: Tensor | None = None
+        self, packed: Packed, active: Active, noise: Noise | None, **known: Any
     ) -> tuple[Any, Stream]:
-        self.current.stream = stream = replace(self.stream(packed, noise), pooled=pooled)
+        """known: fields of the stream."""
+        self.current.stream = stream = replace(self.stream(packed, noise), **known)
         self.current.active = active
         # Attention asks `training` for its dropout rate and draws nothing itself.
         self.model.train(noise is not None)
@@ -212,6 +232,25 @@ class OpenBackbone:
         output["last_hidden_state"] = self._pooled(output["last_hidden_state"])
         return output
 
+    def _enterable(self, number: int, layer: nn.Module) -> None:
+        """Let a layer be left out where what comes into a later one is known, and tell what comes into it where asked."""
+        run = layer.forward
+
+        def forward(hidden_states: Tensor, *args: Any, **named: Any) -> Any:
+            stream = self.current.require()
+            if stream.asked is not None and number >= stream.asked:
+                stream.kept.setdefault("entering", hidden_states[0])
+                return hidden_states
+            if stream.entry is not None:
+                first, known = stream.entry
+                if number < first:
+                    return hidden_states
+                if number == first:
+                    hidden_states = known[None]
+            return run(hidden_states, *args, **named)
+
+        layer.forward = forward
+
     def _skippable(self, last: nn.Module) -> None:
         """Where the final hidden states come from one container of layers, let it do nothing when all is known.
 
@@ -259,6 +298,9 @@ class OpenBackbone:
         sums = sums.index_add(0, stream.sequence_of_token, rows[0])
         counts = torch.from_numpy(stream.lengths).to(sums)
         return (sums / counts[:, None])[:, None]
+
+
+_LAYER = re.compile(r"(?:.*\.)?layers?\.\d+")
 
 
 def _child(module: nn.Module, path: str) -> nn.Module:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -39,13 +39,15 @@ class Owned:
     """The trainable state of one trial.
 
     tensors: each parameter by name, a leaf that requires grad; low-rank factors are `SITE.lora_A` and `SITE.lora_B`.
-    flats, grads: the buffers that they are views of: with decay, without.
+    flats, grads: the buffers that they are views of: with decay, without. lowest_layer: the first encoder layer that
+    depends on it, 0 where the embeddings do; None where only the head does.
     """
 
     def __init__(
         self, values: Mapping[str, Tensor], low_rank: tuple[LowRank, ...], sites: SiteMap
     ) -> None:
         self.low_rank = low_rank
+        self.lowest_layer = _lowest_layer(values, sites)
         groups: tuple[list[str], list[str]] = ([], [])
         for name in values:
             groups[0 if decays(name, sites) else 1].append(name)
@@ -133,6 +135,12 @@ def _fresh_values(seed: int, sites: SiteMap, model: Any) -> dict[str, Tensor]:
             model._init_weights(leaf)
         drawn.update({site.parameter(own): getattr(leaf, own) for own in site.fresh})
     return drawn
+
+
+def _lowest_layer(names: Iterable[str], sites: SiteMap) -> int | None:
+    """The first encoder layer that holds one of these parameters, 0 for one outside of the layers; None for none."""
+    leaves = {name.rpartition(".")[0] for name in names}
+    return min((s.layer or 0 for s in sites.part("encoder") if s.name in leaves), default=None)
 
 
 def _flat(parts: list[Tensor]) -> Tensor:

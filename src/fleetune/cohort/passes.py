@@ -22,9 +22,9 @@ from torch import Tensor
 
 from fleetune.backbone.noise import Noise, NoiseKey
 from fleetune.cohort.engine import Engine
+from fleetune.cohort.known import Entry
 from fleetune.cohort.loss import sequence_losses, shares, sums
 from fleetune.cohort.trial import Trial
-from fleetune.data.packing import pack
 
 # From so many trials a lane on, one trial more or less on a lane makes little difference.
 EVEN_ENOUGH = 4
@@ -41,8 +41,8 @@ class Part:
     rows: NDArray[np.int64]
     total: int
     """Rows of the whole micro-batch."""
-    skips_encoder: bool = False
-    """Whether the encoder need not see these rows (`Engine.skips_encoder`)."""
+    entry: Entry = 0
+    """Where these rows enter the encoder (`Engine.entry`)."""
     rows_before: int = 0
     """Rows of the micro-batch before these."""
     tokens_before: int = 0
@@ -58,8 +58,8 @@ class Part:
 
     @property
     def tokens(self) -> int:
-        """Tokens that its pass holds for it: one a row where the encoder is skipped."""
-        return len(self.rows) if self.skips_encoder else int(self.lengths.sum())
+        """Tokens that its pass holds for it: one a row where the encoder is left out."""
+        return len(self.rows) if self.entry is None else int(self.lengths.sum())
 
     @property
     def noise_key(self) -> NoiseKey:
@@ -88,17 +88,18 @@ class Passed:
 def micro_batches(engine: Engine, trials: Sequence[Trial]) -> list[Part]:
     """The next micro-batch of each trial, whole or, where that pays, in as many parts as there are lanes.
 
-    First those that skip the encoder.
+    First those that leave the encoder out.
     """
-    batches = [(trial, trial.batch(), _skips(engine, trial)) for trial in trials]
-    quick = [Part(trial, rows, len(rows), True) for trial, rows, skips in batches if skips]
-    slow = [Part(trial, rows, len(rows)) for trial, rows, skips in batches if not skips]
+    batches = [(trial, trial.batch(), _entry(engine, trial)) for trial in trials]
+    whole = [Part(trial, rows, len(rows), entry) for trial, rows, entry in batches]
+    quick = [part for part in whole if part.entry is None]
+    slow = [part for part in whole if part.entry is not None]
     return [*quick, *_in_parts(slow, engine.lanes.count)]
 
 
-def _skips(engine: Engine, trial: Trial) -> bool:
+def _entry(engine: Engine, trial: Trial) -> Entry:
     given = trial.given
-    return engine.skips_encoder(trial.owned, given.train, dropout=given.settings.dropout)
+    return engine.entry(trial.owned, given.train, dropout=given.settings.dropout)
 
 
 def _in_parts(whole: list[Part], lanes: int) -> list[Part]:
@@ -116,7 +117,7 @@ def divide(part: Part, count: int) -> list[Part]:
     cuts = [0, *(1 + np.abs(ends[:, None] - wanted).argmin(0)).tolist(), part.total]
     before = np.concatenate([[0], ends])
     return [
-        Part(part.trial, part.rows[low:high], part.total, False, low, int(before[low]))
+        Part(part.trial, part.rows[low:high], part.total, part.entry, low, int(before[low]))
         for low, high in pairwise(cuts)
         if low < high
     ]
@@ -126,12 +127,15 @@ def cut(parts: Sequence[Part], max_tokens: int, lanes: int) -> list[list[Part]]:
     """Passes of neighbouring parts, as equal in tokens as they come, none above the limit.
 
     As many passes as fill the lanes evenly. A part is never divided, so one that is larger than the limit is a pass alone.
-    Two parts of one trial are never in one pass: some families know one trial a pass only.
+    Two parts of one trial are never in one pass: some families know one trial a pass only. Nor are parts that enter the
+    encoder at different places; those that leave it out are one pass.
     """
-    quick = [part for part in parts if part.skips_encoder]
-    if quick:
-        rest = [part for part in parts if not part.skips_encoder]
-        return [quick, *(cut(rest, max_tokens, lanes) if rest else [])]
+    entries = list(dict.fromkeys(part.entry for part in parts))
+    if len(entries) > 1:
+        groups = ([part for part in parts if part.entry == entry] for entry in entries)
+        return [one for group in groups for one in cut(group, max_tokens, lanes)]
+    if entries == [None]:
+        return [list(parts)]
     tokens = [part.tokens for part in parts]
     wanted = -(-sum(tokens) // max_tokens)
     wanted = min(-(-wanted // lanes) * lanes, len(parts))
@@ -155,12 +159,8 @@ def run_pass(engine: Engine, parts: Sequence[Part]) -> Passed:
     trials = [part.trial for part in parts]
     owned = [trial.owned for trial in trials]
     noise = Noise([part.noise_key for part in parts])
-    if parts[0].skips_encoder:
-        rows = [replace(part.trial.given.train, rows=part.rows) for part in parts]
-        logits = engine.logits_of_pooled(owned, rows, noise)
-    else:
-        packed = pack([(part.trial.given.train.table, part.rows) for part in parts])
-        logits = engine.logits(owned, packed, noise)
+    rows = [replace(part.trial.given.train, rows=part.rows) for part in parts]
+    logits = engine.logits_of(owned, rows, noise, parts[0].entry)
     labels = [part.trial.given.train.labels[part.rows] for part in parts]
     losses = sequence_losses(logits, labels, [trial.given for trial in trials])
     counts, totals = [len(part.rows) for part in parts], [part.total for part in parts]

@@ -46,6 +46,11 @@ class Lora(Method):
         description="Which linear layers: default (query and value, as peft has it for bert and roberta), all-linear "
         "(all of the encoder, never the head), or a list of module names such as query,key,value.",
     )
+    layers_to_transform: tuple[int, ...] | None = Field(
+        default=None,
+        description="Numbers of the encoder layers that get factors, from 0: 4,5 for the last two of six; unset: all. With "
+        "the training setting dropout=0 the layers below are then computed once and kept.",
+    )
     use_rslora: bool = Field(
         default=False,
         description="Scale by lora_alpha / sqrt(r), which keeps the update's size as r grows.",
@@ -57,6 +62,13 @@ class Lora(Method):
         if isinstance(value, str) and value not in ("default", "all-linear"):
             return tuple(part.strip() for part in value.split(",") if part.strip())
         return value
+
+    @field_validator("layers_to_transform", mode="before")
+    @classmethod
+    def _numbers(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(part.strip() for part in value.split(",") if part.strip())
+        return (value,) if isinstance(value, int) else value
 
     @property
     def scale(self) -> float:
@@ -72,7 +84,7 @@ class Lora(Method):
 
     def targets(self, sites: SiteMap) -> tuple[Site, ...]:
         """The linear sites of the encoder that get factors."""
-        linear = sites.linear()
+        linear = self._layers(sites)
         if self.target_modules == "all-linear":
             return linear
         if self.target_modules == "default":
@@ -89,6 +101,24 @@ class Lora(Method):
         if problems:
             raise SettingsError("lora", problems)
         return tuple(s for s in linear if any(_matches(s.name, t) for t in self.target_modules))
+
+    def _layers(self, sites: SiteMap) -> tuple[Site, ...]:
+        """The linear sites of the chosen layers; of the whole encoder where none are chosen."""
+        if self.layers_to_transform is None:
+            return sites.linear()
+        known = sorted({s.layer for s in sites.linear() if s.layer is not None})
+        if not self.layers_to_transform:
+            raise SettingsError(
+                "lora", ["layers_to_transform: an empty list leaves nothing to train"]
+            )
+        problems = [
+            f"layers_to_transform: this {sites.model_type} backbone has the layers {known[0]} to {known[-1]}, but got {layer}"
+            for layer in self.layers_to_transform
+            if layer not in known
+        ]
+        if problems:
+            raise SettingsError("lora", problems)
+        return tuple(s for s in sites.linear() if s.layer in self.layers_to_transform)
 
 
 def _matches(name: str, target: str) -> bool:

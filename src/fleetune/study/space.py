@@ -8,8 +8,8 @@ An arm is one method with what is fixed and what is searched; in a rank study ev
                                                           is the default for learning_rate; steps = 5 makes it a list
     lora_alpha = "4r"                                     a rule: four times the setting r of the same trial
 
-A setting that itself is a list (`target_modules`, `terms`) is a value when it is a plain list of names, and searched when
-the list holds lists, presets ("all-linear") or names joined by commas.
+A setting that itself is a list (`target_modules`, `layers_to_transform`, `terms`) is a value when it is a plain list of names
+or numbers, and searched when the list holds lists, presets ("all-linear") or names joined by commas.
 """
 
 from __future__ import annotations
@@ -334,7 +334,8 @@ def _default(cls: type[Method], key: str) -> Any:
 def _is_one_list(field: Any, value: Iterable[Any]) -> bool:
     """Whether a list is the value of a setting that holds a list, and not a list of such values."""
     presets = {a for branch in _branches(field.annotation) for a in get_args(branch)}
-    return all(isinstance(v, str) and v not in presets and "," not in v for v in value)
+    numbers = all(isinstance(v, int) and not isinstance(v, bool) for v in value)
+    return numbers or all(isinstance(v, str) and v not in presets and "," not in v for v in value)
 
 
 def _is_whole(field: Any) -> bool:
