@@ -5,6 +5,7 @@ Half of the cases are damaged as bytes; the others change values and make the ch
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import tomllib
@@ -149,7 +150,7 @@ def _model_file(name: str) -> Callable[[Path], Case]:
             content = damaged(sound, draws, (b'"F8_E4M3"', b'"BOOL"', b'"I64"', b'"C64"', b'"F64"'))
             if name.endswith(".json") and draws.random() < 0.7:
                 content = json.dumps(damaged_value(json.loads(sound), draws)).encode()
-            elif draws.random() < 0.5:
+            elif name.endswith(".safetensors") and draws.random() < 0.5:
                 content = _header_changed(sound, draws)
             (trial / name).write_bytes(content)
             if name != "fleetune.json" and draws.random() < 0.9:
@@ -237,10 +238,13 @@ def _manifest(folder: Path) -> Case:
 
     from fleetune.study import checkpoints
 
-    place, outside = folder / "in", folder / "outside.safetensors"
+    place, outside = folder / "in", folder / "outside.1.safetensors"
     sound = folder / "sound"
+    sound.mkdir()
     tensors = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.zeros(0)}
-    checkpoints.write_all(sound, {"x": (tensors, {"step": 3}), "y": (tensors, {})}, note={"n": 1})
+    for step in (3, 4):
+        states = {"x": (tensors, {"step": step}), "y": (tensors, {})}
+        checkpoints.write_all(sound, states, note={"stage": "s", "events": step})
     outside.write_bytes(b"not ours")
 
     def one(draws: Any) -> object:
@@ -251,13 +255,43 @@ def _manifest(folder: Path) -> Case:
         content = damaged(whole, draws)
         if path.suffix == ".json" and draws.random() < 0.7:
             changed = damaged_value(json.loads(whole), draws)
-            content = json.dumps(changed).replace("../../x", "../outside.safetensors").encode()
+            content = json.dumps(changed).replace("../../x", "../outside.1.safetensors").encode()
+            if isinstance(changed, dict) and draws.random() < 0.7:
+                content = _manifest_sealed(changed)
         path.write_bytes(content)
-        said = checkpoints.read_note(place), checkpoints.read_all(place)
+        if path.suffix != ".json" and draws.random() < 0.5:
+            _seal_state(place, path.name)
+        told = checkpoints.set_aside_damaged(place, 4)
+        found = checkpoints.newest(place, "s")
+        states = None if found is None else found.states()
         assert outside.read_bytes() == b"not ours", "a file outside was changed"
-        return said
+        assert all(p.parent == place for p in place.rglob("*")), "a folder was made"
+        return told, states
 
     return one
+
+
+def _seal_state(place: Path, name: str) -> None:
+    """Make the sums of a damaged state fit."""
+    from fleetune.durable import sha256
+
+    for manifest in place.glob("*.json"):
+        body = json.loads(manifest.read_bytes())
+        for file in body["files"].values():
+            if file["name"] == name:
+                file["sha256"] = sha256(place / name)
+        manifest.write_bytes(_manifest_sealed(body))
+
+
+def _manifest_sealed(body: dict[str, Any]) -> bytes:
+    """The manifest with a sha256 that fits, as far as JSON that is strict can say it."""
+    from fleetune.durable import as_json
+
+    body.pop("sha256", None)
+    try:
+        return as_json({**body, "sha256": hashlib.sha256(as_json(body)).hexdigest()})
+    except (ValueError, UnicodeEncodeError):
+        return json.dumps(body).encode()
 
 
 def _backbone_file(name: str) -> Callable[[Path], Case]:

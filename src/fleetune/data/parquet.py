@@ -80,7 +80,7 @@ def _batches(
     path: Path, names: Sequence[str], scalars: frozenset[str], problems: list[str]
 ) -> Iterator[list[list[str | None]]]:
     """The named columns, batch by batch."""
-    room = max(ALWAYS_UNPACKED, MOST_UNPACKED_RATIO * path.stat().st_size)
+    room = _room(path)
     with _opened(path) as file:
         try:
             schema = file.schema_arrow
@@ -91,7 +91,7 @@ def _batches(
             if problems:
                 return
             texts = [name for name in names if pa.types.is_string(schema.field(name).type)]
-            _check_promised(path, file.metadata, names, room)
+            check_promised(path, file.metadata, names)
         except _UNREADABLE as error:
             raise _damaged(path, error) from error
     with _opened(path, texts) as file:
@@ -107,16 +107,21 @@ def _batches(
             raise _damaged(path, error) from error
 
 
-def _check_promised(path: Path, metadata: Any, names: Sequence[str], room: int) -> None:
-    """DataError where the file itself says that its columns unpack to more than there is room for."""
-    promised = metadata.num_rows * len(names) * _STRING_BYTES
+def _room(path: Path) -> int:
+    """How many bytes a file may unpack to."""
+    return max(ALWAYS_UNPACKED, MOST_UNPACKED_RATIO * path.stat().st_size)
+
+
+def check_promised(path: Path, metadata: Any, names: Sequence[str] | None) -> None:
+    """DataError where the file itself says that its columns unpack to more than there is room for. names: None for all."""
+    promised = metadata.num_rows * len(names or "x") * _STRING_BYTES
     for group in range(metadata.num_row_groups):
         columns = metadata.row_group(group)
         for at in range(columns.num_columns):
             column = columns.column(at)
-            if column.path_in_schema in names:
+            if names is None or column.path_in_schema in names:
                 promised += column.total_uncompressed_size
-    if promised > room:
+    if promised > _room(path):
         raise _too_large(path)
 
 

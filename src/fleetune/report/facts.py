@@ -6,20 +6,19 @@ The form is the contract of `fleetune show RUN --json`: study, trials, estimates
 from __future__ import annotations
 
 import json
-import tomllib
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from fleetune.artifact import layout
 from fleetune.errors import SettingsError
 from fleetune.records import Estimate, as_json
 from fleetune.report import study_facts
+from fleetune.report.stored import damage_told, read_environment, read_predictions, read_settings
 from fleetune.stats.intervals import accuracy_estimate, bootstrap_estimate
 from fleetune.stats.weighted import scorer_of
 from fleetune.study import journal
@@ -30,15 +29,21 @@ _SHOWN = ("learning_rate", "num_train_epochs", "max_steps")
 
 
 def run_facts(folder: Path) -> dict[str, Any]:
-    """The facts of a run. SettingsError where the folder is none; DataError where its journal is damaged."""
+    """The facts of a run. SettingsError where the folder is none; DataError where one of its files is damaged."""
     path = folder / journal.NAME
     if not path.is_file() or not (folder / "study.toml").is_file():
         raise SettingsError(
             str(folder), ["no run: it has no journal; give the --output-dir of a train command"]
         )
     events = journal.read(path)
-    settings = tomllib.loads((folder / "study.toml").read_text(encoding="utf-8"))
-    environment = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
+    with damage_told(folder):
+        facts = _facts(folder, events)
+        winner(facts)  # whatever is asked of the facts later has been asked once
+    return facts
+
+
+def _facts(folder: Path, events: list[dict[str, Any]]) -> dict[str, Any]:
+    settings, environment = read_settings(folder), read_environment(folder)
     data = settings["data"]  # one table, or a list of them for a study of several tasks
     tables = data if isinstance(data, list) else [data]
     optimistic = any(table.get("protocol") == "paper" for table in tables)
@@ -120,6 +125,11 @@ def _trial(ident: str, events: list[dict[str, Any]]) -> dict[str, Any]:
     stopped = next((e for e in mine if e["kind"] == "trial-stopped"), None)
     found = epochs(events, ident)
     end = done or stopped
+    metric = start["training"]["metric_for_best_model"]
+    if end and end["best_epoch"] not in {e["epoch"] for e in found}:
+        raise LookupError(f"{ident} kept epoch {end['best_epoch']}, which it never had")
+    if any(e["selection"] and metric not in e["selection"] for e in found):
+        raise LookupError(f"{ident} has epochs without {metric}")
     seconds = end["seconds"] if end else (found[-1]["seconds"] if found else 0.0)
     status = "done" if done else "failed" if failed else "stopped" if stopped else "unfinished"
     return {
@@ -201,7 +211,7 @@ def saved_predictions(
     trial: Path, name: str | None = None
 ) -> tuple[list[str], NDArray[Any], NDArray[Any]]:
     """Ids, labels [n] and logits [n, C] of one test set, by default the main one, as a trial's folder keeps them."""
-    table = pq.read_table(trial / layout.PREDICTIONS).to_pydict()
+    table = read_predictions(trial / layout.PREDICTIONS)
     name = table["split"][0] if name is None else name
     rows = [i for i, split in enumerate(table["split"]) if split == name]
     ids, labels, logits = ([table[k][i] for i in rows] for k in ("id", "label", "logits"))

@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from fleetune.artifact import layout
 from fleetune.artifact.load import read_json
 from fleetune.errors import DataError, FleetuneError
+from fleetune.report.stored import read_predictions
 
 BINS = 10
 WORST = 20
@@ -35,7 +34,7 @@ def model_facts(folder: Path, facts: dict[str, Any], trial: dict[str, Any]) -> d
     try:
         names = [str(name) for name in record["label_names"]]
         name, ids, labels, logits = _predictions(place / layout.PREDICTIONS)
-    except (KeyError, TypeError, ValueError, pa.ArrowException) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise DataError(str(place), [f"unreadable: {error}"]) from None
     texts = _texts(facts, trial["task"], name) if len(labels) else {}
     common = {
@@ -75,7 +74,7 @@ def _no_pictures(why: str) -> dict[str, str]:
 
 def _predictions(path: Path) -> tuple[str, list[str], NDArray[Any], NDArray[Any]]:
     """The main test set's name, ids, labels [n] and logits [n, C]."""
-    table = pq.read_table(path).to_pydict()
+    table = read_predictions(path, finite=False)
     name = str(table["split"][0]) if table["split"] else ""
     rows = [i for i, split in enumerate(table["split"]) if split == name]
     labels = np.asarray([table["label"][i] for i in rows], dtype=np.float64)

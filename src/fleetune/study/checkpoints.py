@@ -24,6 +24,7 @@ import safetensors.torch
 from torch import Tensor
 
 from fleetune.durable import as_json, remove_leftovers, sha256, write_bytes
+from fleetune.errors import DataError
 
 KEPT = 2
 """Snapshots that are kept: the newest, and one to fall back to."""
@@ -160,12 +161,19 @@ def _manifest(path: Path, number: int) -> Snapshot:
         digest = found.pop("sha256")
         if content != as_json({**found, "sha256": digest}) or digest != _digest(found):
             raise Damaged(path.name)
-        # Names from a file lead nowhere else.
-        if not all(_FILE.fullmatch(file["name"]) for file in found["files"].values()):
+        if not _is_manifest(found):
             raise Damaged(path.name)
         return Snapshot(path.parent, number, found["files"], found["note"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise Damaged(path.name) from None
+
+
+def _is_manifest(found: Any) -> bool:
+    """Whether its parts are of the kinds that are read later. Names from a file lead nowhere else."""
+    return isinstance(found["note"].get("events", 0), int) and all(
+        _FILE.fullmatch(file["name"]) and isinstance(file["sha256"], str)
+        for file in found["files"].values()
+    )
 
 
 def _whole(snapshot: Snapshot) -> bool:
@@ -219,6 +227,11 @@ def _encoded(tensors: dict[str, Tensor], numbers: dict[str, Any]) -> bytes:
 
 
 def _read(path: Path) -> State:
-    with safetensors.safe_open(path, framework="pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-        return tensors, json.loads((file.metadata() or {})["numbers"])
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            return tensors, json.loads((file.metadata() or {})["numbers"])
+    except (safetensors.SafetensorError, ValueError, KeyError) as error:
+        # Its sha256 fitted: somebody wrote both.
+        problem = f"no state of a trial ({error}); restore the run from a copy"
+        raise DataError(str(path), [problem]) from None

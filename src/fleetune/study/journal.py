@@ -5,7 +5,7 @@ write and flushed to the disk before anybody relies on it; an append that fails 
 torn last line (power loss, a full disk) is cut off when the journal is opened for writing, and told; a damaged line before
 the last is an error, since what followed may rest on it.
 
-Limit: a CRC finds accidents, every changed bit among them, and not a forger.
+Limit: a CRC finds accidents, every changed bit among them, and not a forger; what an event may hold is checked by events.py.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Any
 from fleetune.durable import append as append_to
 from fleetune.durable import sync_folder
 from fleetune.errors import DataError
+from fleetune.study.events import wrong_fields
 
 NAME = "journal.jsonl"
 _START, _MIDDLE, _END = b'{"crc":"', b'","event":', b"}\n"
@@ -104,6 +105,10 @@ def _read(path: Path) -> tuple[list[dict[str, Any]], int]:
                     ],
                 )
             break
+        wrong = wrong_fields(event)
+        if wrong:
+            where = f"line {len(events) + 1}"
+            raise DataError(str(path), [f"{where}, {p}; restore it from a copy" for p in wrong])
         events.append(event)
         good = end
     return events, good

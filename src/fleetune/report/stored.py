@@ -1,0 +1,104 @@
+"""What a run keeps beside its journal, read as carefully as a stranger's: study.toml, environment.json, predictions.parquet.
+
+Files that were changed by hand, or made to do harm, end in a DataError that names them. Not covered: the journal
+(study/journal.py), and a model's own files (artifact/load.py).
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from fleetune.artifact.load import read_json
+from fleetune.data.parquet import check_promised
+from fleetune.errors import DataError, FleetuneError
+
+_RESTORE = "restore it from a copy"
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """study.toml of a run."""
+    path = folder / "study.toml"
+    try:
+        found = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(str(path), [f"unreadable: {error}; {_RESTORE}"]) from None
+    tables = found.get("data")
+    tables = tables if isinstance(tables, list) else [tables]
+    problems = [
+        "[data]: must name the task of each table"
+        for table in tables
+        if not isinstance(table, dict) or not isinstance(table.get("task"), str)
+    ]
+    backbone = found.get("backbone")
+    if not isinstance(backbone, dict) or not isinstance(backbone.get("name"), str):
+        problems.append("[backbone]: must have a name")
+    methods = found.get("methods", [])
+    if not isinstance(methods, list) or not all(isinstance(m, dict) for m in methods):
+        problems.append("[[methods]]: must be tables")
+    if problems or not tables:
+        raise DataError(str(path), [f"{p}; {_RESTORE}" for p in problems or ["[data]: is empty"]])
+    return found
+
+
+def read_environment(folder: Path) -> dict[str, Any]:
+    """environment.json of a run."""
+    path = folder / "environment.json"
+    found = read_json(path)
+    parts = ("packages", "machine", "data", "backbone")
+    if not isinstance(found, dict) or not all(isinstance(found.get(p, {}), dict) for p in parts):
+        raise DataError(str(path), [f"must hold tables named {', '.join(parts)}; {_RESTORE}"])
+    return found
+
+
+def read_predictions(path: Path, *, finite: bool = True) -> dict[str, list[Any]]:
+    """predictions.parquet of a trial by column: split, id, label and logits, all of the same length.
+
+    finite: whether a file with a logit that is no number is refused.
+    """
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            check_promised(path, file.metadata, None)
+            table = file.read()
+        table.validate(full=True)
+        found = table.to_pydict()
+        labels = np.asarray(found["label"], dtype=np.float64)
+        logits = np.asarray(found["logits"], dtype=np.float64)
+    except (pa.ArrowException, OSError, ValueError, TypeError, KeyError, MemoryError) as error:
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise DataError(str(path), [f"unreadable: {said}; {_RESTORE}"]) from None
+    classes = logits.shape[1] if logits.ndim == 2 else 0
+    whole = classes <= 1 or bool(
+        ((labels == labels.round()) & (labels >= 0) & (labels < classes)).all()
+    )
+    texts = all(isinstance(v, str) for name in ("split", "id") for v in found.get(name, [None]))
+    numbers = np.isfinite(labels).all() and (not finite or np.isfinite(logits).all())
+    if len(table) and not (texts and whole and classes and numbers):
+        problem = (
+            "must hold split, id, label and as many finite logits as there are labels in every row"
+        )
+        raise DataError(str(path), [f"{problem}; {_RESTORE}"])
+    return found
+
+
+@contextmanager
+def damage_told(folder: Path) -> Generator[None]:
+    """DataError for what only shows when the parts of a run are put together: a trial of no epochs, a set nobody saved."""
+    try:
+        yield
+    except FleetuneError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError,
+            StopIteration) as error:  # fmt: skip
+        problem = (
+            f"its files do not fit together ({type(error).__name__}: {error}); restore the run from a copy; if nobody "
+            "changed them, please report this"
+        )
+        raise DataError(str(folder), [problem]) from error
