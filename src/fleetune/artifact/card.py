@@ -71,7 +71,7 @@ def _front(record: ModelRecord, scores: Scored, optimistic: bool) -> str:
     on_hub = record.task in GLUE
     base = _base_name(record)
     values: dict[str, Any] = {}
-    if _is_hub_id(record.backbone_source):
+    if is_hub_id(record.backbone_source):
         values |= {"base_model": base, "base_model_relation": "adapter"}
     values |= {
         "library_name": "peft" if record.method == "lora" else "fleetune",
@@ -245,14 +245,40 @@ with torch.inference_mode():
 """
 
 
-def _is_hub_id(source: str) -> bool:
+def exported_card(card: str) -> str:
+    """The card of a trial, for the plain transformers model that was made of it: the same numbers, another way to load."""
+    head, _, _ = card.rpartition("\n## How to load it\n")
+    lines = head.split("\n")
+    end = lines.index("---", 1)
+    for i, line in enumerate(lines[:end]):
+        key, colon, value = line.partition(": ")
+        if key == "library_name":
+            lines[i] = f'{key}{colon}"transformers"'
+        elif key == "base_model_relation":
+            lines[i] = f'{key}{colon}"finetune"'
+        elif key == "tags":
+            lines[i] = f"{key}{colon}{_json([t for t in json.loads(value) if t != 'peft'])}"
+    told = "The adapter is merged: this is a plain transformers model, in float32.\n"
+    return "\n".join([*lines, f"## How to load it\n\n{told}\n```python\n{_PLAIN}```\n"])
+
+
+_PLAIN = """\
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+model = AutoModelForSequenceClassification.from_pretrained(".")
+tokenizer = AutoTokenizer.from_pretrained(".")
+"""
+
+
+def is_hub_id(source: str) -> bool:
+    """Whether a backbone's source is a name on the hub, and no folder of a machine."""
     return _HUB_ID.fullmatch(source) is not None
 
 
 def _base_name(record: ModelRecord) -> str:
     """A hub id, or the last part of a local folder: its path says more of the machine than of the model."""
     source = record.backbone_source
-    return source if _is_hub_id(source) else re.split(r"[/\\]", source.rstrip("/\\"))[-1]
+    return source if is_hub_id(source) else re.split(r"[/\\]", source.rstrip("/\\"))[-1]
 
 
 def _code(value: Any) -> str:

@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError
 
 from fleetune.artifact import layout
+from fleetune.artifact.card import exported_card
 from fleetune.artifact.check import TOLERANCE, logits_of, padded_inputs
 from fleetune.artifact.layout import ModelRecord
 from fleetune.artifact.load import check_against, check_backbone, find_backbone_of, load_saved
@@ -60,6 +61,11 @@ def export_hf(folder: Path, output: Path) -> None:
         sums = {f.name: sha256(f) for f in sorted(staging.iterdir()) if f.is_file()}
         body: dict[str, Any] = {**record.as_json(), "exported": "hf", "checksums": sums}
         put(staging / layout.RECORD, as_json(body))
+        card = folder / layout.CARD
+        # Not among the checksums: a card is there to be written in.
+        if card.is_file():
+            told = exported_card(card.read_text("utf-8"))
+            put(staging / layout.CARD, told.encode())
 
 
 def _save_pretrained(model: Any, folder: Path) -> None:

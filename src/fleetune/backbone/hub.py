@@ -50,7 +50,7 @@ TIMEOUT_SECONDS = 5.0
 # All that comes out of huggingface_hub: no answer, a refusal, a full disk, an answer of no hub.
 # The base of the HTTP errors is httpx's or httpx2's, by the version of huggingface_hub.
 _HTTPError: type[Exception] = _untyped.errors.HTTPError
-_FAILURES = (_HTTPError, OSError, ValueError, KeyError, TypeError, AttributeError)
+FAILURES = (_HTTPError, OSError, ValueError, KeyError, TypeError, AttributeError)
 
 
 def hub_snapshot(
@@ -67,8 +67,8 @@ def hub_snapshot(
     or token is missing, RefusedError for weights stored as pickle alone.
     """
     _check_names(repo, revision)
-    model = _Model(repo, revision or "main", config_alone, _endpoint())
-    offline = cached_alone or _is_offline()
+    model = _Model(repo, revision or "main", config_alone, endpoint())
+    offline = cached_alone or is_offline()
     if offline or COMMIT.fullmatch(model.revision):
         folder = model.cached()
         if folder is not None:
@@ -81,9 +81,9 @@ def hub_snapshot(
             )
             raise model.unreachable(why)
     try:
-        with _quiet():
+        with quiet_hub():
             return model.download()
-    except _FAILURES as error:
+    except FAILURES as error:
         problem, cause = model.explain(error), error
     # What the hub does not know is a mistake to point out, not a reason to take what lies around.
     folder = None if isinstance(problem, SettingsError) else model.cached()
@@ -104,7 +104,7 @@ class _Model:
     def cached(self) -> Path | None:
         """The folder in the cache, if nothing is missing from it; the hub is not asked."""
         try:
-            with _quiet():
+            with quiet_hub():
                 folder = self._snapshot(local_files_only=True)
         except OSError:
             return None
@@ -145,7 +145,7 @@ class _Model:
         """The failure as one of ours."""
         answer = next((e for e in _chain(error) if isinstance(e, errors.HfHubHTTPError)), None)
         if answer is None:
-            return self.unreachable(_reason(error).replace(self.endpoint, self._shown))
+            return self.unreachable(reason(error).replace(self.endpoint, self._shown))
         status = answer.response.status_code
         code = answer.response.headers.get("X-Error-Code")
         if isinstance(answer, errors.RevisionNotFoundError):
@@ -184,8 +184,7 @@ class _Model:
     @property
     def _shown(self) -> str:
         """The endpoint without user name and password."""
-        parts = urlsplit(self.endpoint)
-        return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+        return without_password(self.endpoint)
 
 
 def _check_names(repo: str, revision: str | None) -> None:
@@ -200,24 +199,32 @@ def _check_names(repo: str, revision: str | None) -> None:
         raise SettingsError("backbone", problems)
 
 
-def _endpoint() -> str:
-    endpoint = (os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
+def endpoint() -> str:
+    """The hub's address. SettingsError where HF_ENDPOINT holds no address."""
+    address = (os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
     try:
-        parts = urlsplit(endpoint)
+        parts = urlsplit(address)
         valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:
         valid = False
     if not valid:
         rule = "must be a URL such as https://huggingface.co, and is not; correct or unset it"
         raise SettingsError("HF_ENDPOINT", [rule])
-    return endpoint
+    return address
+
+
+def without_password(address: str) -> str:
+    """The address as it may be shown."""
+    parts = urlsplit(address)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
 def _timeout() -> float:
     return float(os.environ.get("HF_HUB_ETAG_TIMEOUT") or TIMEOUT_SECONDS)
 
 
-def _is_offline() -> bool:
+def is_offline() -> bool:
+    """Whether the environment forbids to ask the hub."""
     asked = os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE") or ""
     return constants.HF_HUB_OFFLINE or asked.upper() in constants.ENV_VARS_TRUE_VALUES
 
@@ -228,7 +235,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
     """What the system said. The HTTP library may quote headers: of its errors the kind alone."""
     if isinstance(error, UnicodeEncodeError):
         return "HF_TOKEN holds characters that no request can carry"
@@ -241,7 +248,7 @@ def _reason(error: Exception) -> str:
 
 
 @contextmanager
-def _quiet() -> Generator[None]:
+def quiet_hub() -> Generator[None]:
     """Keep the library from talking over our one message; bars are for a person at a terminal."""
     verbosity = hub_logging.get_verbosity()
     # Where the environment says whether there are bars, the library warns of any other wish.

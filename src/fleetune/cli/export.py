@@ -19,7 +19,9 @@ def register(app: typer.Typer) -> None:
 
 def export(
     model: Annotated[Path, typer.Argument(help="A trial's folder, or a run (its winner).")],
-    output: Annotated[Path, typer.Option(help="New folder to write; for optuna a new file.")],
+    output: Annotated[
+        Path | None, typer.Option(help="New folder to write; for optuna a new file.")
+    ] = None,
     format_: Annotated[
         str,
         typer.Option(
@@ -28,27 +30,60 @@ def export(
             "optuna-dashboard.",
         ),
     ] = "hf",
+    push_to_hub: Annotated[
+        str | None,
+        typer.Option(
+            metavar="OWNER/NAME",
+            help="Send the model to this repository of the hub, private unless --public: the adapter as it is saved, or with "
+            "--output the merged model.",
+        ),
+    ] = None,
+    public: Annotated[
+        bool, typer.Option("--public", help="Everybody may read what --push-to-hub sends.")
+    ] = False,
 ) -> None:
-    """Merge the adapter into the backbone and write a plain transformers model; or write a study's search for Optuna.
+    """Merge the adapter into the backbone and write a plain transformers model; send a model to the hub; or write a study's
+    search for Optuna.
 
     Example: fleetune export runs/first --format hf --output my-model
+    Example: fleetune export runs/first --push-to-hub me/my-adapter
+    Example: fleetune export runs/study --format optuna --output search.db
     """
     if format_ not in FORMATS:
         raise SettingsError(
             "export", [f'format "{format_}" is not known{did_you_mean(format_, FORMATS)}']
         )
+    if public and push_to_hub is None:
+        raise SettingsError("export", ["--public says who may read what --push-to-hub sends"])
     if format_ == "optuna":
-        _optuna(model, output)
+        if push_to_hub is not None:
+            raise SettingsError("export", ["--push-to-hub sends a model, and optuna is none"])
+        _optuna(model, _needed(output))
         return
     from fleetune.artifact.export import export_hf
     from fleetune.serve.predictor import model_folder
 
     folder = model_folder(model)
-    export_hf(folder, output)
-    out(str(output))
-    say(
-        f"exported {folder}; load it with AutoModelForSequenceClassification.from_pretrained({str(output)!r})"
-    )
+    if push_to_hub is None or output is not None:
+        output = _needed(output)
+        export_hf(folder, output)
+        out(str(output))
+        say(
+            f"exported {folder}; load it with AutoModelForSequenceClassification.from_pretrained({str(output)!r})"
+        )
+        folder = output
+    if push_to_hub is not None:
+        from fleetune.artifact.push import push_model
+
+        out(push_model(folder, push_to_hub, public=public))
+        who = "everybody can read it" if public else "private; its page has the setting"
+        say(f"sent {folder} ({who}); predictions of the test rows stay here")
+
+
+def _needed(output: Path | None) -> Path:
+    if output is None:
+        raise SettingsError("export", ["--output is needed: a new place to write to"])
+    return output
 
 
 def _optuna(run: Path, output: Path) -> None:
