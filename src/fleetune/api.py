@@ -136,6 +136,7 @@ def train(
     max_length: int | None = None,
     device: str = "cpu",
     report_to: Names = None,
+    save_steps: int | None = None,
     progress: bool = False,
     watch: Callable[[Event], None] | None = None,
     **training: Any,
@@ -178,7 +179,7 @@ def train(
         dtype=dtype,
         max_length=max_length,
     )
-    return _run(settings, folder, device, report_to, progress=progress, watch=watch)
+    return _run(settings, folder, device, report_to, save_steps, progress=progress, watch=watch)
 
 
 def study(
@@ -188,6 +189,7 @@ def study(
     overrides: Sequence[str] = (),
     device: str = "cpu",
     report_to: Names = None,
+    save_steps: int | None = None,
     progress: bool = False,
     watch: Callable[[Event], None] | None = None,
 ) -> Result:
@@ -204,13 +206,20 @@ def study(
                 "study", ["overrides are for a file; change the dict, or leave them out"]
             )
         return _run(
-            parse_study(study), Path(output_dir), device, report_to, progress=progress, watch=watch
+            parse_study(study),
+            Path(output_dir),
+            device,
+            report_to,
+            save_steps,
+            progress=progress,
+            watch=watch,
         )
     return _run(
         read_study(Path(study), overrides),
         Path(output_dir),
         device,
         report_to,
+        save_steps,
         progress=progress,
         watch=watch,
     )
@@ -248,7 +257,14 @@ def compare(
 # --- one way for `train` and `study`
 
 
-def _run(settings: Settings, folder: Path, device: str, report_to: Names, **told: Any) -> Result:
+def _run(
+    settings: Settings,
+    folder: Path,
+    device: str,
+    report_to: Names,
+    save_steps: int | None,
+    **told: Any,
+) -> Result:
     from fleetune.live.follow import in_python
     from fleetune.live.writers import report_names
     from fleetune.study.prepare import check_compute, prepare
@@ -258,7 +274,7 @@ def _run(settings: Settings, folder: Path, device: str, report_to: Names, **told
     writers = report_names(settings.report_to if report_to is None else report_to)
     prepared = prepare(settings)
     with in_python(prepared, folder, device, report_to=writers, **told) as watch:
-        Run(folder, prepared, device).train(watch)
+        Run(folder, prepared, device, save_steps=save_steps).train(watch)
     return Result(folder)
 
 

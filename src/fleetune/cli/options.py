@@ -57,6 +57,14 @@ ReportTo = Annotated[
         help="Also write what is found for TensorBoard or trackio: tensorboard, trackio, or both with a comma. Default: none."
     ),
 ]
+SaveSteps = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Also save where the trials stand after so many optimizer steps of one. Without it: where an epoch ends, every "
+        "five minutes, and on Ctrl-C or SIGTERM. Changes no number.",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines instead of a table.")]
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fleetune.cli.options import AsJson, Device, ReportTo, dump, out, say
+from fleetune.cli.options import AsJson, Device, ReportTo, SaveSteps, dump, out, say
 from fleetune.errors import SOME_TRIALS_FAILED, SettingsError
 
 
@@ -42,6 +42,7 @@ def study(
     ] = False,
     device: Device = "cpu",
     report_to: ReportTo = None,
+    save_steps: SaveSteps = None,
     as_json: AsJson = False,
 ) -> None:
     """Search each method with an equal budget, confirm the best settings with fresh seeds, and say what differs.
@@ -60,6 +61,7 @@ def study(
     from fleetune.live.writers import report_names
     from fleetune.study.file import read_study
     from fleetune.study.prepare import check_compute, prepare
+    from fleetune.study.run import Run
 
     settings = read_study(file, set_ or ())
     check_compute(None, device)
@@ -69,7 +71,8 @@ def study(
         _dry_run(prepared, device, as_json)
         return
     assert output_dir is not None
-    if _run(prepared, output_dir, device, writers, as_json):
+    run = Run(output_dir, prepared, device, save_steps=save_steps)
+    if _run(run, writers, as_json):
         raise typer.Exit(SOME_TRIALS_FAILED)
 
 
@@ -86,17 +89,15 @@ def _dry_run(prepared: Any, device: str, as_json: bool) -> None:
         say(line)
 
 
-def _run(
-    prepared: Any, output_dir: Path, device: str, writers: Sequence[str], as_json: bool
-) -> int:
+def _run(run: Any, writers: Sequence[str], as_json: bool) -> int:
     """Train with progress and print what was found. Returns how many trials failed."""
     from fleetune.cli.train import tell_overlap
     from fleetune.live.follow import in_terminal
     from fleetune.report import study_tables, tables
     from fleetune.report.facts import run_facts, winner
     from fleetune.study.estimate import estimate
-    from fleetune.study.run import Run
 
+    prepared, output_dir, device = run.prepared, run.folder, run.device
     plan = estimate(prepared, device)["totals"]
     say(
         f"{plan['trials']} trials, {plan['epochs']} epochs, about {tables.duration(plan['seconds'])}; "
@@ -109,7 +110,7 @@ def _run(
             "protocol paper: epochs and settings are chosen on the test rows: numbers are OPTIMISTIC"
         )
     with in_terminal(prepared, output_dir, device, writers) as watch:
-        outcome = Run(output_dir, prepared, device).train(watch)
+        outcome = run.train(watch)
     facts = run_facts(output_dir)
     if as_json:
         dump(facts)

@@ -16,6 +16,7 @@ from fleetune.cli.options import (
     LabelColumn,
     OwnFile,
     ReportTo,
+    SaveSteps,
     Task,
     TextColumn,
     dump,
@@ -97,6 +98,7 @@ def train(
     ] = None,
     device: Device = "cpu",
     report_to: ReportTo = None,
+    save_steps: SaveSteps = None,
     as_json: AsJson = False,
     *,
     training: dict[str, Any],
@@ -135,7 +137,14 @@ def train(
         dtype=dtype,
         max_length=max_length,
     )
-    failed = run(settings, output_dir, device=device, report_to=report_to, as_json=as_json)
+    failed = run(
+        settings,
+        output_dir,
+        device=device,
+        report_to=report_to,
+        save_steps=save_steps,
+        as_json=as_json,
+    )
     if failed:
         raise typer.Exit(SOME_TRIALS_FAILED)
 
@@ -146,6 +155,7 @@ def run(
     *,
     device: str = "cpu",
     report_to: Sequence[str] | None = None,
+    save_steps: int | None = None,
     as_json: bool = False,
 ) -> int:
     """Prepare, train with progress, print the comparison. Returns how many trials failed."""
@@ -159,7 +169,7 @@ def run(
     prepared = prepare(settings)
     _introduce(prepared, settings.data)
     with in_terminal(prepared, output_dir, device, writers) as watch:
-        outcome = Run(output_dir, prepared, device).train(watch)
+        outcome = Run(output_dir, prepared, device, save_steps=save_steps).train(watch)
     # Only now: statistics take a second to import, and training need not wait for them.
     from fleetune.report import study_tables
     from fleetune.report.facts import run_facts, winner

@@ -228,6 +228,8 @@ class Run:
             finish = partial(_searched, self.prepared.optimistic)
             self._stage(f"{name}/search/{number}", task, search, sample, finish, watch, alone=alone)
             for lane in search.lanes:
+                if lane.arm.name in found:
+                    continue  # a cut came between the arms of a group
                 best = choose(lane, fixed_epochs=self.prepared.settings.data.protocol == "cv")
                 found[lane.arm.name] = best
                 self.journal.append("chosen", task=name, **asdict(best))

@@ -1,0 +1,137 @@
+"""Whatever happens in the middle of a write, the old content or the new one is there; the long form is `make torture`."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fleetune import durable
+from fleetune.durable import BEFORE, HALF, RENAMED, SWAPPED, WRITTEN
+from tests.runs import tree
+
+
+class Cut(BaseException):
+    """Stands for whatever ends a write in its middle."""
+
+
+def cut_at(point: str, error: BaseException) -> Callable[[str, Path], None]:
+    def observe(passed: str, _: Path) -> None:
+        if passed == point:
+            raise error
+
+    return observe
+
+
+def write_folder(path: Path, content: bytes) -> None:
+    with durable.new_folder(path) as staging:
+        durable.put(staging / "a", content)
+        (staging / "inner").mkdir()
+        durable.put(staging / "inner" / "b", content * 2)
+
+
+@pytest.mark.parametrize("point", [BEFORE, HALF, WRITTEN, RENAMED])
+@pytest.mark.parametrize("error", [Cut(), OSError(errno.ENOSPC, "full")], ids=["cut", "full"])
+def test_a_file_is_old_or_new_and_nothing_else_is_left(
+    tmp_path: Path, monkeypatch, point: str, error: BaseException
+) -> None:
+    path = tmp_path / "file"
+    durable.write_bytes(path, b"old old old")
+    monkeypatch.setattr(durable, "observer", cut_at(point, error))
+    with pytest.raises(type(error)):
+        durable.write_bytes(path, b"new")
+    assert tree(tmp_path) == {"file": b"new" if point == RENAMED else b"old old old"}
+
+
+@pytest.mark.parametrize("point", [BEFORE, HALF, WRITTEN, SWAPPED, RENAMED])
+@pytest.mark.parametrize("error", [Cut(), OSError(errno.EIO, "broken")], ids=["cut", "broken"])
+def test_a_folder_is_old_or_new(
+    tmp_path: Path, monkeypatch, point: str, error: BaseException
+) -> None:
+    path = tmp_path / "folder"
+    write_folder(path, b"old")
+    before = tree(path)
+    monkeypatch.setattr(durable, "observer", cut_at(point, error))
+    with pytest.raises(type(error)):
+        write_folder(path, b"new")
+    monkeypatch.setattr(durable, "observer", None)
+    assert tree(path) == ({"a": b"new", "inner/b": b"newnew"} if point == RENAMED else before)
+    durable.remove_leftovers(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["folder"]
+
+
+def test_a_folder_whose_writer_died_between_the_renames_comes_back(tmp_path: Path) -> None:
+    """A dead process tidies up nothing, so what it leaves is made here by a child that kills itself."""
+    path = tmp_path / "folder"
+    write_folder(path, b"old")
+    before = tree(path)
+    child = os.fork()
+    if child == 0:
+
+        def observe(point: str, _: Path) -> None:
+            if point == SWAPPED:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        durable.observer = observe
+        write_folder(path, b"new")
+        os._exit(0)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+    assert not path.exists()
+    durable.remove_leftovers(tmp_path)
+    assert tree(tmp_path) == {f"folder/{name}": content for name, content in before.items()}
+
+
+def test_leftovers_of_others_are_left_until_they_are_old(tmp_path: Path) -> None:
+    for name in ("young", "old"):
+        (tmp_path / f"{durable.TEMPORARY}{name}").write_bytes(b"")
+    os.utime(tmp_path / f"{durable.TEMPORARY}old", (0, 0))
+    durable.remove_leftovers(tmp_path, older_than=durable.STALE)
+    assert [p.name for p in tmp_path.iterdir()] == [f"{durable.TEMPORARY}young"]
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077])
+def test_modes_follow_the_umask(tmp_path: Path, mask: int) -> None:
+    before = os.umask(mask)
+    try:
+        durable.write_bytes(tmp_path / "file", b"content")
+        write_folder(tmp_path / "folder", b"content")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o666 & ~mask
+    assert (tmp_path / "folder").stat().st_mode & 0o777 == 0o777 & ~mask
+    assert (tmp_path / "folder/a").stat().st_mode & 0o777 == 0o666 & ~mask
+
+
+def test_an_error_names_the_file_that_was_meant(tmp_path: Path, monkeypatch) -> None:
+    path = tmp_path / "file"
+    monkeypatch.setattr(durable, "observer", cut_at(HALF, OSError(errno.ENOSPC, "full")))
+    with pytest.raises(OSError) as error:
+        durable.write_bytes(path, b"content")
+    assert error.value.filename == str(path)
+    monkeypatch.setattr(durable, "observer", None)
+    with pytest.raises(FileNotFoundError) as missing, durable.new_folder(tmp_path / "folder"):
+        (tmp_path / "elsewhere").read_bytes()
+    assert missing.value.filename == str(tmp_path / "elsewhere")
+
+
+def test_the_longest_name_can_be_written(tmp_path: Path) -> None:
+    path = tmp_path / ("é" * 127)
+    durable.write_bytes(path, b"content")
+    assert path.read_bytes() == b"content"
+
+
+def test_folders_above_are_made_and_flushed(tmp_path: Path, monkeypatch) -> None:
+    flushed: list[Path] = []
+    monkeypatch.setattr(durable, "sync_folder", flushed.append)
+    durable.make_folder(tmp_path / "a" / "b")
+    assert (tmp_path / "a" / "b").is_dir() and flushed == [tmp_path, tmp_path / "a"]
+
+
+def test_nothing_in_the_package_sets_the_observer() -> None:
+    source = Path(durable.__file__).parent
+    setters = [p for p in source.rglob("*.py") if "durable.observer" in p.read_text("utf-8")]
+    assert setters == [] and durable.observer is None
