@@ -115,6 +115,16 @@ def _whole_numbers(tensors: dict) -> dict:
     return {k: v.to(torch.int32) if k == HEAD else v for k, v in tensors.items()}
 
 
+def _eight_bits(tensors: dict) -> dict:
+    return {k: v.to(torch.float8_e4m3fn) if k == HEAD else v for k, v in tensors.items()}
+
+
+def _sums(folder: Path, name: str) -> None:
+    found = json.loads((folder / layout.RECORD).read_bytes())
+    found["checksums"][name] = "0"
+    (folder / layout.RECORD).write_text(json.dumps(found))
+
+
 def _headless(tensors: dict) -> dict:
     return {k: v for k, v in tensors.items() if "classifier" not in k}
 
@@ -197,14 +207,18 @@ DAMAGES = {
     "labels no text": (record(label_names=[1, None]), 4, "label_names"),
     "length no number": (record(max_length="long"), 4, "max_length"),
     "length below one": (record(max_length=0), 4, "max_length"),
+    "length beyond the backbone": (record(max_length=4000), 4, "`max_length <= 40` must hold"),
+    "metric of another kind": (record(metrics=["pearson"]), 4, "metrics: must be among accuracy"),
+    "names a file outside": (lambda f: _sums(f, "../x"), 6, "'../x', which is no file of this"),
+    "half precision of half": (with_weights(_eight_bits), 4, "16 bits or more"),
     "unknown dtype": (record(dtype="float8"), 4, "dtype"),
     "settings no table": (record(hyperparameters=[1]), 4, "hyperparameters"),
     "columns three": (record(text_columns=["a", "b", "c"]), 4, "text_columns"),
     "later format": (record(format=99), 6, "update fleetune"),
     "later method": (record(method="telepathy"), 6, "update fleetune"),
     "other settings": (record(hyperparameters={"r": 0}), 4, "r: "),
-    "pickle beside": (_pickled, 4, "adapter_model.safetensors is missing"),
-    "pickle inside": (_pickled_as_safetensors, 4, "unreadable"),
+    "pickle beside": (_pickled, 6, "pickle is never read"),
+    "pickle inside": (_pickled_as_safetensors, 6, "pickle is never read"),
 }
 
 

@@ -266,3 +266,39 @@ def test_a_backbone_folder_named_from_elsewhere_is_found(
     found = run_cli("predict", "here/run", "--text", "w1", "--json")
     assert found.code == 0, found.err
     assert np.isfinite(list(json.loads(found.out)[0]["probabilities"].values())).all()
+
+
+def test_evaluate_takes_the_columns_of_the_training(made: Made, tmp_path: Path) -> None:
+    """A model remembers what its columns were called; flags name others, and an older model guesses by the names."""
+    rows = [line.split(",") for line in (made.folder / "train.csv").read_text().splitlines()[1:]]
+
+    def write(name: str, text: str, label: str) -> Path:
+        lines = [f"note,{label},{text}", *(f"x{i},{b},{a}" for i, (a, b) in enumerate(rows))]
+        path = tmp_path / name
+        path.write_text("\n".join(lines) + "\n")
+        return path
+
+    file = write("stars.csv", "opinion", "stars")
+    found = run_cli(
+        *("train", "--data", file, "--text-column", "opinion", "--label-column", "stars"),
+        *("--backbone", made.backbone, "--method", "head", "--max-steps", 1, "--dtype", "float32"),
+        *("--output-dir", tmp_path / "run"),
+    )
+    assert found.code == 0, found.err
+    own = run_cli("evaluate", tmp_path / "run", "--data", file, "--json")
+    assert own.code == 0 and json.loads(own.out)["sets"][0]["n"] == 60, own.err
+    other = write("other.csv", "body", "mark")
+    words = ("evaluate", tmp_path / "run", "--data", other, "--json")
+    missing = run_cli(*words)
+    assert missing.code == 4 and "column opinion: missing" in missing.err
+    named = run_cli(*words, "--text-column", "body", "--label-column", "mark")
+    assert (
+        named.code == 0
+        and json.loads(named.out)["sets"][0]["metrics"] == json.loads(own.out)["sets"][0]["metrics"]
+    )
+    (trial,) = (tmp_path / "run/trials").iterdir()
+    record = json.loads((trial / "fleetune.json").read_bytes())
+    assert record.pop("label_column") == "stars"
+    (trial / "fleetune.json").write_text(json.dumps(record))
+    usual = write("usual.csv", "opinion", "target")
+    assert run_cli("evaluate", trial, "--data", usual, "--json").code == 0

@@ -15,7 +15,13 @@ from fleetune.artifact import layout
 from fleetune.artifact.card import exported_card
 from fleetune.artifact.check import TOLERANCE, logits_of, padded_inputs
 from fleetune.artifact.layout import ModelRecord
-from fleetune.artifact.load import check_against, check_backbone, find_backbone_of, load_saved
+from fleetune.artifact.load import (
+    check_against,
+    check_backbone,
+    check_length,
+    find_backbone_of,
+    load_saved,
+)
 from fleetune.artifact.merge import merge_into
 from fleetune.backbone.load import quiet
 from fleetune.backbone.sites import site_map
@@ -45,6 +51,7 @@ def export_hf(folder: Path, output: Path) -> None:
     record = saved.record
     backbone = find_backbone_of(record)
     check_backbone(record, backbone.checksum, folder)
+    check_length(record, backbone.max_length, folder)
     kind = "regression" if record.regression else "single_label_classification"
     model, fresh = backbone.classifier(record.num_labels, record.label_names, problem_type=kind)
     low_rank = check_against(saved, site_map(model, fresh))

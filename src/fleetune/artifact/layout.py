@@ -46,6 +46,8 @@ class ModelRecord:
     best_epoch: int
     fleetune_version: str
     format: int = FORMAT
+    label_column: str | None = None
+    """As it was called in the training rows; None in models that were saved before this was kept."""
 
     @property
     def num_labels(self) -> int:

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, Field, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import safetensors
 import safetensors.torch
+import torch
 from torch import Tensor
 
 from fleetune.artifact import layout
 from fleetune.artifact.layout import ModelRecord
 from fleetune.backbone.load import Backbone, find_backbone
 from fleetune.backbone.sites import SiteMap
+from fleetune.backbone.weights import refuse_pickle, refuse_pickled
+from fleetune.data.metrics import metrics_of
 from fleetune.durable import sha256
 from fleetune.errors import DataError, RefusedError, SettingsError
 from fleetune.methods.base import LowRank, Method
@@ -23,6 +26,7 @@ from fleetune.methods.table import METHODS, make_method
 
 # Larger than any adapter; safetensors itself caps the header at 100 MB.
 _MAX_RECORD_BYTES = 10_000_000
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +51,12 @@ def load_saved(folder: Path) -> SavedModel:
         )
     for name, expected in sums.items():
         path = folder / name
+        if path.name != name or "\0" in name:
+            raise RefusedError(
+                f"{folder}: {layout.RECORD} names {name!r:.80}, which is no file of this folder"
+            )
         if not path.is_file():
+            refuse_pickle(str(folder), [file.name for file in folder.iterdir()])
             raise DataError(str(folder), [f"{name} is missing; copy the whole folder"])
         if path.name in (layout.WEIGHTS, layout.CONFIG) and sha256(path) != expected:
             raise RefusedError(
@@ -86,7 +95,7 @@ def read_record(folder: Path) -> tuple[ModelRecord, dict[str, str]]:
             raise RefusedError(
                 f"{path}: written in format {found['format']}, this fleetune reads {layout.FORMAT}; update fleetune"
             )
-        record = ModelRecord(**{f.name: found[f.name] for f in fields(ModelRecord)})
+        record = ModelRecord(**{f.name: _value(found, f) for f in fields(ModelRecord)})
     except KeyError as error:
         raise DataError(
             str(path), [f"damaged: {error} is missing; restore it from a copy"]
@@ -99,10 +108,18 @@ def read_record(folder: Path) -> tuple[ModelRecord, dict[str, str]]:
     return record, sums
 
 
+def _value(found: Mapping[str, Any], field: Field[Any]) -> Any:
+    """What the record says; KeyError for a field that it must have."""
+    return found[field.name] if field.default is MISSING else found.get(field.name, field.default)
+
+
 def _wrong_fields(record: Any) -> list[str]:
     """What a record says that no fleetune would have written; from JSON, a field may be of any type."""
     texts = ("method", "task", "backbone", "backbone_source", "backbone_checksum", "dtype")
     problems = [f"{n}: must be a text" for n in texts if not isinstance(getattr(record, n), str)]
+    for name in ("label_column", "backbone_revision"):
+        if not isinstance(getattr(record, name), str | None):
+            problems.append(f"{name}: must be a text or null")
     for name in ("text_columns", "label_names", "metrics"):
         value: Any = getattr(record, name)
         if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
@@ -117,7 +134,10 @@ def _wrong_fields(record: Any) -> list[str]:
         problems.append("label_names: must hold every label, or `regression` must be true")
     if not isinstance(record.hyperparameters, dict):
         problems.append(f"hyperparameters: must be a table, but are {record.hyperparameters!r}")
-    if not isinstance(record.max_length, int) or record.max_length < 1:
+    known = metrics_of(bool(record.regression))
+    if not record.metrics or not set(record.metrics) <= set(known):
+        problems.append(f"metrics: must be among {', '.join(known)}, but are {record.metrics!r}")
+    if type(record.max_length) is not int or record.max_length < 1:
         problems.append(f"`max_length >= 1` must hold, but got {record.max_length!r}")
     if record.dtype not in ("bfloat16", "float32", "float64"):
         problems.append(f'dtype: "{record.dtype}" is not known')
@@ -137,6 +157,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     try:
         return {layout.own_name(n): t for n, t in safetensors.torch.load_file(path).items()}
     except (safetensors.SafetensorError, OSError) as error:
+        refuse_pickled(path)
         raise DataError(str(path), [f"unreadable: {error}; restore it from a copy"]) from None
 
 
@@ -162,11 +183,18 @@ def check_against(saved: SavedModel, sites: SiteMap) -> tuple[LowRank, ...]:
             problems.append(
                 f"{name}: must have shape {expected[name]}, but has {tuple(tensor.shape)}"
             )
-        elif not tensor.is_floating_point() or not bool(tensor.isfinite().all()):
-            problems.append(f"{name}: must hold finite floating-point numbers")
+        elif tensor.dtype not in _DTYPES or not bool(tensor.isfinite().all()):
+            problems.append(f"{name}: must hold finite floating-point numbers of 16 bits or more")
     if problems:
         raise DataError(str(saved.folder / layout.WEIGHTS), problems)
     return owned.low_rank
+
+
+def check_length(record: ModelRecord, limit: int, folder: Path) -> None:
+    """DataError where the record promises longer rows than the backbone has positions for."""
+    if record.max_length > limit:
+        rule = f"`max_length <= {limit}` must hold for this backbone, but got {record.max_length}"
+        raise DataError(str(folder / layout.RECORD), [f"damaged: {rule}; restore it from a copy"])
 
 
 def check_backbone(record: ModelRecord, checksum: str, folder: Path) -> None:

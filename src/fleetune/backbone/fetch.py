@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fleetune.backbone.hub import hub_snapshot
+from fleetune.backbone.weights import refuse_pickle, refuse_pickled
 from fleetune.errors import EnvironmentProblem, SettingsError
 
 MINILM = "minilm"
@@ -64,6 +65,9 @@ def find_files(
 def _in_folder(name: str) -> Found:
     path = os.path.abspath(os.path.expanduser(name))
     if not os.path.isdir(path):
+        if os.path.isfile(path):
+            refuse_pickled(Path(path))
+            refuse_pickle(path, [os.path.basename(path)])
         rule = "a name that starts with `.`, `/` or `~`, or that exists here, must be a folder"
         raise SettingsError("backbone", [f'{rule}, but "{name}" is not; check the path'])
     return Found(path, Path(path))

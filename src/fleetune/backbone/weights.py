@@ -21,6 +21,8 @@ from fleetune.errors import DataError, RefusedError
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+PICKLE_ENDINGS = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz")
+_PROTOCOL, _ZIP, _NUMPY = b"\x80", b"PK\x03\x04", b"\x93NUMPY"
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -47,14 +49,28 @@ def _is_beside(name: Any) -> bool:
 
 
 def refuse_pickle(where: str, names: Iterable[str]) -> None:
-    """Raise RefusedError if, of the files called `names`, only pickles hold weights."""
-    present = set(names)
-    pickles = [name for name in PICKLES if name in present]
-    if pickles and not present & {SINGLE, INDEX}:
+    """Raise RefusedError if, of the files called `names`, only pickles can hold weights."""
+    present = sorted(set(names), key=lambda name: (name not in PICKLES, name))
+    pickles = [name for name in present if name in PICKLES or name.endswith(PICKLE_ENDINGS)]
+    if pickles and not any(name == INDEX or name.endswith(".safetensors") for name in present):
         raise RefusedError(
             f"{where}: the weights are in {pickles[0]} alone, and pickle is never read, since that "
             "can run code; convert them where you trust them, with "
             "`AutoModel.from_pretrained(...).save_pretrained(FOLDER)`, and give that folder"
+        )
+
+
+def refuse_pickled(file: Path) -> None:
+    """Raise RefusedError if a file, whatever its name, begins as pickle does, or as what torch and numpy wrap it in."""
+    try:
+        with file.open("rb") as opened:
+            head = opened.read(len(_NUMPY))
+    except OSError:
+        return
+    if head.startswith((_NUMPY, _ZIP)) or (head[:1] == _PROTOCOL and head[1:2] <= b"\x05"):
+        raise RefusedError(
+            f"{file}: is a pickle or an archive of one, and pickle is never read, since that can run code; "
+            "get the weights as safetensors from where you trust them"
         )
 
 
@@ -94,6 +110,7 @@ def _digest(file: Path) -> str:
     except FileNotFoundError as error:
         raise DataError(str(file), ["is missing; download the model again"]) from error
     except (SafetensorError, OSError) as error:
+        refuse_pickled(file)
         rule = f"must be a whole safetensors file, but is damaged or cut off ({error})"
         raise DataError(str(file), [f"{rule}; delete it and download it again"]) from error
     # The hub's cache names a large file by its sha256: damage done since is found here.

@@ -13,9 +13,7 @@ from fleetune.cli.options import (
     DataFile,
     Device,
     Dtype,
-    LabelColumn,
     Task,
-    TextColumn,
     dump,
     out,
 )
@@ -33,8 +31,18 @@ def evaluate(
     task: Task = None,
     data_dir: DataDir = None,
     data: DataFile = None,
-    text_column: TextColumn = None,
-    label_column: LabelColumn = None,
+    text_column: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Column of the text in --data; twice for pairs. By default as it was called in training."
+        ),
+    ] = None,
+    label_column: Annotated[
+        str | None,
+        typer.Option(
+            help="Column of the label in --data. By default as it was called in training."
+        ),
+    ] = None,
     dtype: Dtype = None,
     device: Device = "cpu",
     as_json: AsJson = False,
@@ -84,7 +92,7 @@ def _sets(
 
     record = predictor.record
     if data is not None:
-        return [(data.name, labelled_file(data, text or record.text_columns, label, record))]
+        return [(data.name, labelled_file(data, text, label, record))]
     from fleetune.data.load import load_task
 
     assert task is not None

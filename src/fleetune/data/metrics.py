@@ -88,6 +88,11 @@ _OF_TARGETS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
 METRICS: tuple[str, ...] = (*_OF_CLASSES, *_OF_TARGETS)
 
 
+def metrics_of(regression: bool) -> tuple[str, ...]:
+    """The metrics of targets, or those of classes."""
+    return tuple(_OF_TARGETS if regression else _OF_CLASSES)
+
+
 def compute(names: Sequence[str], logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """The named metrics. ValueError for an unknown name, no rows, or shapes that do not fit."""
     if logits.ndim != 2 or labels.shape != logits.shape[:1]:

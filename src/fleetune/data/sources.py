@@ -65,6 +65,13 @@ def guess_columns(path: Path) -> tuple[tuple[str, ...], str]:
     return guess(path, form, header, None, None)
 
 
+def guess_label(path: Path, texts: Sequence[str]) -> str:
+    """The label column of a file whose text columns are known; DataError when unclear."""
+    form, header = _opened(path)
+    check_wanted(path, header, texts)
+    return guess(path, form, header, texts, None)[1]
+
+
 def read_file(
     path: Path,
     text_columns: Sequence[str] | None,

@@ -20,12 +20,14 @@ from fleetune.artifact.layout import ModelRecord
 from fleetune.artifact.load import (
     check_against,
     check_backbone,
+    check_length,
     find_backbone_of,
     load_saved,
     read_record,
 )
 from fleetune.backbone.load import find_backbone
 from fleetune.backbone.sites import site_map
+from fleetune.backbone.weights import refuse_pickle, refuse_pickled
 from fleetune.cohort.engine import Engine
 from fleetune.cohort.owned import Owned
 from fleetune.cohort.trial import Rows
@@ -83,7 +85,14 @@ class Predictor:
         )  # fmt: skip
         table = tokenize(split, self.tokenizer, self.record.max_length, None, "")
         rows = Rows(table, np.arange(len(first)), np.zeros(len(first), dtype=np.int64))
-        return self.engine.predict([self.owned], [rows], [BATCH])[0]
+        found = self.engine.predict([self.owned], [rows], [BATCH])[0]
+        wrong = np.flatnonzero(~np.isfinite(found).all(axis=1))
+        if len(wrong):
+            problem = f"gives no number for text {wrong[0] + 1}: its weights are too large for {self.record.dtype}"
+            raise DataError(
+                str(self.folder), [f"{problem}; restore it from a copy, or train it again"]
+            )
+        return found
 
     def predict(
         self, first: Sequence[str], second: Sequence[str] | None = None
@@ -124,6 +133,9 @@ def model_folder(path: Path) -> Path:
             )
         return path / "trials" / found["id"]
     if not (path / layout.RECORD).is_file():
+        if path.is_file():
+            refuse_pickled(path)
+        refuse_pickle(str(path), [f.name for f in path.iterdir()] if path.is_dir() else [path.name])
         raise SettingsError(
             "model", [f"{path}: neither a run nor a saved model (no {layout.RECORD} in it)"]
         )
@@ -135,6 +147,7 @@ def _from_trial(folder: Path, dtype: str | None, device: str) -> tuple[ModelReco
     record = saved.record
     backbone = find_backbone_of(record)
     check_backbone(record, backbone.checksum, folder)
+    check_length(record, backbone.max_length, folder)
     kind = "regression" if record.regression else "single_label_classification"
     model, fresh = backbone.classifier(record.num_labels, record.label_names, problem_type=kind)
     low_rank = check_against(saved, site_map(model, fresh))
@@ -150,6 +163,7 @@ def _from_export(folder: Path, dtype: str | None, device: str) -> tuple[ModelRec
         raise RefusedError(
             f"{folder}: its weights changed since it was exported (their sha256 is not in {layout.RECORD}); export it again"
         )
+    check_length(record, backbone.max_length, folder)
     model, fresh = backbone.classifier(record.num_labels, record.label_names)
     if fresh:
         raise DataError(str(folder), [f"{name}: missing" for name in sorted(fresh)])

@@ -169,4 +169,5 @@ def _record(bench: Workbench, trained: Trained) -> ModelRecord:
         max_length=bench.max_length,
         best_epoch=trained.best_epoch,
         fleetune_version=__version__,
+        label_column=task.label_column,
     )
