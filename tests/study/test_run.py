@@ -587,3 +587,12 @@ def test_killed_at_random_moments_and_resumed(made: Made, tmp_path: Path) -> Non
 def test_a_run_is_its_prepared_trials(made: Made) -> None:
     run = Run(made.run, prepare(settings(made.folder, made.backbone)))
     assert [given.spec.id for given in run.prepared.inputs] == IDS
+
+
+def test_a_saved_model_that_is_missing_is_told(made: Made, tmp_path: Path, capsys) -> None:
+    given = settings(made.folder, made.backbone, ["head"], seeds=[0, 1])
+    train(tmp_path / "run", given)
+    shutil.rmtree(tmp_path / "run/trials/head-s1")
+    train(tmp_path / "run", given)
+    assert "the saved models of head-s1 are missing" in capsys.readouterr().err
+    assert not (tmp_path / "run/trials/head-s1").exists()

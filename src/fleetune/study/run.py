@@ -150,6 +150,11 @@ class Run:
         if begun and not checkpoints.any_whole(folder):
             told = f"{CHECKPOINTS}/: no whole snapshot is left; the trials that had not ended start again"
             self._mended("checkpoint-damaged", told, told=told)
+        done = [e for e in self.journal.events if e["kind"] == "trial-done" and e["test"]]
+        gone = [e["id"] for e in done if not (self.folder / TRIALS / e["id"]).is_dir()]
+        if gone:
+            told = f"{TRIALS}/: the saved models of {', '.join(gone)} are missing; their scores are kept"
+            self._mended("models-missing", told, trials=gone)
 
     def _mended(self, kind: str, text: str, **facts: Any) -> None:
         self.journal.append(kind, **facts)
