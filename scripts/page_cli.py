@@ -197,7 +197,7 @@ def render() -> str:
         md.paragraph(
             "Data goes to stdout, everything else to stderr. `--help` after any command prints what stands here; "
             "`fleetune --version` prints the version. Flags may stand in any order. `fleetune --install-completion` "
-            "sets up completion in your shell, and `fleetune --show-completion` prints it."
+            "sets up completion of commands, flags, tasks and methods in your shell, and `--show-completion` prints it."
         ),
         md.table(
             ["command", "does"],

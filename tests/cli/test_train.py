@@ -294,12 +294,14 @@ def test_methods_as_table_and_json(made: Made) -> None:
 
 
 def test_doctor_reports_what_is_missing(monkeypatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(doctor, "_rate", lambda dtype: 100.0)
+    monkeypatch.setattr(doctor, "_rate", lambda *given: 100.0)
     found = run_cli("doctor", "--json")
     assert found.code == 0, found.err
     records = json.loads(found.out)
     assert {tuple(r) for r in records} == {("name", "found", "ok", "remedy", "needed")}
     by_name = {r["name"]: r for r in records}
+    assert {"versions", "machine", "matrix rate", "gpu", "disk", "cache", "hub"} <= set(by_name)
+    assert "bfloat16 100 GFLOP/s" in by_name["matrix rate"]["found"]
     assert "torch" in by_name["versions"]["found"] and "offline" in by_name["hub"]["found"]
     (tmp_path / "file").touch()
     monkeypatch.setenv("FLEETUNE_CACHE", str(tmp_path / "file" / "cache"))

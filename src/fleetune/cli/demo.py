@@ -19,7 +19,10 @@ def demo(
     output_dir: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/demo"),
     as_json: AsJson = False,
 ) -> None:
-    """Train head, BitFit and LoRA with five seeds each on demo-sentiment in one cohort, compare them, and write the report."""
+    """Train head, BitFit and LoRA with five seeds each on demo-sentiment in one cohort, compare them, and write the report.
+
+    Example: fleetune demo
+    """
     from fleetune.cli.train import run
     from fleetune.study.prepare import DataSettings, MethodSettings, Settings
 
@@ -40,5 +43,6 @@ def demo(
     from fleetune.report.page import write_report
 
     say(f"report: {write_report(output_dir)}   (one file; open it in a browser)")
+    say("      the same with your own rows: fleetune train reviews.csv --output-dir runs/own")
     if failed:
         raise typer.Exit(SOME_TRIALS_FAILED)

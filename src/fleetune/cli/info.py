@@ -46,7 +46,9 @@ def methods(
         )
         if m["roles"]:
             out(f"\nroles on {backbone}: {', '.join(m['roles'])}")
-    if not name:
+    if name:
+        say(f"next: fleetune train reviews.csv --method {name} --output-dir runs/{name}")
+    else:
         say("next: fleetune methods lora   (its settings)")
 
 
@@ -59,7 +61,10 @@ def _row(m: dict[str, Any], counted: bool) -> list[str]:
 
 
 def doctor(as_json: AsJson = False) -> None:
-    """Report versions, processor, memory, disk, cache, backbone and hub, and what to mend."""
+    """Report versions, processor, memory, disk, GPU, cache, backbone and hub, and what to mend.
+
+    Example: fleetune doctor
+    """
     from fleetune.report.doctor import examine
     from fleetune.report.tables import grid
 
@@ -78,3 +83,4 @@ def doctor(as_json: AsJson = False) -> None:
         say(f"{c['name']}: {c['remedy']}")
     if any(c["needed"] for c in wrong):
         raise EnvironmentProblem("something that is needed is missing; see above")
+    say("next: fleetune demo   (a few minutes, offline)")

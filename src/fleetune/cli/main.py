@@ -50,9 +50,11 @@ def main() -> None:
     """Run the command line; the process ends with one of the exit codes of errors.py."""
     from fleetune.cli import demo, evaluate, export, info, predict, report, show, study, train
     from fleetune.cli.options import say
+    from fleetune.cli.shell import finish
 
     for module in (demo, train, study, show, report, predict, evaluate, export, info):
         module.register(app)
+    finish(app)
     signal.signal(signal.SIGTERM, _terminated)
     # Warnings of libraries are for those who program with them; FLEETUNE_WARNINGS=1 brings them back.
     if not os.environ.get("FLEETUNE_WARNINGS"):

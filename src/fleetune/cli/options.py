@@ -12,6 +12,7 @@ from typing import Annotated, Any, get_args, get_origin
 
 import typer
 
+from fleetune.cli import shell
 from fleetune.config import TrainingSettings
 from fleetune.errors import SettingsError, did_you_mean
 from fleetune.report.tables import visible
@@ -19,7 +20,8 @@ from fleetune.report.tables import visible
 Task = Annotated[
     str | None,
     typer.Option(
-        help="A GLUE task (cola, sst2, mrpc, qqp, stsb, mnli, qnli, rte, wnli), demo-sentiment or demo-entailment."
+        help="A GLUE task (cola, sst2, mrpc, qqp, stsb, mnli, qnli, rte, wnli), demo-sentiment or demo-entailment.",
+        autocompletion=shell.tasks,
     ),
 ]
 DataDir = Annotated[
@@ -48,13 +50,22 @@ LabelColumn = Annotated[
 ]
 Dtype = Annotated[
     str | None,
-    typer.Option(help="Compute dtype of the encoder: auto, bfloat16, float32 or float64."),
+    typer.Option(
+        help="Compute dtype of the encoder: auto, bfloat16, float32 or float64.",
+        autocompletion=shell.choices(*shell.DTYPES),
+    ),
 ]
-Device = Annotated[str, typer.Option(help="cpu, or cuda where there is one.")]
+Device = Annotated[
+    str,
+    typer.Option(
+        help="cpu, or cuda where there is one.", autocompletion=shell.choices("cpu", "cuda")
+    ),
+]
 ReportTo = Annotated[
     list[str] | None,
     typer.Option(
-        help="Also write what is found for TensorBoard or trackio: tensorboard, trackio, or both with a comma. Default: none."
+        help="Also write what is found for TensorBoard or trackio: tensorboard, trackio, or both with a comma. Default: none.",
+        autocompletion=shell.choices("tensorboard", "trackio"),
     ),
 ]
 SaveSteps = Annotated[

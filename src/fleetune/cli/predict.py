@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -66,6 +67,10 @@ def predict(
             for p, t in zip(found, first, strict=True)
         ]
         out(grid(["label", "probability", "text"], rows, right=(1,)))
+        if input_file is None:
+            say(
+                f"next: fleetune predict {shlex.quote(str(model))} --input FILE --output labels.jsonl"
+            )
 
 
 def _texts(

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from fleetune.cli import shell
 from fleetune.cli.options import (
     AsJson,
     DataDir,
@@ -57,7 +58,10 @@ def train(
     method: Annotated[
         list[str] | None,
         typer.Option(
-            "--method", "--methods", help="Methods to train, e.g. bitfit,lora. Default: lora."
+            "--method",
+            "--methods",
+            help="Methods to train, e.g. bitfit,lora. Default: lora.",
+            autocompletion=shell.methods,
         ),
     ] = None,
     set_: Annotated[
@@ -80,7 +84,8 @@ def train(
         str,
         typer.Option(
             help="holdout: the epoch is chosen on a tenth of train, the test set is used once. paper: the epoch is chosen "
-            "on the test set, as many papers do; its numbers are stamped optimistic."
+            "on the test set, as many papers do; its numbers are stamped optimistic.",
+            autocompletion=shell.choices("holdout", "paper"),
         ),
     ] = "holdout",
     backbone: Annotated[
@@ -88,7 +93,11 @@ def train(
     ] = "minilm",
     revision: Annotated[str | None, typer.Option(help="Commit, branch or tag of a hub id.")] = None,
     dtype: Annotated[
-        str, typer.Option(help="Compute dtype of the encoder: auto, bfloat16, float32, float64.")
+        str,
+        typer.Option(
+            help="Compute dtype of the encoder: auto, bfloat16, float32, float64.",
+            autocompletion=shell.choices(*shell.DTYPES),
+        ),
     ] = "auto",
     max_length: Annotated[
         int | None,

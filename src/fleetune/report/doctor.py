@@ -28,9 +28,11 @@ def examine() -> list[dict[str, Any]]:
         _machine(),
         _speed(),
         _gpu(),
+        _disk(),
         _cache(),
         _backbone(),
         _hub(),
+        _extras(),
     ]
 
 
@@ -61,20 +63,58 @@ def _speed() -> dict[str, Any]:
     return _found("matrix rate", f"{told}; --dtype auto takes {resolve_dtype('auto')}")
 
 
-def _rate(dtype: torch.dtype) -> float:
-    a, b = torch.ones(1024, 768, dtype=dtype), torch.ones(768, 768, dtype=dtype)
-    torch.mm(a, b)
+def _rate(dtype: torch.dtype, device: str = "cpu") -> float:
+    """GFLOP/s of one matrix product, over 0.4 seconds."""
+    a = torch.ones(1024, 768, dtype=dtype, device=device)
+    b = torch.ones(768, 768, dtype=dtype, device=device)
+    float(torch.mm(a, b)[0, 0])  # waits for the device
     start, runs = time.perf_counter(), 0
-    while (took := time.perf_counter() - start) < 0.4:
+    while time.perf_counter() - start < 0.4:
         torch.mm(a, b)
         runs += 1
-    return 2 * 1024 * 768 * 768 * runs / took / 1e9
+    if device != "cpu":
+        torch.cuda.synchronize()
+    return 2 * 1024 * 768 * 768 * runs / (time.perf_counter() - start) / 1e9
 
 
 def _gpu() -> dict[str, Any]:
     if not torch.cuda.is_available():
-        return _found("gpu", "none; training runs on the processor")
-    return _found("gpu", torch.cuda.get_device_name(0))
+        built = torch.version.cuda
+        why = (
+            f"this torch is built for CUDA {built}, and finds no device"
+            if built
+            else "this torch is built without CUDA"
+        )
+        return _found("gpu", f"none ({why}); training runs on the processor")
+    free, total = torch.cuda.mem_get_info(0)
+    rate = _rate(torch.bfloat16, "cuda")
+    told = (
+        f"{torch.cuda.get_device_name(0)}, {free / 2**30:.0f} of {total / 2**30:.0f} GiB free, CUDA {torch.version.cuda}, "
+        f"bfloat16 {rate / 1000:.0f} TFLOP/s"
+    )
+    return _found("gpu", f"{told}; use it with --device cuda")
+
+
+def _disk() -> dict[str, Any]:
+    """Of the folder where the command runs, since runs are written below it."""
+    free = shutil.disk_usage(".").free
+    return _found(
+        "disk", f"{free / 2**30:.0f} GiB free here", free > _LITTLE_DISK,
+        "free some space, or give --output-dir on another disk",
+    )  # fmt: skip
+
+
+def _extras() -> dict[str, Any]:
+    """Optional packages; nobody needs them until they are named."""
+    told = [f"{name} {_version(name)}" for name in ("tensorboard", "trackio")]
+    return _found("optional", ", ".join(told))
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return f"not installed (pip install 'fleetune[{package}]')"
 
 
 def _cache() -> dict[str, Any]:

@@ -1,0 +1,117 @@
+"""What every command has besides its own work: examples in its help, the nearest flag for a wrong one, completion of names."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable
+from typing import Any
+
+import typer
+from typer.core import TyperCommand
+
+# What other programs call a flag, and what it is here.
+OTHER_NAMES = {
+    "--lr": "--learning-rate",
+    "--epochs": "--num-train-epochs",
+    "--steps": "--max-steps",
+    "--batch-size": "--per-device-train-batch-size",
+    "--grad-accum": "--gradient-accumulation-steps",
+    "--warmup": "--warmup-steps",
+    "--warmup-ratio": "--warmup-steps",
+    "--scheduler": "--lr-scheduler-type",
+    "--model": "--backbone",
+    "--model-name": "--backbone",
+    "--model-name-or-path": "--backbone",
+    "--encoder": "--backbone",
+    "--dataset": "--task",
+    "--task-name": "--task",
+    "--train-file": "--data",
+    "--file": "--data",
+    "--validation-file": "--test-data",
+    "--test-file": "--test-data",
+    "--max-seq-length": "--max-length",
+    "--out": "--output",
+    "--out-dir": "--output-dir",
+    "--output-path": "--output-dir",
+    "--peft": "--method",
+    "--rank": "--set",
+    "--r": "--set",
+    "--lora-r": "--set",
+    "--lora-alpha": "--set",
+    "--lora-dropout": "--set",
+    "--target-modules": "--set",
+    "--bf16": "--dtype",
+    "--fp16": "--dtype",
+    "--gpu": "--device",
+    "--cuda": "--device",
+}
+# The table of methods imports torch, which a pressed tab does not wait for; a test compares the two.
+METHODS = ("bitfit", "full", "head", "lora")
+DTYPES = ("auto", "bfloat16", "float32", "float64")
+
+
+class Command(TyperCommand):
+    """A command that answers a wrong flag with the right one."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """As the base class; a flag of another program is answered with ours."""
+        try:
+            return super().parse_args(ctx, args)
+        except Exception as error:
+            # The class lies in click, or in typer's own copy of it, by the version.
+            if type(error).__name__ == "NoSuchOption":
+                _point_out(error, {flag for p in self.params for flag in p.opts})
+            raise
+
+
+def _point_out(error: Any, known: set[str]) -> None:
+    other = OTHER_NAMES.get(error.option_name.replace("_", "-"))
+    dashed = error.option_name.replace("_", "-")
+    if dashed in known:
+        error.possibilities = [dashed]
+    elif other in known:
+        error.possibilities = [other]
+    elif error.possibilities:
+        error.possibilities = [p for p in error.possibilities if p != "--help"] or None
+
+
+def finish(app: typer.Typer) -> None:
+    """Give the registered commands their class, and their examples a line each in the help."""
+    for command in app.registered_commands:
+        command.cls = Command
+        command.help = help_of(command.callback)
+
+
+def help_of(call: Callable[..., Any] | None) -> str:
+    """A docstring as help: prose flows, and each `Example: ...` stands on a line of its own."""
+    parts = re.split(r"\n\s*\n", inspect.cleandoc((call and call.__doc__) or ""))
+    prose = [p for p in parts if not p.startswith("Example")]
+    examples = [line for p in parts if p.startswith("Example") for line in p.splitlines()]
+    lines = [f"  {line.removeprefix('Example:').strip()}" for line in examples]
+    if lines:
+        # \b keeps click from flowing the lines together.
+        prose.append("\n".join(["\b", "Examples:" if len(lines) > 1 else "Example:", *lines]))
+    return "\n\n".join(prose)
+
+
+def tasks(incomplete: str) -> list[str]:
+    """Completion of --task."""
+    from fleetune.data.load import TASK_NAMES
+
+    return _starting(incomplete, TASK_NAMES)
+
+
+def methods(incomplete: str) -> list[str]:
+    """Completion of --method, also of the last of several with commas."""
+    before, comma, last = incomplete.rpartition(",")
+    return [f"{before}{comma}{name}" for name in METHODS if name.startswith(last)]
+
+
+def choices(*names: str) -> Callable[[str], list[str]]:
+    """Completion of a flag with a few fixed values."""
+    return lambda incomplete: _starting(incomplete, names)
+
+
+def _starting(incomplete: str, names: tuple[str, ...]) -> list[str]:
+    return [name for name in names if name.startswith(incomplete)]
