@@ -38,14 +38,8 @@ def journal_of(folder: Path) -> tuple[bytes, list[dict[str, object]]]:
     """Bytes and events of a journal as a study writes it; its last line is a long one."""
     whole = journal.Journal(folder / "whole.jsonl")
     for number in range(12):
-        whole.append(
-            "epoch",
-            id=f"lora-s{number}",
-            epoch=number,
-            loss=0.1 * number,
-            selection={"loss": 1 / 3},
-        )
-    whole.append("trial-started", id="bitfit-s1", hyperparameters={f"name{i}": i / 7 for i in range(12)})  # fmt: skip
+        whole.append("one", id=f"lora-s{number}", epoch=number, selection={"loss": number / 3})
+    whole.append("another", hyperparameters={f"name{i}": i / 7 for i in range(12)})
     whole.close()
     return (folder / "whole.jsonl").read_bytes(), whole.events
 

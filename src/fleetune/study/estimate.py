@@ -17,6 +17,7 @@ from fleetune.backbone.sites import SiteMap
 from fleetune.cohort.plan import default_limits
 from fleetune.methods.base import count_parameters
 from fleetune.study import plan
+from fleetune.study.checkpoints import KEPT
 from fleetune.study.prepare import DTYPES, Prepared, PreparedTask
 from fleetune.study.propose import propose
 from fleetune.study.rows import FOLDS, divisions, epochs_of, settle, trial_input
@@ -80,7 +81,7 @@ def estimate(prepared: Prepared, device: str = "cpu") -> dict[str, Any]:
             "does comes on top",
             "memory: libraries, four copies of the encoder's weights, five numbers for each trainable parameter of "
             f"{at_once} trials at once, and the activations of a pass",
-            "disk: weights and predictions of the confirm trials, and one snapshot of a cohort",
+            "disk: weights and predictions of the confirm trials, and two snapshots of a cohort",
         ],
     }
 
@@ -190,4 +191,5 @@ def _disk(prepared: Prepared, arms: list[dict[str, Any]], at_once: int, largest:
     rows = sum(len(t) for task in prepared.tasks for t in task.test_tables.values())
     predictions = rows * len(prepared.settings.seeds) * len(prepared.arms) * 40
     journal = 400 * sum(a[SEARCH]["epochs"] + a[CONFIRM]["epochs"] for a in arms)
-    return kept + predictions + journal + at_once * largest * 4 * (COPIES - 1)
+    snapshots = KEPT * at_once * largest * 4 * (COPIES - 1)
+    return kept + predictions + journal + snapshots
