@@ -100,7 +100,7 @@ def read_record(folder: Path) -> tuple[ModelRecord, dict[str, str]]:
         raise DataError(
             str(path), [f"damaged: {error} is missing; restore it from a copy"]
         ) from None
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(str(path), [f"damaged: {error}; restore it from a copy"]) from None
     problems = _wrong_fields(record)
     if problems:
@@ -210,5 +210,5 @@ def read_json(path: Path) -> Any:
     """A small JSON file of a run. DataError where it cannot be read."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(str(path), [f"unreadable: {error}"]) from None

@@ -7,6 +7,7 @@ Not covered: what only the data or the backbone can tell (prepare.py checks that
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -38,6 +39,9 @@ MOST_BYTES = 1_000_000
 MOST_LEVELS = 8
 """methods, its table, a setting, a list of lists: half of this is used."""
 
+# tomllib keeps every beginning of a dotted key: one of ten thousand parts takes it half a gigabyte.
+_LONG_KEY = re.compile(r"""(?<![\w"'-])(?:[\w"'-]++[ \t]*+\.[ \t]*+){30}""")
+
 
 def read_study(path: Path, overrides: Sequence[str] = ()) -> Settings:
     """The settings of a study file. overrides: `a.b=c` each. SettingsError names all that is wrong."""
@@ -56,7 +60,11 @@ def _load(path: Path) -> dict[str, Any]:
         if len(content) > MOST_BYTES:
             problem = f"is no study file: it is longer than {MOST_BYTES:,} bytes"
             raise SettingsError(str(path), [problem])
-        raw = tomllib.loads(content.decode("utf-8").replace("\r\n", "\n"))
+        text = content.decode("utf-8").replace("\r\n", "\n")
+        if _LONG_KEY.search(text):
+            problem = f"is no study file: a value lies more than {MOST_LEVELS} tables deep"
+            raise SettingsError(str(path), [problem])
+        raw = tomllib.loads(text)
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(str(path), [f"cannot be read: {error}"]) from None
     except (ValueError, RecursionError) as error:
