@@ -9,6 +9,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from fleetune import durable
+from fleetune.study import journal
 from tests.torture.row import Row
 from tests.torture.workshop import Workshop, kill_at, record
 
@@ -42,6 +44,64 @@ def at_every_point(folder: Path, count: int) -> Iterator[str]:
         told = "" if ended.code == KILLED else f"exit {ended.code}, and not killed"
         told = told or shop.check(run)
         yield f"{points[number]}: {told}" if told else ""
+
+
+def with_what_was_not_flushed_lost(folder: Path, count: int) -> Iterator[str]:
+    """A power cut, as far as it can be played: killed, and then what no fsync had acknowledged is dropped at random."""
+    shop, draw = Workshop.sized(folder, count), random.Random(7)
+    points = recorded(shop, shop.words(folder / "recorded"))
+    shop.whole()
+    own = [n for n, point in enumerate(points) if "recorded" in point and "before" not in point]
+    for case in range(count):
+        run, notes, number = folder / f"run-{case}", folder / f"notes-{case}", draw.choice(own)
+        ended = shop.start(run, record_and_kill_at, (str(notes), number)).wait()
+        told = "" if ended.code == KILLED else f"exit {ended.code}, and not killed"
+        dropped = drop_unflushed(notes.read_text().splitlines(), draw)
+        told = told or shop.check(run)
+        yield f"{points[number]}, {dropped} lost: {told}" if told else ""
+
+
+def record_and_kill_at(given: tuple[str, int]) -> None:
+    notes, number = given
+    record(notes)
+    recording = durable.observer
+    kill_at(number)
+    killing = durable.observer
+    assert recording is not None and killing is not None
+
+    def observe(point: str, path: Path) -> None:
+        recording(point, path)
+        killing(point, path)
+
+    durable.observer = observe
+
+
+def drop_unflushed(lines: list[str], draw: random.Random) -> list[str]:
+    """Lose some of what a power cut at the last of these points may lose; what was lost."""
+    seen = [(line.partition("\t")[0], Path(line.partition("\t")[2])) for line in lines]
+    point, path = seen[-1]
+    if path.name == journal.NAME:
+        # The part of a line that was written is there, is not, or is zeros.
+        content = path.read_bytes()
+        good = content.rindex(b"\n", 0, -1) + 1 if content.count(b"\n") > 1 else 0
+        if point in (durable.HALF, durable.WRITTEN):
+            kept = draw.randrange(len(content) - good + 1)
+            zeros = draw.choice((0, len(content) - good - kept))
+            path.write_bytes(content[: good + kept] + bytes(zeros))
+            return [f"{len(content) - good - kept} bytes of {path.name}"]
+        return []
+    names: list[Path] = []
+    for passed, where in reversed(seen):
+        if passed != durable.RENAMED or where.name == journal.NAME:
+            continue
+        # A rename lasts once its folder was flushed: after each write but those of a snapshot's files.
+        if where != path and where.suffix != ".safetensors":
+            break
+        names.append(where)
+    lost = [name for name in names if name.is_file() and draw.random() < 0.5]
+    for name in lost:
+        name.unlink()
+    return [name.name for name in lost]
 
 
 def at_every_point_of_other_commands(folder: Path, count: int) -> Iterator[str]:
@@ -112,11 +172,7 @@ def chosen(points: list[str], count: int) -> list[int]:
 
 ROWS = [
     Row("C1 SIGKILL at random moments of a 24-trial study", 50, at_random_moments, short=2),
-    Row("C2 SIGKILL at points of a study's writes", 100, at_every_point, short=4),
-    Row(
-        "C2b SIGKILL at points of report, predict, export",
-        60,
-        at_every_point_of_other_commands,
-        short=4,
-    ),
+    Row("C2 SIGKILL at points of a study's writes", 100, at_every_point, short=2),
+    Row("C2b SIGKILL at points of report, predict, export", 60, at_every_point_of_other_commands),
+    Row("C2c what no fsync has acknowledged is lost", 20, with_what_was_not_flushed_lost),
 ]
