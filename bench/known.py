@@ -39,8 +39,7 @@ def prepared_trials(given: argparse.Namespace) -> tuple[Any, list[Any]]:
         return Settings(data, methods, (42,), training, backbone=given.backbone)
 
     first = prepare(settings((MethodSettings("head", {}),)))
-    names = first.dataset.task.label_names
-    sites = site_map(first.backbone.classifier(first.num_labels, names)[0])
+    sites = site_map(first.backbone.classifier(first.num_labels, ())[0])
     last = max(site.layer for site in sites if site.layer is not None)
     upper = MethodSettings("lora", {"layers_to_transform": (last,)})
     found = prepare(settings((MethodSettings("head", {}), upper)))
@@ -55,7 +54,7 @@ def epochs(prepared: Any, trial: Any, count: int, most_bytes: int | None) -> lis
     from fleetune.cohort.train import Cohort, EpochDone
     from fleetune.study.prepare import DTYPES
 
-    model, fresh = prepared.backbone.classifier(prepared.num_labels, None)
+    model, fresh = prepared.backbone.classifier(prepared.num_labels, ())
     engine = Engine(model, fresh, dtype=DTYPES[prepared.dtype])
     with mock.patch.object(known, "MOST_BYTES", known.MOST_BYTES if most_bytes is None else 0):
         times, began = [], time.perf_counter()

@@ -31,7 +31,7 @@ def trained(prepared: Any, inputs: Sequence[Any], size: int) -> dict[int, Any]:
     from fleetune.cohort.train import Cohort, EpochDone
     from fleetune.study.prepare import DTYPES
 
-    model, fresh = prepared.backbone.classifier(prepared.num_labels, None)
+    model, fresh = prepared.backbone.classifier(prepared.num_labels, ())
     engine = Engine(model, fresh, dtype=DTYPES[prepared.dtype])
     found: dict[int, Any] = {}
     for event in Cohort(engine, inputs, size=size, max_tokens=default_limits("cpu").tokens).run():

@@ -29,7 +29,8 @@ Entry = int | None
 # Of all tables together; a table beyond it goes through the encoder. With 384 numbers a row, what the head reads takes 103 MB
 # for all of SST-2, and what a layer reads in bfloat16 about 0.7 GB.
 MOST_BYTES = 1 << 30
-_BATCH = 64
+# Tokens of one pass, padding to its longest row included; on two cores larger passes were no faster (plan.py).
+_TOKENS = 4096
 
 
 class Known:
@@ -73,7 +74,7 @@ class Known:
     def _compute(self, table: TokenTable, entry: Entry) -> Tensor:
         # By length, so that the sequences of one pass fall into few buckets.
         order = np.argsort(-table.lengths, kind="stable")
-        batches = [order[at : at + _BATCH] for at in range(0, len(order), _BATCH)]
+        batches = _batches(table.lengths[order], order)
 
         def run(batch: NDArray[np.int64]) -> Tensor:
             packed = pack([(table, batch)])
@@ -86,6 +87,17 @@ class Known:
         values = torch.empty_like(found)
         values[_places(table, entry, order)] = found
         return values
+
+
+def _batches(lengths: NDArray[Any], rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """Rows of falling lengths cut into passes."""
+    found: list[NDArray[np.int64]] = []
+    at = 0
+    while at < len(rows):
+        count = max(_TOKENS // int(lengths[at]), 1)
+        found.append(rows[at : at + count])
+        at += count
+    return found
 
 
 def _places(table: TokenTable, entry: Entry, rows: NDArray[Any]) -> Tensor:
