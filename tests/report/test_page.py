@@ -16,6 +16,7 @@ import pytest
 
 from fleetune.report import words
 from fleetune.report.page import ranges, render, write_report
+from fleetune.study import journal
 from tests.report.conftest import PLANS, Written, report_of
 from tests.report.made_up import Plan, lora, write_run
 from tests.report.payloads import PAYLOADS, PLACES, planted
@@ -203,10 +204,11 @@ def test_cannot_tell_is_said_with_what_could_not_be_seen(write: Write) -> None:
 @pytest.mark.parametrize(
     ("name", "drawn", "absent"),
     [
-        ("train", ["Every seed", "Differences to the reference", "Score against parameters", "Selection score by epoch",
+        ("train", ["Every seed", "Differences to the reference", "Score against parameters", "Score against memory",
+                   "Selection score by epoch",
                    "Trials over time",
                    "Confusion of the winner", "Calibration of the winner", "Singular values of LoRA's updates"],
-         ["Rank against score", "Score against memory", "Search history",
+         ["Rank against score", "Search history",
           "How far BitFit moved the biases"]),
         ("study", ["Differences to the reference", "Every seed", "Search history", "Expected best against budget",
                    "Settings of lora", "What mattered for lora"], ["Rank against score"]),
@@ -453,3 +455,19 @@ def test_colours_can_be_read(write: Write, theme: str) -> None:
     assert contrast(found["warn-ink"], found["warn"]) >= 4.5
     for series in range(1, 7):
         assert contrast(found[f"s{series}"], found["paper"]) >= 3, series
+
+
+def test_a_stopped_trial_ends_in_the_timeline_when_it_was_stopped(write: Write) -> None:
+    page = write("study")
+    events = journal.read(page.folder / journal.NAME)
+    (stopped,) = (e for e in events if e["kind"] == "trial-stopped")
+    row = next(r for r in page.page["timeline"] if r["id"] == stopped["id"])
+    assert row["end"] == pytest.approx(stopped["time"] - events[0]["time"], abs=1e-3)
+    assert (row["phase"], row["status"]) == ("search", "stopped")
+
+
+def test_the_memory_of_a_method_is_that_of_its_parameters_and_adam(write: Write) -> None:
+    for e in write("study").facts["estimates"]:
+        count = e["trainable_parameters"]
+        # float32: a parameter, its gradient, two moments.
+        assert e["memory_bytes"] == 4 * 4 * (count["encoder"] + count["head"])

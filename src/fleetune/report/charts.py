@@ -27,7 +27,6 @@ from fleetune.report.words import (
     percent,
     plural,
     points,
-    setting,
     size,
 )
 
@@ -250,7 +249,7 @@ _COSTS = {
         "all of them train the same number of parameters",
     ),
     "time": ("seconds a training", "all of them took the same time"),
-    "memory": ("memory, GiB", "this run did not measure the memory of its trials"),
+    "memory": ("memory of a trial's own training, MiB", "all of them hold the same"),
 }
 
 
@@ -303,6 +302,8 @@ def cost(task: Facts, what: str, name: str) -> Drawn:
         else ""
     )
     note = "Broken line: the frontier, where nothing cheaper scored as high. Vertical lines: 95% intervals."
+    if what == "memory":
+        note += " Parameters, gradients and optimizer of one trial; encoder and activations are shared by a cohort."
     if what == "time":
         note += " Trials of one cohort share their passes, so their times are those of the cohort."
     return draw(name, title, told, plot, note=note)
@@ -341,11 +342,11 @@ def _cost(group: Facts, what: str) -> float | None:
     if what == "time":
         return e["seconds"]
     memory = e.get("memory_bytes")
-    return None if memory is None else memory / 2**30
+    return None if memory is None else memory / 2**20
 
 
 def _told(group: Facts, what: str) -> str:
     value = _cost(group, what) or 0
     if what == "parameters":
         return f"{count(int(value))} parameters"
-    return duration(value) if what == "time" else f"{setting(round(value, 2))} GiB"
+    return duration(value) if what == "time" else f"{value:.3g} MiB"

@@ -187,11 +187,20 @@ def _estimates(
                         **as_json(estimate),
                         "failed_seeds": _failed(trials, first),
                         "trainable_parameters": first["trainable_parameters"],
+                        "memory_bytes": training_bytes(first["trainable_parameters"]),
                         "seconds": float(np.mean([t["seconds"] for t in group])),
                         "trials": [t["id"] for t in group],
                     }
                 )
     return found
+
+
+def training_bytes(parameters: dict[str, int]) -> int:
+    """What training holds for a trial alone: each parameter, its gradient and AdamW's two moments, in float32.
+
+    The encoder and the activations of a pass are shared by a cohort, and in no trial's number; `full` has its own encoder.
+    """
+    return 16 * (parameters["encoder"] + parameters["head"])
 
 
 def _failed(trials: list[dict[str, Any]], first: dict[str, Any]) -> int:

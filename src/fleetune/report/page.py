@@ -134,7 +134,7 @@ def _template() -> jinja2.Template:
     )
     names = ("percent", "points", "score", "interval", "p_value", "count", "setting", "settings")
     filters: dict[str, Any] = {
-        **{name: getattr(words, name) for name in (*names, "duration", "gib", "mib", "signed")},
+        **{name: getattr(words, name) for name in (*names, "duration", "mib", "signed")},
         "lines": _lines,
         "markup": Markup,  # for pictures, which svg.py has cleaned
     }

@@ -22,6 +22,7 @@ from fleetune.study import journal
 
 # Below this many trials a share of importance is mostly noise (Hutter et al. 2014 fit forests to hundreds).
 LEAST_FOR_IMPORTANCE = 30
+_ENDS = ("trial-done", "trial-failed", "trial-stopped")
 
 
 def page_facts(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
@@ -247,12 +248,14 @@ def timeline(events: Sequence[dict[str, Any]], facts: dict[str, Any]) -> list[di
     for e in events:
         if e["kind"] == "trial-started":
             starts.setdefault(e["id"], e["time"] - first)
-        elif e["kind"] in ("trial-done", "trial-failed"):
+        elif e["kind"] in _ENDS:
             ends[e["id"]] = e["time"] - first
     return [
         {
             "id": t["id"],
             "method": t["method"],
+            "task": t["task"],
+            "phase": t["phase"],
             "status": t["status"],
             "start": round(starts[t["id"]], 3),
             "end": round(ends.get(t["id"], last - first), 3),

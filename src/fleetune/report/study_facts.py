@@ -254,8 +254,7 @@ def _rank(facts: Mapping[str, Any], r: int, e: dict[str, Any]) -> dict[str, Any]
         ),
         "best_epoch": _mean(t["best_epoch"] for t in trials),
         "trainable_parameters": parameters,
-        # A parameter, its gradient and AdamW's two moments, in float32.
-        "training_bytes": 16 * (parameters["encoder"] + parameters["head"]),
+        "training_bytes": e["memory_bytes"],
         "seconds": e["seconds"],
         "tokens_per_second": _mean(t["tokens"] / t["seconds"] for t in trials if t["seconds"]),
     }

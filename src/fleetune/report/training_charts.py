@@ -7,11 +7,12 @@ from typing import Any
 
 from fleetune.report.charts import Facts, legend, style, styles
 from fleetune.report.page_facts import axis
-from fleetune.report.svg import INK, MUTED, SERIES, Absent, Drawn, draw, short
+from fleetune.report.svg import INK, MUTED, RULE, SERIES, Absent, Drawn, draw, short
 from fleetune.report.words import axis_name, duration, percent, plural, scale, score, settings
 
 NO_SEARCH = "no settings were searched in this run"
 _MOST_CURVES = 6
+_NAMED_BANDS = 14
 _BEST_SHARE = 4
 """Of the searched trials one in so many is drawn strong."""
 
@@ -65,7 +66,19 @@ def timeline(rows: Sequence[Facts], name: str) -> Drawn:
         ("hours", 3600) if last >= 7200 else ("minutes", 60) if last >= 120 else ("seconds", 1)
     )
 
+    bands = _bands(rows)
+
     def plot(axes: Any) -> None:
+        for number, (told, first, end) in enumerate(bands):
+            if number % 2:
+                axes.axhspan(0.5 - first, 0.5 - end, color=RULE, alpha=0.35, linewidth=0)
+            # Names of lower bands would stand on one another.
+            if 1 < len(bands) and _NAMED_BANDS * (end - first) >= len(rows):
+                axes.annotate(
+                    short(told), (1, 0.5 - first), xycoords=("axes fraction", "data"),
+                    xytext=(-2, -2), textcoords="offset points", ha="right", va="top",
+                    fontsize="small", color=MUTED,
+                )  # fmt: skip
         for i, r in enumerate(rows):
             look = style(methods.index(r["method"]))
             axes.plot(
@@ -98,10 +111,24 @@ def timeline(rows: Sequence[Facts], name: str) -> Drawn:
         told,
         plot,
         height=min(80 + 11 * len(rows), 440),
-        note="One line a trial, in the order of their starts. Trials that start together share a cohort: one pass through "
+        note="One line a trial, in the order of their starts. Trials that run at the same time share a cohort: one pass through "
         "the backbone for all of them."
+        + (" A band: a phase of the run." if len(bands) > 1 else "")
         + (" A cross: stopped early, failed, or not ended." if bad else ""),
     )
+
+
+def _bands(rows: Sequence[Facts]) -> list[tuple[str, int, int]]:
+    """(name, first row, row after the last) of each phase of each task, in the order of their starts."""
+    several = len({r["task"] for r in rows}) > 1
+    found: list[tuple[str, int, int]] = []
+    for i, r in enumerate(rows):
+        told = f"{r['task']}, {r['phase']}" if several else r["phase"]
+        if found and found[-1][0] == told:
+            found[-1] = (told, found[-1][1], i + 1)
+        else:
+            found.append((told, i, i + 1))
+    return found
 
 
 def history(search: Sequence[Facts], name: str) -> Drawn:

@@ -94,12 +94,12 @@ def trials_csv(facts: Mapping[str, Any]) -> str:
                 **t["training"],
             }
         )
-    return _csv(found)
+    return as_csv(found)
 
 
 def epochs_csv(trial: Mapping[str, Any]) -> str:
     """One row an epoch of one trial."""
-    return _csv(
+    return as_csv(
         [
             {
                 "id": trial["id"],
@@ -111,7 +111,7 @@ def epochs_csv(trial: Mapping[str, Any]) -> str:
     )
 
 
-def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
+def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
     """CSV with a header of every key, in the order of their first appearance; what a row lacks is empty."""
     header = list(dict.fromkeys(key for row in rows for key in row))
     out = io.StringIO()

@@ -73,11 +73,6 @@ def size(value: float) -> str:
     return f"{value:g}"
 
 
-def gib(value: int) -> str:
-    """Bytes in GiB."""
-    return f"{value / 2**30:.2f} GiB"
-
-
 def mib(value: int) -> str:
     """Bytes in MiB."""
     return f"{value / 2**20:.3g} MiB"
