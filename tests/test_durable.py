@@ -124,6 +124,22 @@ def test_the_longest_name_can_be_written(tmp_path: Path) -> None:
     assert path.read_bytes() == b"content"
 
 
+def test_a_pipe_is_written_and_not_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    durable.write_bytes(path, b"content")
+    assert os.read(reader, 100) == b"content" and path.is_fifo()
+    os.close(reader)
+    # A link in a run's folder leads nowhere: it is replaced by a file.
+    (tmp_path / "link").symlink_to(path)
+    durable.write_bytes(tmp_path / "link", b"content")
+    assert not (tmp_path / "link").is_symlink() and (tmp_path / "link").read_bytes() == b"content"
+    before = os.stat("/dev/null").st_mode
+    durable.write_bytes(Path("/dev/null"), b"content")
+    assert os.stat("/dev/null").st_mode == before
+
+
 def test_folders_above_are_made_and_flushed(tmp_path: Path, monkeypatch) -> None:
     flushed: list[Path] = []
     monkeypatch.setattr(durable, "sync_folder", flushed.append)

@@ -20,6 +20,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import time
 import uuid
 from collections.abc import Callable, Generator
@@ -41,10 +42,14 @@ STALE = 86_400.0
 
 
 def write_bytes(path: Path, content: bytes, *, sync: bool = True) -> None:
-    """Write a file so that it is there whole or not at all.
+    """Write a file so that it is there whole or not at all. A pipe or a device is written as it is, and not replaced.
 
     sync: False where a further write into the same folder follows, which flushes the folder for both.
     """
+    if _is_stream(path):
+        with _naming(path), open(path, "wb") as stream:
+            stream.write(content)
+        return
     with new_file(path, sync=sync) as temporary:
         put(temporary, content)
 
@@ -62,6 +67,8 @@ def as_json(value: Any) -> bytes:
 @contextmanager
 def new_file(path: Path, *, sync: bool = True) -> Generator[Path]:
     """A temporary path to be filled, by `put` or a writer of another library; it gets its name when the block ends well."""
+    if path.name in ("", ".."):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     make_folder(path.parent)
     temporary = _temporary(path)
     with _naming(path):
@@ -192,6 +199,15 @@ def sync_folder(folder: Path) -> None:
     except OSError as error:
         if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EACCES):
             raise
+
+
+def _is_stream(path: Path) -> bool:
+    """Whether a path is a pipe or a device: /dev/stdout, a FIFO. A link to one is, where it stands in /dev."""
+    try:
+        mode = os.stat(path).st_mode if path.parent == Path("/dev") else os.lstat(path).st_mode
+    except OSError:
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISCHR(mode) or path.parent == Path("/dev")
 
 
 def _sync(path: Path) -> None:
