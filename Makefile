@@ -5,7 +5,7 @@ STAMP := .venv/.ready
 # Several processes of one thread each: threads of two processes on two cores wait for one another at every product.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: help setup demo test test-slow torture lint docs bench clean
+.PHONY: help setup demo test test-slow torture lint docs site bench clean
 
 help:
 	@echo "make setup      a .venv with the demo and dev extras"
@@ -15,6 +15,7 @@ help:
 	@echo "make torture    kills, failures and damage in their long form, hours, into docs/reliability.md; TORTURE='--share 0.1 C1' for less"
 	@echo "make lint       ruff and pyright"
 	@echo "make docs       the pages of docs/ that are written from the code"
+	@echo "make site       the documents as HTML pages in build/site; a broken link is an error"
 	@echo "make bench      the benchmark, hours, into bench/results; BENCH=--quick for a small one, BENCH=--estimate for its length"
 
 setup: $(STAMP)
@@ -45,6 +46,9 @@ lint: $(STAMP)
 
 docs: $(STAMP)
 	$(BIN)/python -m scripts.docs
+
+site: $(STAMP)
+	$(BIN)/python -m scripts.site
 
 bench: $(STAMP)
 	$(BIN)/python -m bench.cohort $(BENCH)
