@@ -51,7 +51,7 @@ def load_saved(folder: Path) -> SavedModel:
         )
     for name, expected in sums.items():
         path = folder / name
-        if path.name != name or "\0" in name:
+        if path.name != name or name in ("", "..") or "\0" in name or len(name) > 60:
             raise RefusedError(
                 f"{folder}: {layout.RECORD} names {name!r:.80}, which is no file of this folder"
             )

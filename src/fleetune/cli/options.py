@@ -233,8 +233,18 @@ def dump(value: Any) -> None:
 
 
 def visible_lines(text: str) -> str:
-    """Several lines with what else could move the cursor escaped."""
-    return "\n".join(visible(line) for line in text.split("\n"))
+    """Several lines with what else could move the cursor escaped.
+
+    Lines of ours that follow the first are indented; one that is not came in with a name, and is no line.
+    """
+    first, *rest = text.split("\n")
+    told = [first]
+    for line in rest:
+        if not line or line.startswith("  "):
+            told.append(line)
+        else:
+            told[-1] += f"\n{line}"
+    return "\n".join(visible(line) for line in told)
 
 
 def visible_json(text: str) -> str:

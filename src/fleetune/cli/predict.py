@@ -31,7 +31,11 @@ def predict(
         Path | None, typer.Option("--input", help="CSV, TSV, JSONL or Parquet with texts.")
     ] = None,
     output_file: Annotated[
-        Path | None, typer.Option("--output", help="Write JSONL here instead of stdout.")
+        Path | None,
+        typer.Option(
+            "--output",
+            help="Write here instead of stdout: JSONL; or CSV with label and probability, where the name ends in .csv.",
+        ),
     ] = None,
     text_column: TextColumn = None,
     dtype: Dtype = None,
@@ -54,8 +58,7 @@ def predict(
     if output_file is not None:
         from fleetune.durable import write_bytes
 
-        lines = [json.dumps(p.as_json(), ensure_ascii=False) for p in found]
-        write_bytes(output_file, "".join(f"{line}\n" for line in lines).encode())
+        write_bytes(output_file, _file_of(found, output_file.suffix.lower()).encode())
         say(f"{len(found)} predictions written to {output_file}")
     elif as_json:
         out(visible_json(json.dumps([p.as_json() for p in found], ensure_ascii=False)))
@@ -71,6 +74,19 @@ def predict(
             say(
                 f"next: fleetune predict {shlex.quote(str(model))} --input FILE --output labels.jsonl"
             )
+
+
+def _file_of(found: Sequence[Any], ending: str) -> str:
+    """The content of the output file. In CSV a label that a spreadsheet would run gets an apostrophe (trial_tables.py)."""
+    if ending != ".csv":
+        return "".join(f"{json.dumps(p.as_json(), ensure_ascii=False)}\n" for p in found)
+    from fleetune.report.trial_tables import as_csv
+
+    rows = [
+        {"label": p.label, "probability": max(p.probabilities.values(), default=None)}
+        for p in found
+    ]
+    return f"{as_csv(rows)}\n" if rows else "label,probability\n"
 
 
 def _texts(

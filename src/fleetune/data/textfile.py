@@ -23,22 +23,24 @@ _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 def check_exists(path: Path) -> None:
     """Raise DataError unless this is a file that can be opened."""
-    if path.is_dir():
-        raise DataError(
-            str(path), ["this is a folder, but a file is needed; name a file inside it"]
-        )
-    if not path.exists():
-        folder = path.parent
-        near = [other.name for other in folder.iterdir()] if folder.is_dir() else []
-        hint = did_you_mean(path.name, near) if near else ""
-        raise DataError(
-            str(path), [f"there is no such file{hint if hint.startswith(', did') else ''}"]
-        )
     try:
+        if path.is_dir():
+            raise DataError(
+                str(path), ["this is a folder, but a file is needed; name a file inside it"]
+            )
+        if not path.exists():
+            raise DataError(str(path), [f"there is no such file{_near(path)}"])
         with path.open("rb"):
             pass
     except OSError as error:
         raise DataError(str(path), [f"the file cannot be opened: {error.strerror}"]) from error
+
+
+def _near(path: Path) -> str:
+    """A question about the file of a similar name beside it."""
+    near = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
+    hint = did_you_mean(path.name, near) if near else ""
+    return hint if hint.startswith(", did") else ""
 
 
 def text_problem(file: File) -> str | None:

@@ -29,7 +29,8 @@ from fleetune.errors import DataError
 KEPT = 2
 """Snapshots that are kept: the newest, and one to fall back to."""
 _MANIFEST = re.compile(r"snapshot-(\d+)\.json")
-_FILE = re.compile(r"[^/\\\0]+\.(\d+)\.safetensors")
+# A trial's name is a plain one (events.py), and its file lies nowhere else.
+_FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}\.(\d{1,15})\.safetensors")
 State = tuple[dict[str, Tensor], dict[str, Any]]
 """Tensors by name, and numbers as JSON."""
 

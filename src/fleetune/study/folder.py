@@ -46,14 +46,34 @@ def refuse_foreign(folder: Path) -> None:
     """RefusedError for a folder that holds anything but a run, or the beginning of one that a cut left."""
     if folder.exists() and not folder.is_dir():
         raise RefusedError(f"{folder}: is a file; give --output-dir a new folder")
+    _refuse_links(folder)
     if not folder.exists() or (folder / STUDY).exists():
         return
+    if (folder / journal.NAME).is_file():
+        raise RefusedError(
+            f"{folder / STUDY}: is missing, and without it nobody can say which run this is; restore it from a copy, or give "
+            "another --output-dir"
+        )
     for path in folder.iterdir():
         empty = path.name in (TRIALS, CHECKPOINTS) and path.is_dir() and not any(path.iterdir())
         own = path.name in (".lock", ENVIRONMENT, *GIVEN) or path.name.startswith(TEMPORARY)
         if not (empty or own):
             raise RefusedError(
                 f"{folder}: not empty, and not a run of fleetune; give --output-dir a new folder"
+            )
+
+
+def _refuse_links(folder: Path) -> None:
+    """RefusedError where something of a run lies elsewhere: whoever made the link would choose what is overwritten there."""
+    names = (".lock", STUDY, ENVIRONMENT, TRIALS, CHECKPOINTS, journal.NAME, *GIVEN)
+    inner = (folder / TRIALS, folder / CHECKPOINTS)
+    places = [folder / name for name in names]
+    places += [path for place in inner if place.is_dir() for path in place.iterdir()]
+    for path in places:
+        if path.is_symlink():
+            raise RefusedError(
+                f"{path}: is a link, and what belongs to a run must lie in its folder; put the file itself there, or give "
+                "another --output-dir"
             )
 
 
