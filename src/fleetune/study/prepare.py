@@ -7,7 +7,7 @@ stores. The test rows of a task lie in `PreparedTask.dataset`, apart from `Prepa
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -120,7 +120,7 @@ def prepare(settings: Settings, *, cache: bool = True) -> Prepared:
         raise SettingsError("data", [f"the tasks need different names, but got {', '.join(names)}"])
     backbone = find_backbone(settings.backbone, revision=settings.revision)
     max_length = min(settings.max_length or DEFAULT_MAX_LENGTH, backbone.max_length)
-    prefixes = [f"{_slug(name)}-" if len(names) > 1 else "" for name in names]
+    prefixes = _prefixes(names) if len(names) > 1 else [""]
     tasks = tuple(
         _task(d, data.protocol, prefix, backbone, max_length, cache)
         for d, data, prefix in zip(datasets, settings.all_data, prefixes, strict=True)
@@ -318,6 +318,16 @@ def _check(settings: Settings) -> None:
         problems.append(f"`max_length >= 4` must hold, but got {settings.max_length}")
     if problems:
         raise SettingsError("settings", problems)
+
+
+def _prefixes(names: Sequence[str]) -> list[str]:
+    """What the trials of each task are called by first; two tasks whose names come to the same are numbered."""
+    slugs = [_slug(name) for name in names]
+    alike = [slug.casefold() for slug in slugs]  # folders may ignore case
+    return [
+        f"{slug}-" if alike.count(slug.casefold()) == 1 else f"{slug}_{i}-"
+        for i, slug in enumerate(slugs, start=1)
+    ]
 
 
 def _slug(name: str) -> str:
