@@ -129,6 +129,7 @@ def train(
     text_column: str | Sequence[str] | None = None,
     label_column: str | None = None,
     groups_column: str | None = None,
+    max_train_samples: int | None = None,
     protocol: str = "holdout",
     backbone: Place = "minilm",
     revision: str | None = None,
@@ -144,8 +145,9 @@ def train(
     """Train one setting of each method with any number of seeds, and measure it: `fleetune train`.
 
     data: a task's name, a file, a pandas frame or a list of dicts; columns that are not named are guessed. Rows from memory
-    are kept in the run's folder. seeds: how many, from `seed` on, or the seeds themselves. training: settings for all
-    methods under the names of `transformers.TrainingArguments` (docs/settings.md).
+    are kept in the run's folder. max_train_samples: rows of train to take at most, a stratified draw. seeds: how many, from
+    `seed` on, or the seeds themselves. training: settings for all methods under the names of
+    `transformers.TrainingArguments` (docs/settings.md).
     """
     from fleetune.study.file import method_entries
     from fleetune.study.fixed import fixed_settings
@@ -168,6 +170,7 @@ def train(
             else tuple(text_column or ()) or None,
             label_column=label_column,
             groups_column=groups_column,
+            max_train_samples=max_train_samples,
             protocol=protocol,
         ),
         entries,

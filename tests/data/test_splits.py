@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fleetune.data.base import Split
-from fleetune.data.splits import holdout, three_way
+from fleetune.data.splits import holdout, subset, three_way
 from fleetune.errors import DataError
 
 
@@ -156,3 +156,18 @@ def test_unlabelled_and_undividable() -> None:
         holdout(split(["a", "a"], [0, 1]), False, 0)
     with pytest.raises(DataError, match="at least two different"):
         three_way(Split((), (), None, None))
+
+
+def test_a_subset_is_stratified_and_the_same_every_time() -> None:
+    whole = split([f"text {i}" for i in range(400)], [int(i % 4 == 0) for i in range(400)])
+    rows = subset(whole, False, 80)
+    assert len(rows) == len(set(rows.tolist())) == 80
+    assert int(whole.take(rows).labels.sum()) == 20
+    assert rows.tolist() == subset(whole, False, 80).tolist() != sorted(range(80))
+
+
+def test_a_subset_keeps_equal_texts_together() -> None:
+    whole = split([f"text {i // 4}" for i in range(200)], [i // 4 % 2 for i in range(200)])
+    rows = subset(whole, False, 40)
+    inside = set(whole.take(rows).first)
+    assert {i for i in range(200) if whole.first[i] in inside} == set(rows.tolist())

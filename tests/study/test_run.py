@@ -21,7 +21,7 @@ import pytest
 
 from fleetune.artifact import layout
 from fleetune.cohort.train import Advanced, EpochDone, TrialDone
-from fleetune.errors import RefusedError
+from fleetune.errors import RefusedError, SettingsError
 from fleetune.report import tables
 from fleetune.report.facts import run_facts
 from fleetune.study import checkpoints, journal
@@ -596,3 +596,25 @@ def test_a_saved_model_that_is_missing_is_told(made: Made, tmp_path: Path, capsy
     train(tmp_path / "run", given)
     assert "the saved models of head-s1 are missing" in capsys.readouterr().err
     assert not (tmp_path / "run/trials/head-s1").exists()
+
+
+def test_fewer_rows_of_train_for_every_trial_alike(made: Made, tmp_path: Path) -> None:
+    """The test rows stay, and another number of rows is another run."""
+    given = settings(made.folder, made.backbone, ["head"], seeds=(0, 1))
+    few = replace(given, data=replace(given.data, max_train_samples=40))
+    ready, whole = prepare(few), prepare(given)
+    assert len(ready.dataset.train) == 40 < len(whole.dataset.train)
+    assert set(ready.dataset.train.ids) < set(whole.dataset.train.ids)
+    assert ready.dataset.tests["test"].ids == whole.dataset.tests["test"].ids
+    for trial in ready.inputs:
+        used = set(trial.train.rows.tolist()) | set(trial.selection.rows.tolist())
+        assert used == set(range(40))
+    train(tmp_path / "run", few)
+    with pytest.raises(RefusedError, match=r"max_train_samples: 40 there, 'unset' now"):
+        train(tmp_path / "run", given)
+
+
+def test_too_few_rows_of_train_are_refused(made: Made) -> None:
+    given = settings(made.folder, made.backbone, ["head"])
+    with pytest.raises(SettingsError, match="max_train_samples >= 10"):
+        prepare(replace(given, data=replace(given.data, max_train_samples=9)))

@@ -55,6 +55,13 @@ def train(
         str | None,
         typer.Option(help="Rows with the same value here stay on one side of every split."),
     ] = None,
+    max_train_samples: Annotated[
+        int | None,
+        typer.Option(
+            min=10,
+            help="Take so many rows of train at most: a stratified draw, the same for every trial.",
+        ),
+    ] = None,
     method: Annotated[
         list[str] | None,
         typer.Option(
@@ -135,6 +142,7 @@ def train(
             text_columns=tuple(text_column) if text_column else None,
             label_column=label_column,
             groups_column=groups_column,
+            max_train_samples=max_train_samples,
             protocol=protocol,
         ),
         [MethodSettings(name, own[name]) for name in names],

@@ -60,6 +60,11 @@ def three_way(split: Split, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     return _divide(split, regression, len(split) // 10, stream(0, "test"))
 
 
+def subset(train: Split, regression: bool, count: int) -> np.ndarray:
+    """Positions of about `count` rows of train, sorted: a stratified draw, the same for every trial; units stay whole."""
+    return _divide(train, regression, count, stream(0, "subset"))[1]
+
+
 def folds(
     train: Split, regression: bool, count: int, seed: int
 ) -> list[tuple[np.ndarray, np.ndarray]]:

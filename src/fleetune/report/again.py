@@ -54,6 +54,8 @@ def _data(data: Mapping[str, Any]) -> list[str]:
             words += [flag, str(data[key])]
     for column in (data.get("text_columns") or []) if data.get("file") else []:
         words += ["--text-column", str(column)]
+    if data.get("max_train_samples"):
+        words += ["--max-train-samples", str(data["max_train_samples"])]
     return [*words, *([] if data["protocol"] == "holdout" else ["--protocol", data["protocol"]])]
 
 

@@ -21,7 +21,7 @@ from fleetune.cohort.trial import Rows, TrialInput
 from fleetune.data.base import Dataset, Split
 from fleetune.data.load import TASK_NAMES, load_task
 from fleetune.data.sources import dataset_from_files
-from fleetune.data.splits import three_way
+from fleetune.data.splits import subset, three_way
 from fleetune.data.tokens import TokenTable, default_cache_dir, tokenize, tokenizer_fingerprint
 from fleetune.errors import EnvironmentProblem, SettingsError, did_you_mean
 from fleetune.study.rows import TaskRows, divisions, settle, trial_input
@@ -251,7 +251,15 @@ def read_dataset(data: DataSettings) -> Dataset:
             {"test": dataset.train.take(held)},
             dataset.source,
         )
-    return dataset
+    return _fewer(dataset, data.max_train_samples)
+
+
+def _fewer(dataset: Dataset, count: int | None) -> Dataset:
+    """Train on so many rows at most."""
+    if count is None or count >= len(dataset.train):
+        return dataset
+    rows = subset(dataset.train, dataset.task.regression, count)
+    return replace(dataset, train=dataset.train.take(rows))
 
 
 def resolve_dtype(name: str) -> str:
@@ -297,7 +305,11 @@ def _check(settings: Settings) -> None:
             problems.append(
                 f'protocol "{data.protocol}" is not known{did_you_mean(data.protocol, PROTOCOLS)}'
             )
-        elif data.protocol == "cv" and settings.phase == TRAIN:
+        if data.max_train_samples is not None and data.max_train_samples < 10:
+            problems.append(
+                f"`max_train_samples >= 10` must hold, but got {data.max_train_samples}"
+            )
+        if data.protocol == "cv" and settings.phase == TRAIN:
             problems.append(
                 "protocol cv first chooses the epochs by five folds; it is for fleetune study"
             )

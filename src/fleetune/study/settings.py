@@ -46,6 +46,8 @@ class DataSettings:
     text_columns: tuple[str, ...] | None = None
     label_column: str | None = None
     groups_column: str | None = None
+    max_train_samples: int | None = None
+    """Train on so many rows at most: a stratified draw, the same for every trial. Test rows are not touched."""
     protocol: str = "holdout"
 
 

@@ -27,6 +27,11 @@ class DataTable(_Table):
     groups_column: str | None = Field(
         default=None, description="Rows with the same value stay on one side of every division."
     )
+    max_train_samples: int | None = Field(
+        default=None,
+        ge=10,
+        description="Take so many rows of train at most: a stratified draw, the same for every trial.",
+    )
     protocol: Literal["holdout", "cv", "paper"] = Field(
         default="holdout",
         description="How epochs and settings are chosen: on held-out rows of train, by five folds of train, or (paper, "
