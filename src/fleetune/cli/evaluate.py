@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,6 +17,7 @@ from fleetune.cli.options import (
     Task,
     dump,
     out,
+    say,
 )
 from fleetune.errors import DataError, SettingsError
 
@@ -77,6 +79,7 @@ def evaluate(
         for m, v in e["metrics"].items()
     ]
     out(grid(["set", "metric", "value", "95% interval", "n", "how"], rows, right=(2, 4)))
+    say(f'next: fleetune predict {shlex.quote(str(model))} --text "..."')
 
 
 def _sets(
