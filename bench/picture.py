@@ -33,7 +33,14 @@ def draw(told: dict[str, Any], path: Path) -> Path | None:
         _cost(axes[1][i], rows)
     axes[0][0].set_ylabel("examples a second")
     axes[1][0].set_ylabel("seconds a trial and step")
-    figure.tight_layout()
+    lines: dict[str, Any] = {}
+    for ax in axes[0]:
+        handles, names = ax.get_legend_handles_labels()
+        lines |= dict(zip(names, handles, strict=True))
+    figure.legend(
+        lines.values(), lines.keys(), loc="upper center", ncols=3, fontsize=8, frameon=False
+    )
+    figure.tight_layout(rect=(0, 0, 1, 0.93))
     figure.savefig(path, metadata={"Date": None})
     pyplot.close(figure)
     return path
@@ -55,9 +62,10 @@ def _speed(ax: Any, group: str, rows: list[dict[str, Any]]) -> None:
     if limits:
         ax.axhline(sum(limits) / len(limits), color="black", linewidth=0.8, label="limit")
         ax.set_yscale("log")
+        for axis_labels in (ax.yaxis.set_major_formatter, ax.yaxis.set_minor_formatter):
+            axis_labels(lambda value, _: f"{value:g}" if f"{value:g}"[0] in "125" else "")
     _axes(ax, sizes)
     ax.set_title(group, fontsize=9)
-    ax.legend(fontsize=7)
 
 
 def _cost(ax: Any, rows: list[dict[str, Any]]) -> None:
