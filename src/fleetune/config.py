@@ -7,6 +7,7 @@ stored run leaves nothing to defaults.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -178,6 +179,10 @@ def explain(error: ValidationError, model: type[BaseModel]) -> list[str]:
             sentences.append(f"{path}: unknown setting{hint}")
         elif problem["type"] == "value_error":
             sentences.append(str(problem["msg"]).removeprefix("Value error, "))
+        elif problem["type"] == "literal_error":
+            choices = re.findall(r"'([^']*)'", str(problem["ctx"]["expected"]))
+            told = did_you_mean(str(problem["input"]), choices)
+            sentences.append(f'{path}: "{problem["input"]}" is not known{told}')
         else:
             rule = str(problem["msg"])
             sentences.append(f"{path}: {rule[0].lower()}{rule[1:]}, but got {problem['input']!r}")
