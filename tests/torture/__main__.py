@@ -1,7 +1,8 @@
 """Run the rows that have not passed yet and print the table: `python -m tests.torture`, or `make torture`.
 
 Each row that is done is kept in bench/results/torture.json at once, so a run that is cut goes on where it stopped; one that
-passed with as many cases is not run again unless --again says so. docs/reliability.md shows the table between its markers.
+passed with as many cases is not run again unless --again says so. Of a row that is cut, or has used up its --minutes, the cases
+that were tried are kept, and it is run again the next time. docs/reliability.md shows the table between its markers.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("rows", nargs="*", help="beginnings of names; by default all rows")
     parser.add_argument("--again", action="store_true", help="also those that have passed")
     parser.add_argument("--share", type=float, default=1.0, help="of each row's cases; default 1")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="most of a row")
     parser.add_argument("--list", action="store_true", help="print the table and run nothing")
     parser.add_argument("--results", type=Path, default=RESULTS)
     asked = parser.parse_args(words)
@@ -42,8 +44,12 @@ def main(words: Sequence[str]) -> int:
         for row in known:
             count = max(round(row.count * asked.share), 1)
             if asked.again or not _passed(_read(asked.results), row.name, count):
-                found = _try(row, count)
-                _keep(asked.results, row.name, found)
+                found = _try(row, count, asked.minutes)
+                cut = found.pop("cut")
+                if found["count"]:
+                    _keep(asked.results, row.name, found)
+                if cut:
+                    break
     results = _read(asked.results)
     table = render(results, [r.name for r in rows()])
     if asked.results == RESULTS and not asked.list:
@@ -58,10 +64,11 @@ def _quiet() -> None:
     os.environ["FLEETUNE_CACHE"] = tempfile.mkdtemp(prefix="torture-cache-")
 
 
-def _try(row: Any, count: int) -> dict[str, Any]:
-    """All cases of a row; what came of them."""
+def _try(row: Any, count: int, minutes: float) -> dict[str, Any]:
+    """All cases of a row, or as many as there is time for; what came of them. "cut": Ctrl-C came."""
     began, passed, tried = time.monotonic(), 0, 0
     failures: list[str] = []
+    cut = False
     with tempfile.TemporaryDirectory(prefix="torture-") as folder:
         try:
             for told in row.run(Path(folder), count):
@@ -70,6 +77,11 @@ def _try(row: Any, count: int) -> dict[str, Any]:
                 failures += [told] if told else []
                 sys.stderr.write(f"\r{row.name}: {passed} of {tried}/{count}   ")
                 sys.stderr.flush()
+                if time.monotonic() - began > 60 * minutes:
+                    count = tried
+                    break
+        except KeyboardInterrupt:
+            count, cut = tried, True
         except Exception:
             failures.append(traceback.format_exc(limit=-6))
     sys.stderr.write("\n" + "".join(f"  {told}\n" for told in failures[:MOST_FAILURES_KEPT]))
@@ -78,6 +90,7 @@ def _try(row: Any, count: int) -> dict[str, Any]:
         "passed": passed,
         "seconds": round(time.monotonic() - began, 1),
         "failures": failures[:MOST_FAILURES_KEPT],
+        "cut": cut,
         **_provenance(),
     }
 
