@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+from scipy import stats
 
 from fleetune.report.facts import run_facts
+from fleetune.report.page import render
+from fleetune.report.page_facts import page_facts
 from fleetune.report.study_tables import found
+from tests.report.made_up import BITFIT, Plan, lora, write_run
+from tests.report.reader import Page
 from tests.runs import METHODS, Made
 
 
@@ -29,3 +36,36 @@ def test_the_table_says_each_verdict(made: Made) -> None:
     for method in METHODS[1:]:
         (line,) = [row for row in table.split("\n") if f" {method}" in row and " against " in row]
         assert line.endswith("cannot tell") and line.split(" against ")[1].startswith(METHODS[0])
+
+
+TASKS = ("cola", "mrpc", "qnli", "qqp", "rte", "sst2")
+
+
+def test_six_tasks_are_compared_together(tmp_path: Path) -> None:
+    """By the exact signed-rank test on the differences of the means, one a task; on page and terminal too."""
+    folder = write_run(tmp_path / "run", Plan(tasks=TASKS, arms=(BITFIT, lora(8), lora(2, 0.7))))
+    facts = run_facts(folder)
+    value = {
+        (e["task"], e["hyperparameters"].get("r")): e["value"]
+        for e in facts["estimates"]
+        if e["metric"] == "accuracy"
+    }
+    assert len(facts["over_tasks"]) == 2
+    p_values = []
+    for c, r in zip(facts["over_tasks"], (8, 2), strict=True):
+        gaps = [value[task, r] - value[task, None] for task in TASKS]
+        p_values.append(stats.wilcoxon(gaps, mode="exact").pvalue)
+        assert c["p_value"] == pytest.approx(p_values[-1], rel=1e-12)
+        assert (c["wins"], c["losses"]) == (sum(g > 0 for g in gaps), sum(g < 0 for g in gaps))
+        assert c["difference"] == pytest.approx(sorted(gaps)[2] / 2 + sorted(gaps)[3] / 2)
+        assert c["tasks"] == 6
+    assert min(c["p_adjusted"] for c in facts["over_tasks"]) == pytest.approx(2 * min(p_values))
+    table = found(facts)
+    assert "over all tasks" in table and "Wilcoxon signed-rank over 6 tasks" in table
+    text = Page(render(facts, page_facts(folder, facts))).text
+    assert "Over all 6 tasks together" in text and "Wilcoxon" in text
+
+
+def test_five_tasks_are_not(tmp_path: Path) -> None:
+    facts = run_facts(write_run(tmp_path / "run", Plan(tasks=TASKS[:5])))
+    assert facts["over_tasks"] == [] and "over all tasks" not in found(facts)

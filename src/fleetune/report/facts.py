@@ -61,11 +61,13 @@ def _facts(folder: Path, events: list[dict[str, Any]]) -> dict[str, Any]:
         "trials": trials,
         "estimates": _estimates(folder, trials, environment, optimistic),
         "verdicts": [],
+        "over_tasks": [],
         "arms": study_facts.arm_facts(events, trials),
         "rank": [],
     }
     read = partial(_outputs, folder)
     facts["verdicts"] = study_facts.verdicts(facts, read)
+    facts["over_tasks"] = study_facts.over_tasks(facts)
     if facts["arms"]:
         facts["rank"] = study_facts.rank_facts(facts, read)
     return facts

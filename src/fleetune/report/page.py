@@ -59,6 +59,7 @@ def render(facts: Facts, page: Facts) -> str:
         untold=words.untold(facts),
         lead=sections.lead(facts, page),
         verdicts=words.verdict_records(facts),
+        over_tasks=facts.get("over_tasks", []),
         estimates=words.named(facts),
         sets=list(dict.fromkeys(e["set"] for e in estimates)),
         metrics=list(dict.fromkeys(v["metric"] for v in words.verdict_records(facts))),

@@ -2,7 +2,7 @@
 
 Verdicts are made for one family: on each task, every method against the study's reference (in a run without search: the first
 that was named), on the main metric of the main test set; Holm's correction is over all of them. A rank study is a family of its
-own (stats/rank.py).
+own (stats/rank.py). From six tasks on, every method is also compared with the reference over the tasks (stats/multiple.py).
 Not covered: a failed trial has no predictions; the numbers are of the trainings that ended, and say how many failed.
 """
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from fleetune.report.tables import labels
 from fleetune.stats.compare import MARGIN, Comparison, compare
-from fleetune.stats.multiple import holm_family
+from fleetune.stats.multiple import MIN_TASKS, across_tasks, holm_family
 from fleetune.stats.rank import rank_trend
 from fleetune.stats.scores import compare_scores
 
@@ -62,8 +62,7 @@ def _confirmed(events: Sequence[dict[str, Any]], task: str) -> dict[str, list[st
 def verdicts(facts: Mapping[str, Any], read: Read) -> list[dict[str, Any]]:
     """Each method against the reference on each task; Holm over all of them."""
     groups = _groups(facts)
-    first = next(iter(groups[0]), "") if groups and not facts["arms"] else ""
-    reference = str(facts["study"].get("confirm", {}).get("reference", first))
+    reference = _reference(facts, groups)
     groups = [g for g in groups if reference in g]
     compared: dict[str, tuple[dict[str, Any], dict[str, Any], Comparison]] = {}
     for group in groups:
@@ -81,6 +80,45 @@ def verdicts(facts: Mapping[str, Any], read: Read) -> list[dict[str, Any]]:
     return [
         _verdict(*compared[m.name][:2], m.comparison, m.p_holm, m.verdict, m.reason, family.how)
         for m in family.members
+    ]
+
+
+def _reference(facts: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]) -> str:
+    """The arm that the others are compared with."""
+    first = next(iter(groups[0]), "") if groups and not facts["arms"] else ""
+    return str(facts["study"].get("confirm", {}).get("reference", first))
+
+
+def over_tasks(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Each method against the reference over all tasks, by main metric; none below six tasks. Methods that failed on one are left
+    out."""
+    groups = _groups(facts)
+    reference = _reference(facts, groups)
+    if len(groups) < MIN_TASKS:
+        return []
+    scores = {
+        arm: [g[arm]["value"] for g in groups]
+        for arm in dict.fromkeys(arm for g in groups for arm in g)
+        if all(arm in g for g in groups)
+    }
+    if reference not in scores or len(scores) < 2:
+        return []
+    return [
+        {
+            "reference": c.a,
+            "method": c.b,
+            "difference": c.median_difference,
+            "wins": c.wins,
+            "losses": c.losses,
+            "ties": c.ties,
+            "p_value": c.p_value,
+            "p_adjusted": c.p_holm,
+            "tasks": c.tasks,
+            "verdict": c.verdict,
+            "optimistic": any(g[c.b]["optimistic"] for g in groups),
+            "how": c.how,
+        }
+        for c in across_tasks(scores, reference=reference)
     ]
 
 

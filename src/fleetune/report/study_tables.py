@@ -63,6 +63,7 @@ def _first_proposals(arms: Sequence[Mapping[str, Any]]) -> list[str]:
 def found(facts: dict[str, Any]) -> str:
     """Estimates, verdicts, and what the search chose."""
     parts = [comparison(facts), _chosen(facts), _verdicts(facts["verdicts"])]
+    parts.append(_over_tasks(facts["over_tasks"]))
     parts += [_rank(r) for r in facts["rank"]]
     return "\n\n".join(part for part in parts if part)
 
@@ -117,6 +118,25 @@ def _verdicts(verdicts: Sequence[Mapping[str, Any]]) -> str:
     notes = sorted({v["how"] for v in verdicts})
     table = grid(header, rows, right=(2, 4, 5, 6))
     return "\n".join([table, *(f"  {note}" for note in notes)])
+
+
+def _over_tasks(compared: Sequence[Mapping[str, Any]]) -> str:
+    """Over all tasks together, where there are enough of them."""
+    rows = [
+        [
+            f"{c['method']} against {c['reference']}",
+            f"{100 * c['difference']:+.2f}",
+            f"{c['wins']}, {c['losses']}, {c['ties']}",
+            f"{c['p_adjusted']:.3f}",
+            c["verdict"] + (" (optimistic)" if c["optimistic"] else ""),
+        ]
+        for c in compared
+    ]
+    if not rows:
+        return ""
+    head = ["over all tasks", "median points", "wins, losses, ties", "p (Holm)", "verdict"]
+    notes = sorted({c["how"] for c in compared})
+    return "\n".join([grid(head, rows, right=(1, 3)), *(f"  {note}" for note in notes)])
 
 
 def _rank(study: Mapping[str, Any]) -> str:
