@@ -67,7 +67,7 @@ def test_a_journal_names_no_folder_outside_its_trials(made: Made, tmp_path: Path
             continue
         renamed = json.loads(json.dumps(events).replace('"lora-s0"', json.dumps(name)))
         path.write_bytes(b"".join(map(_sealed, renamed)))
-        with pytest.raises(DataError, match="a trial's name|trials' names"):
+        with pytest.raises(DataError, match=r"a trial's name|trials' names"):
             run_facts(run)
 
 

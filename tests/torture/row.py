@@ -21,6 +21,7 @@ MODULES: tuple[str, ...] = (
     "tests.torture.signals",
     "tests.torture.damage",
     "tests.torture.resumes",
+    "tests.torture.suites",
 )
 """Where rows are; in the order of the table."""
 

@@ -9,6 +9,7 @@ Not covered: freezing and opening up the model (sites.py); how a method sets its
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -139,6 +140,7 @@ def _read_config(folder: Path) -> PreTrainedConfig:
             )
         rule = f'`model_type` must be one that transformers knows, but is "{kind}"'
         raise SettingsError(str(file), [f"{rule}; update transformers or give another model"])
+    _refuse_kernels(file, read)
     with _reading(folder):
         config = _untyped.AutoConfig.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
@@ -147,6 +149,19 @@ def _read_config(folder: Path) -> PreTrainedConfig:
     if getattr(config, "transformers_weights", None) is not None:
         config.transformers_weights = None
     return config
+
+
+def _refuse_kernels(file: Path, held: Any) -> None:
+    """RefusedError where a config, or one inside it, names attention code of the hub, which transformers would fetch and run."""
+    if not isinstance(held, dict):
+        return
+    for key, value in held.items():
+        if str(key).endswith("_implementation") and not re.fullmatch(r"\w{0,40}", str(value)):
+            raise RefusedError(
+                f"{file}: `{key}` names code from elsewhere ({str(value)[:80]!r}), and code that a model brings along is never "
+                "run; take the key out"
+            )
+        _refuse_kernels(file, value)
 
 
 def _read_tokenizer(folder: Path, config: PreTrainedConfig) -> PreTrainedTokenizerBase:
