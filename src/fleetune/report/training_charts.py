@@ -69,16 +69,7 @@ def timeline(rows: Sequence[Facts], name: str) -> Drawn:
     bands = _bands(rows)
 
     def plot(axes: Any) -> None:
-        for number, (told, first, end) in enumerate(bands):
-            if number % 2:
-                axes.axhspan(0.5 - first, 0.5 - end, color=RULE, alpha=0.35, linewidth=0)
-            # Names of lower bands would stand on one another.
-            if 1 < len(bands) and _NAMED_BANDS * (end - first) >= len(rows):
-                axes.annotate(
-                    short(told), (1, 0.5 - first), xycoords=("axes fraction", "data"),
-                    xytext=(-2, -2), textcoords="offset points", ha="right", va="top",
-                    fontsize="small", color=MUTED,
-                )  # fmt: skip
+        _draw_bands(axes, bands, len(rows))
         for i, r in enumerate(rows):
             look = style(methods.index(r["method"]))
             axes.plot(
@@ -116,6 +107,20 @@ def timeline(rows: Sequence[Facts], name: str) -> Drawn:
         + (" A band: a phase of the run." if len(bands) > 1 else "")
         + (" A cross: stopped early, failed, or not ended." if bad else ""),
     )
+
+
+def _draw_bands(axes: Any, bands: Sequence[tuple[str, int, int]], rows: int) -> None:
+    """Shade every other phase, and name those that are high enough for a name."""
+    for number, (told, first, end) in enumerate(bands):
+        if number % 2:
+            axes.axhspan(0.5 - first, 0.5 - end, color=RULE, alpha=0.35, linewidth=0)
+        # Names of lower bands would stand on one another.
+        if len(bands) > 1 and _NAMED_BANDS * (end - first) >= rows:
+            axes.annotate(
+                short(told), (1, 0.5 - first), xycoords=("axes fraction", "data"),
+                xytext=(-2, -2), textcoords="offset points", ha="right", va="top",
+                fontsize="small", color=MUTED,
+            )  # fmt: skip
 
 
 def _bands(rows: Sequence[Facts]) -> list[tuple[str, int, int]]:
