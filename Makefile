@@ -5,7 +5,7 @@ STAMP := .venv/.ready
 # Several processes of one thread each: threads of two processes on two cores wait for one another at every product.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: help setup demo test test-slow torture lint docs site bench clean
+.PHONY: help setup demo test test-slow torture lint docs site bench lock audit sbom clean
 
 help:
 	@echo "make setup      a .venv with the demo and dev extras"
@@ -16,6 +16,9 @@ help:
 	@echo "make lint       ruff and pyright"
 	@echo "make docs       the pages of docs/ that are written from the code"
 	@echo "make site       the documents as HTML pages in build/site; a broken link is an error"
+	@echo "make lock       requirements.lock: the versions of constraints.txt with the sha256 of each file, for this platform"
+	@echo "make audit      ask the database of known vulnerabilities about requirements.lock; needs the network"
+	@echo "make sbom       build/sbom.json: what is installed in .venv, as CycloneDX"
 	@echo "make bench      the benchmark, hours, into bench/results; BENCH=--quick for a small one, BENCH=--estimate for its length"
 
 setup: $(STAMP)
@@ -52,6 +55,22 @@ site: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m bench.cohort $(BENCH)
+
+lock: $(STAMP)
+	mkdir -p build
+	$(BIN)/python -m pip install --quiet --dry-run --ignore-installed -c constraints.txt --report build/lock.json '.[demo,dev]'
+	$(BIN)/python -m scripts.lock build/lock.json
+
+# The tools have an environment of their own: what they need is not what Fleetune needs.
+build/tools/bin/pip-audit:
+	$(PYTHON) -m venv build/tools
+	build/tools/bin/pip install --quiet pip-audit cyclonedx-bom
+
+audit: build/tools/bin/pip-audit
+	build/tools/bin/pip-audit --disable-pip --require-hashes -r requirements.lock
+
+sbom: $(STAMP) build/tools/bin/pip-audit
+	build/tools/bin/cyclonedx-py environment .venv --pyproject pyproject.toml --output-reproducible --of JSON -o build/sbom.json
 
 clean:
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis

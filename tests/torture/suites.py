@@ -55,7 +55,7 @@ ROWS = [
     _row("S6 S7 S8 formulas, markup, forged lines", 63, f"{_HOSTILE}/test_shown.py"),
     _row(
         "loaded models that are damaged or changed",
-        36,
+        37,
         "tests/artifact/test_refused.py",
         select="damage",
     ),

@@ -1,0 +1,32 @@
+"""requirements.lock as `make lock` writes it: a version and a hash each, and no address."""
+
+from __future__ import annotations
+
+import pytest
+
+from scripts.lock import lock
+
+
+def _item(name: str, **info: object) -> dict:
+    return {
+        "metadata": {"name": name, "version": "1.2"},
+        "download_info": {"url": "https://example.invalid/x", **info},
+    }
+
+
+def test_each_package_has_its_hash_and_no_address() -> None:
+    hashed = {"archive_info": {"hashes": {"sha256": "ab" * 32}}}
+    said = lock(
+        {"install": [_item("zlib-ng", **hashed), _item("Attrs", **hashed), _item("fleetune")]}
+    )
+    head, *lines = said.splitlines()
+    assert head.startswith("# Made by `make lock` for ")
+    assert lines == [
+        f"Attrs==1.2 --hash=sha256:{'ab' * 32}",
+        f"zlib-ng==1.2 --hash=sha256:{'ab' * 32}",
+    ]
+
+
+def test_a_package_without_a_hash_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"x 1\.2: pip tells no sha256"):
+        lock({"install": [_item("x", dir_info={})]})
