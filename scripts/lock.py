@@ -2,7 +2,8 @@
 
 `make lock` runs both. Each line of requirements.lock is a package, its version, and the sha256 of the one file that pip chose on
 this machine; addresses of registries are left out. Limit: the hashes are of one platform and Python, which the first line names;
-elsewhere run `make lock` again. `pip install --require-hashes --no-deps -r requirements.lock` takes these files and no others.
+elsewhere run `make lock` again. A version such as 2.13.0+cpu is of an index of its own, so torch may stand there as a comment
+alone: install it first. `pip install --require-hashes --no-deps -r requirements.lock` takes these files and no others.
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ def lock(report: Any) -> str:
     for item in sorted(report["install"], key=lambda i: str(i["metadata"]["name"]).lower()):
         name, version = item["metadata"]["name"], item["metadata"]["version"]
         if name == "fleetune":
+            continue
+        if "+" in version:
+            lines.append(f"# {name} {version}: of an index of its own; install {name} first")
             continue
         digest = item["download_info"].get("archive_info", {}).get("hashes", {}).get("sha256")
         if not digest:

@@ -27,6 +27,13 @@ def test_each_package_has_its_hash_and_no_address() -> None:
     ]
 
 
+def test_a_build_of_another_index_is_named_and_not_locked() -> None:
+    item = _item("torch", archive_info={"hashes": {"sha256": "ab" * 32}})
+    item["metadata"]["version"] = "2.13.0+cpu"
+    (line,) = lock({"install": [item]}).splitlines()[1:]
+    assert line.startswith("# torch 2.13.0+cpu:") and "sha256" not in line
+
+
 def test_a_package_without_a_hash_is_refused() -> None:
     with pytest.raises(ValueError, match=r"x 1\.2: pip tells no sha256"):
         lock({"install": [_item("x", dir_info={})]})
