@@ -180,7 +180,7 @@ def explain(error: ValidationError, model: type[BaseModel]) -> list[str]:
         elif problem["type"] == "value_error":
             sentences.append(str(problem["msg"]).removeprefix("Value error, "))
         elif problem["type"] == "literal_error":
-            choices = re.findall(r"'([^']*)'", str(problem["ctx"]["expected"]))
+            choices = re.findall(r"'([^']*)'", str(problem.get("ctx", {}).get("expected")))
             told = did_you_mean(str(problem["input"]), choices)
             sentences.append(f'{path}: "{problem["input"]}" is not known{told}')
         else:
