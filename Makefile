@@ -66,8 +66,9 @@ build/tools/bin/pip-audit:
 	$(PYTHON) -m venv build/tools
 	build/tools/bin/pip install --quiet pip-audit cyclonedx-bom
 
+# --strict: a package that the database does not know is a failure and not a pass.
 audit: build/tools/bin/pip-audit
-	build/tools/bin/pip-audit --disable-pip --require-hashes -r requirements.lock
+	build/tools/bin/pip-audit --strict --disable-pip --require-hashes -r requirements.lock
 
 sbom: $(STAMP) build/tools/bin/pip-audit
 	build/tools/bin/cyclonedx-py environment .venv --pyproject pyproject.toml --output-reproducible --of JSON -o build/sbom.json
