@@ -39,7 +39,9 @@ def _row(name: str, count: int, *files: str, select: str = "") -> Row:
 
 _MALFORMED, _HOSTILE = "tests/data/test_malformed.py", "tests/hostile"
 ROWS = [
-    _row("B1 malformed CSV and TSV files", 104, _MALFORMED, select="malformed_csv or malformed_tsv"),
+    _row(
+        "B1 malformed CSV and TSV files", 104, _MALFORMED, select="malformed_csv or malformed_tsv"
+    ),
     _row("B1 malformed JSON Lines files", 100, _MALFORMED, select="malformed_jsonl"),
     _row("B1 malformed Parquet files", 39, _MALFORMED, select="malformed_parquet or fake_and_cut"),
     _row("B1 bad data through the command", 17, f"{_HOSTILE}/test_bad_data.py"),

@@ -131,8 +131,9 @@ def _unpacked(column: pa.Array) -> int:
         return column.nbytes + _STRING_BYTES * len(column)
     if not _is_text(column.type):
         return _STRING_BYTES * len(column)
-    lengths = pc.binary_length(column.dictionary).take(column.indices)
-    return int(pc.sum(lengths.cast(pa.int64())).as_py() or 0) + _STRING_BYTES * len(column)
+    compute: Any = pc  # its functions are made when it is imported, which no type checker sees
+    lengths = compute.binary_length(column.dictionary).take(column.indices)
+    return int(compute.sum(lengths.cast(pa.int64())).as_py() or 0) + _STRING_BYTES * len(column)
 
 
 def _too_large(path: Path) -> DataError:
