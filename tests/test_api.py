@@ -192,7 +192,7 @@ def test_watch_is_told_what_happens(made: Made, tmp_path: Path) -> None:
         write_csv(tmp_path / "reviews.csv", 20), "head", output_dir=tmp_path / "run", backbone=made.backbone,
         watch=lambda event: seen.append(type(event).__name__), **SHORT,
     )  # fmt: skip
-    assert seen[0] == "Started" and seen[-1] == "TrialDone" and "EpochDone" in seen
+    assert seen[:2] == ["Planned", "Started"] and seen[-1] == "TrialDone" and "EpochDone" in seen
 
 
 # --- results

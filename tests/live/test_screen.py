@@ -190,5 +190,6 @@ def test_who_is_told_depends_on_the_terminal(
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr(follow, "Console", lambda stderr: made)
     monkeypatch.setattr(follow, "plan_of", lambda *given: Plan(1, 100))
+    monkeypatch.setattr(follow, "everyone", lambda *watches: watches[0])
     with follow.in_terminal(None, tmp_path) as watch:  # type: ignore[arg-type]
         assert isinstance(watch.__self__, kind)  # type: ignore[attr-defined]

@@ -321,27 +321,3 @@ def test_two_folders_of_one_name_are_two_projects(
     for place in ("a", "b"):
         train(made, tmp_path / place / "run", seeds=[0], report_to="trackio")
     assert len({project for project, _ in trackio.store}) == 2
-
-
-@pytest.mark.filterwarnings("default")
-def test_trackio_itself_keeps_what_it_is_told(
-    monkeypatch: pytest.MonkeyPatch, made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """The package itself, where it is installed: the calls above are its calls."""
-    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "store"))
-    pytest.importorskip("trackio")
-    from trackio.sqlite_storage import SQLiteStorage
-
-    folder = tmp_path / "run"
-    with pytest.raises(KeyboardInterrupt):
-        train(made, folder, report_to="trackio", watch=cut_after(5))
-    for _ in range(2):
-        train(made, folder, report_to="trackio")
-    assert "report_to trackio" not in capsys.readouterr().err
-    (project,) = SQLiteStorage.get_projects()
-    logs = {run: SQLiteStorage.get_logs(project, run) for run in SQLiteStorage.get_runs(project)}
-    for ident, tags in of_facts(folder).items():
-        for tag, points in tags.items():
-            rows = [(row["step"], row[tag]) for row in logs[ident] if tag in row]
-            assert [s for s, _ in rows] == [s for s, _ in points]
-            assert [v for _, v in rows] == pytest.approx([v for _, v in points], abs=2e-5)
