@@ -43,22 +43,22 @@ def choice(*values: Any) -> st.SearchStrategy[Any]:
     return st.sampled_from(values)
 
 
-def linear_names(family: str) -> list[str]:
-    """What a user may put in target_modules: ends of the paths of linear layers."""
-    return sorted({site.name.rpartition(".")[2] for site in engine_of(family).sites.linear()})
-
-
 @st.composite
 def loras(draw: st.DrawFn, family: str) -> dict[str, Any]:
-    layers = sorted({s.layer for s in engine_of(family).sites.linear() if s.layer is not None})
-    some = st.lists(st.sampled_from(linear_names(family)), min_size=1, max_size=3, unique=True)
+    """Targets are ends of the paths of linear layers, of the chosen layers where some are chosen."""
+    linear = engine_of(family).sites.linear()
+    layers = sorted({s.layer for s in linear if s.layer is not None})
+    chosen = draw(choice(None, None, tuple(layers), (layers[-1],)))
+    inside = [s.name for s in linear if chosen is None or s.layer in chosen]
+    names = sorted({name.rpartition(".")[2] for name in inside})
+    some = st.lists(st.sampled_from(names), min_size=1, max_size=3, unique=True)
     return {
         "r": draw(st.integers(1, 6)),
         "lora_alpha": draw(choice(1, 2.5, 8, 16)),
         "lora_dropout": draw(choice(0.0, 0.0, 0.1, 0.5)),
         "use_rslora": draw(st.booleans()),
         "target_modules": draw(choice("default", "all-linear") | some.map(tuple)),
-        "layers_to_transform": draw(choice(None, None, tuple(layers), (layers[-1],))),
+        "layers_to_transform": chosen,
     }
 
 
