@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 
 from tests import runs
 from tests.backbone.hub import save_tiny
+
+# A shell that starts the tests in the background lets them ignore Ctrl-C, and with them every command that they start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 pytest_plugins = ("tests.guards",)
 

@@ -18,7 +18,6 @@ from tests.runs import Made
 from tests.study.test_run import assert_same_run
 
 # Each process imports torch and transformers: seconds of processor time, on a busy machine many.
-# Sixty epochs last long enough that a signal after the sixth comes before the end there too.
 pytestmark = pytest.mark.slow
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 FLEETUNE = (sys.executable, "-m", "fleetune.cli.main")
@@ -29,7 +28,7 @@ def train_words(made: Made, folder: Path) -> list[str]:
         *(*FLEETUNE, "train", "--output-dir", str(folder)),
         *("--data", str(made.folder / "train.csv"), "--test-data", str(made.folder / "test.csv")),
         *("--backbone", str(made.backbone), "--methods", "bitfit,lora", "--seeds", "2"),
-        *("--num-train-epochs", "60", "--per-device-train-batch-size", "4", "--dtype", "float32"),
+        *("--num-train-epochs", "12", "--per-device-train-batch-size", "4", "--dtype", "float32"),
         *("--set", "lora.lora_dropout=0.1", "--learning-rate", "1e-2"),
     ]
 
