@@ -208,23 +208,11 @@ def study(
             raise SettingsError(
                 "study", ["overrides are for a file; change the dict, or leave them out"]
             )
-        return _run(
-            parse_study(study),
-            Path(output_dir),
-            device,
-            report_to,
-            save_steps,
-            progress=progress,
-            watch=watch,
-        )
+        settings = parse_study(study)
+    else:
+        settings = read_study(Path(study), overrides)
     return _run(
-        read_study(Path(study), overrides),
-        Path(output_dir),
-        device,
-        report_to,
-        save_steps,
-        progress=progress,
-        watch=watch,
+        settings, Path(output_dir), device, report_to, save_steps, progress=progress, watch=watch
     )
 
 
