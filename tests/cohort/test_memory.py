@@ -237,7 +237,7 @@ CASES = [
     (16, "lora,bitfit,head", "float32", "bert"),
     (4, "lora", "float32", "distilbert"),
     (1, "full", "float32", "bert"),
-    # oneDNN's kernels come on top, which nothing counts: few, since `kernels.py` bounds them.
+    # oneDNN's kernels come on top, which nothing counts: so few that it holds, since `kernels.py` bounds them.
     (1, "lora", "bfloat16", "bert"),
     (4, "lora", "bfloat16", "bert"),
     (16, "lora", "bfloat16", "bert"),
