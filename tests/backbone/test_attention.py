@@ -58,8 +58,9 @@ def loop(
     sliding_window: int | None = None,
     call: int = 0,
 ) -> Tensor:
-    """Sequence by sequence, head by head; bits of dropout straight from their source."""
+    """Sequence by sequence, head by head; a trial's bits of dropout straight from their source, one sequence after the other."""
     out = []
+    used = [0] * stream.n_trials
     for sequence, n in enumerate(stream.lengths.tolist()):
         start = int(stream.sequence_offsets[sequence])
         trial = max(t for t in range(stream.n_trials) if stream.trial_offsets[t] <= sequence)
@@ -67,9 +68,9 @@ def loop(
         if stream.noise is not None:
             own = stream.noise.keys[trial].rate
             levels = round((dropout if own is None else own) * 65_536)
-            number = sequence - int(stream.trial_offsets[trial])
             queries = 1 if stream.first_tokens_only else n
-            bits = stream.noise.bits(trial, HEADS * queries * n, SITE, call, number)
+            before, used[trial] = used[trial], used[trial] + HEADS * queries * n
+            bits = stream.noise.bits(trial, used[trial], SITE, call)[before:]
             kept = torch.from_numpy(bits.astype(np.int64)) + 32_768 >= levels
             drawn = kept.view(HEADS, queries, n).to(q.dtype) * (65_536 / (65_536 - levels))
             multipliers = drawn.expand(HEADS, n, n)

@@ -160,7 +160,7 @@ def test_attention_of_each_trial_has_its_own_rate() -> None:
     out = torch.ones(3, 8, 64, 64, dtype=torch.float64)
     lengths, trials = np.array([64, 64, 64]), np.array([0, 1, 2, 3])
     every = np.arange(3)
-    noise.attention(0.25, Blocks(every, every, 0 * every, lengths), trials, out, "site", 0)
+    noise.attention(0.25, [Blocks(every, every, 0 * every, lengths)], trials, [out], "site", 0)
     for k, rate in enumerate([0.25, 0.0, 0.75]):
         n = out[k].numel()
         dropped = float((out[k] == 0).double().mean())
@@ -215,11 +215,12 @@ def test_attention_blocks_depend_on_nothing_but_their_names(
 ) -> None:
     """Not on padding, nor on which sequences share a bucket, nor on the company or its order."""
     key, heads, rate = NoiseKey(5, 2), 2, 0.5
-    plain = Noise([key])
-    expected = []
-    for i, n in enumerate(lengths):
-        bits = plain.bits(0, heads * n * n, "site", 0, i)
-        expected.append(multiply_into(LIKE.new_empty(heads, n, n), bits, rate))
+    sizes = [heads * n * n for n in lengths]
+    bits = np.split(Noise([key]).bits(0, sum(sizes), "site", 0), np.cumsum(sizes)[:-1])
+    expected = [
+        multiply_into(LIKE.new_empty(heads, n, n), b, rate)
+        for n, b in zip(lengths, bits, strict=True)
+    ]
 
     first = data.draw(st.booleans())
     every = np.array([*lengths, *mates] if first else [*mates, *lengths])
@@ -228,17 +229,16 @@ def test_attention_blocks_depend_on_nothing_but_their_names(
     trials = np.array([0, len(lengths) if first else len(mates), len(every)])
     order = np.array(data.draw(st.permutations(range(len(every)))))
     cut = data.draw(st.integers(0, len(every)))
+    groups = [group for group in (order[:cut], order[cut:]) if len(group)]
+    buckets, outs = [], []
+    for group in groups:
+        side, tiles = int(every[group].max()) + extra, np.arange(len(group))
+        buckets.append(Blocks(group, tiles, 0 * tiles, every[group]))
+        outs.append(torch.ones(len(group), heads, side, side, dtype=torch.float64))
+    Noise(keys).attention(rate, buckets, trials, outs, "site", 0)
     seen = 0
-    for bucket in (order[:cut], order[cut:]):
-        if not len(bucket):
-            continue
-        side = int(every[bucket].max()) + extra
-        out = torch.ones(len(bucket), heads, side, side, dtype=torch.float64)
-        tiles = np.arange(len(bucket))
-        blocks = Blocks(bucket, tiles, 0 * tiles, every[bucket])
-        found = Noise(keys).attention(rate, blocks, trials, out, "site", 0)
-        assert found is out
-        for place, sequence in enumerate(bucket.tolist()):
+    for group, found in zip(groups, outs, strict=True):
+        for place, sequence in enumerate(group.tolist()):
             n = int(every[sequence])
             beyond = found[place].clone()
             beyond[:, :n, :n] = 1
@@ -247,3 +247,25 @@ def test_attention_blocks_depend_on_nothing_but_their_names(
                 assert_close(found[place, :, :n, :n], expected[sequence - start], rtol=0, atol=0)
                 seen += 1
     assert seen == len(lengths)
+
+
+@pytest.mark.parametrize("first_only", [False, True])
+def test_attention_of_a_part_draws_what_the_whole_draws(first_only: bool) -> None:
+    """Of a micro-batch whose first rows are in another pass."""
+    lengths, heads, cut = np.array([3, 1, 4, 2]), 2, 2
+
+    def drawn(own: np.ndarray, key: NoiseKey) -> list[torch.Tensor]:
+        numbers = np.arange(len(own))
+        shapes = [(1, heads, 1 if first_only else n, n) for n in own.tolist()]
+        outs = [torch.ones(shape, dtype=torch.float64) for shape in shapes]
+        one = np.zeros(1, dtype=np.int64)
+        buckets = [Blocks(numbers[i : i + 1], one, one, own[i : i + 1]) for i in numbers]
+        trials = np.array([0, len(own)])
+        Noise([key]).attention(0.5, buckets, trials, outs, "site", 0, first_only=first_only)
+        return outs
+
+    whole = drawn(lengths, NoiseKey(5, 2))
+    later = drawn(lengths[cut:], NoiseKey(5, 2, None, 2, 4, 10))
+    for found, expected in zip(later, whole[cut:], strict=True):
+        assert_close(found, expected, rtol=0, atol=0)
+    assert any(bool((mask == 0).any()) for mask in later)

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 import torch
 
+from fleetune.backbone.families import FAMILIES, Family
 from fleetune.cohort import memory
-from fleetune.cohort.engine import Engine
 from fleetune.cohort.memory import available, measure, needs, state_bytes
-from fleetune.cohort.plan import default_limits, plan
-from fleetune.cohort.trial import Trial
-from tests.cohort.outcomes import engine_of, head_of, trial
+from fleetune.cohort.plan import Group, default_limits, fit, groups
+from fleetune.cohort.trial import Trial, TrialInput
+from tests.cohort.outcomes import engine_of, trial
 from tests.tiny import tiny_model
 
 GIB = 1 << 30
@@ -167,41 +167,39 @@ def test_available_here_is_less_than_the_machine_has() -> None:
 
 # -- plans ----------------------------------------------------------------------------------------
 
+BERT, DEBERTA = FAMILIES["bert"], FAMILIES["deberta-v2"]
+
+
+def grouped(inputs: list[TrialInput], family: Family) -> list[Group[TrialInput]]:
+    return groups(inputs, lambda given: given.method, family)
+
 
 def test_trials_that_share_are_one_cohort_with_the_default_limits() -> None:
-    engine = engine_of("bert", torch.float32)
-    (only,) = plan(engine, MIXED, free=64 * GIB)
+    (only,) = grouped(MIXED, BERT)
+    assert only.members == tuple(MIXED) and only.shares
+    planned = fit(engine_of("bert", torch.float32), MIXED, free=64 * GIB)
     default = default_limits("cpu")
-    assert only.inputs == tuple(MIXED)
-    assert (only.limits.trials, only.limits.tokens) == (len(MIXED), default.tokens)
-    assert only.why == ()
+    assert (planned.limits.trials, planned.limits.tokens) == (len(MIXED), default.tokens)
+    assert planned.why == ()
 
 
 def test_each_private_copy_is_a_cohort_and_says_so() -> None:
-    engine = engine_of("bert", torch.float32)
     full = [trial("full", ident=f"f{k}", seed=k) for k in range(2)]
-    shared, *alone = plan(engine, [full[0], *MIXED, full[1]], free=64 * GIB)
-    assert shared.inputs == tuple(MIXED) and shared.why == ()
-    assert [p.inputs for p in alone] == [(full[0],), (full[1],)]
-    for planned in alone:
+    shared, *alone = grouped([full[0], *MIXED, full[1]], BERT)
+    assert shared.members == tuple(MIXED) and shared.why is None
+    assert [group.members for group in alone] == [(full[0],), (full[1],)]
+    engine = engine_of("bert", torch.float32)
+    for group in alone:
+        planned = fit(engine, full, alone=group.why, free=64 * GIB)
+        assert planned.limits.trials == 1
         (sentence,) = planned.why
         assert "full" in sentence and "private copy" in sentence
 
 
 def test_family_that_cannot_share_says_so() -> None:
-    model = tiny_model("deberta-v2")
-    engine = Engine(model, head_of(model))
-    planned = plan(engine, [MIXED[0], MIXED[2]], free=64 * GIB)
-    assert [len(p.inputs) for p in planned] == [1, 1]
-    assert all("deberta-v2" in p.why[0] and "cannot share" in p.why[0] for p in planned)
-
-
-def test_other_backbones_are_apart() -> None:
-    engine = engine_of("bert", torch.float32)
-    names = {"a": "minilm", "b": "roberta-base", "c": "minilm", "d": "minilm"}
-    first, second = plan(engine, MIXED, backbones=names, free=64 * GIB)
-    assert [given.spec.id for given in first.inputs] == ["a", "c", "d"]
-    assert "minilm" in first.why[0] and "roberta-base" in second.why[0]
+    found = grouped([MIXED[0], MIXED[2]], DEBERTA)
+    assert [len(group.members) for group in found] == [1, 1]
+    assert all("deberta-v2" in (group.why or "") for group in found)
 
 
 @pytest.mark.parametrize("share", [0.9, 0.6, 0.3])
@@ -214,14 +212,14 @@ def test_limits_fit_what_is_free(share: float) -> None:
     rates = measure(engine, lora)
     wished = needs(engine, lora, rates, trials=8, tokens=4096).beyond_backbone
     free = int(wished * share / 0.75)
-    (planned,) = plan(engine, lora, free=free)
+    planned = fit(engine, lora, free=free)
     assert planned.needs.beyond_backbone <= free * 0.75
     assert planned.limits.trials < 8 or planned.limits.tokens < 4096
     assert any("may be taken" in sentence for sentence in planned.why)
 
 
 def test_not_even_one_trial_fits() -> None:
-    (planned,) = plan(engine_of("bert", torch.float32), MIXED, free=1000)
+    planned = fit(engine_of("bert", torch.float32), MIXED, free=1000)
     assert planned.limits.trials == 1
     (sentence,) = planned.why
     assert "even one trial at a time" in sentence and "per_device_train_batch_size" in sentence

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from fleetune.cohort.memory import Needs
+from fleetune.cohort.plan import Limits, Planned
 from fleetune.cohort.train import (
     Advanced,
     EpochDone,
@@ -110,3 +112,11 @@ def test_the_plan_of_a_folder_knows_what_is_done(made: Made) -> None:
     assert done.ended == {f"{m}-s{s}" for m in runs.METHODS for s in (0, 1)}
     assert done.tokens_before == done.tokens == fresh.tokens
     assert not fresh.optimistic
+
+
+def test_news_are_told_once() -> None:
+    """Ten cohorts of one trial each have one reason."""
+    now = State(Plan(trials=2, tokens=10))
+    needs = Needs(0, 0, 0, 0)
+    first, second = (Planned(Limits(1, 8), needs, why) for why in (("alone",), ("alone", "small")))
+    assert [now.news(first), now.news(second), now.news(first)] == [["alone"], ["small"], []]

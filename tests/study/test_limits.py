@@ -112,3 +112,12 @@ def test_what_no_longer_fits_is_planned_again(
     assert studies.run(folder, ready).failed == 0
     search = [e for e in studies.events(folder, "planned") if "search" in e["stage"]]
     assert len(search) == 2 and search[1]["bytes"] < search[0]["bytes"]
+
+
+def test_the_journal_says_why_a_trial_trains_alone(made: Made) -> None:
+    """The run of all four methods: three share the backbone, each trial of `full` has a copy of it."""
+    told = [(e["at_once"], *e["why"]) for e in studies.events(made.run, "planned")]
+    shared = [why for _, *why in told if not why]
+    alone = [(at_once, why) for at_once, *why in told if why]
+    assert len(shared) == 1 and alone
+    assert all(at_once == 1 and "full changes the backbone" in why[0] for at_once, why in alone)

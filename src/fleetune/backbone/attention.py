@@ -58,17 +58,14 @@ def packed_attention(
     drops: list[Tensor | None] = [None] * len(masks)
     noise = stream.noise
     if noise is not None and any(noise.rates(dropout)):
-        for i, bucket in enumerate(stream.buckets):
-            shape = (bucket.n_tiles, query.shape[1], places.queries[i], bucket.length)
-            drops[i] = noise.attention(
-                dropout,
-                bucket,
-                stream.trial_offsets,
-                query.new_zeros(shape),
-                site,
-                call,
-                first_only=first_only,
-            )
+        shapes = [
+            (b.n_tiles, query.shape[1], n, b.length)
+            for b, n in zip(stream.buckets, places.queries, strict=True)
+        ]
+        made = [query.new_zeros(shape) for shape in shapes]
+        offsets, buckets = stream.trial_offsets, stream.buckets
+        noise.attention(dropout, buckets, offsets, made, site, call, first_only=first_only)
+        drops = [*made]
     rows = (x[0].transpose(0, 1) for x in (query, key, value))
     return _PackedAttention.apply(*rows, places, masks, drops, scale).unsqueeze(0), None  # type: ignore[no-any-return]
 

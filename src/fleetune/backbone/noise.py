@@ -1,8 +1,9 @@
 """Dropout masks, each trial's from its own stream, whoever else is in the pass.
 
-The bits of one mask are named by (seed, step, site, call) of the trial, and by the sequence as well for attention. They
-depend on nothing else: not on the trial's place in the cohort, nor on how sequences are grouped or padded. So a trial
-drops the same activations alone and in company, and a resumed trial needs no stored generator.
+The bits of one mask are named by (seed, step, site, call) of the trial, and taken in the order of its micro-batch: row
+after row, or for attention sequence after sequence. They depend on nothing else: not on the trial's place in the cohort,
+nor on how sequences are grouped or padded. So a trial drops the same activations alone and in company, and a resumed
+trial needs no stored generator.
 
 Bits come from SFC64 (numpy), its state set from a hash of the name; 16 bits decide one activation. A rate is rounded to
 a multiple of 2^-16, and kept activations are scaled by what was really kept, so the expectation is exact.
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -37,6 +39,8 @@ class NoiseKey:
     """Sequences of the trial's micro-batch that other passes hold and that come before this one's."""
     tokens_before: int = 0
     """Their tokens."""
+    squares_before: int = 0
+    """The sum of their squared lengths: attention has so many probabilities a head."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,32 +113,49 @@ class Noise:
     def attention(
         self,
         rate: float,
-        blocks: Blocks,
+        buckets: Sequence[Blocks],
         trial_offsets: NDArray[np.int64],
-        out: Tensor,
+        outs: Sequence[Tensor],
         *name: str | int,
         first_only: bool = False,
-    ) -> Tensor:
-        """Write the multipliers of sequences' attention probabilities into `out`, [tiles, heads, Q, L], and return it.
+    ) -> None:
+        """Write the multipliers of sequences' attention probabilities into `outs`, each [tiles, heads, Q, L].
 
-        The backbone's rate holds where a trial's key has none. What lies beyond the sequences stays as it was. first_only:
-        of each sequence the probabilities of its first token alone, Q counts a tile's sequences.
+        The buckets together hold every sequence of the pass once. The backbone's rate holds where a trial's key has none.
+        What lies beyond the sequences stays as it was. first_only: of each sequence the probabilities of its first token
+        alone, Q counts a tile's sequences.
         """
-        rates, heads = self.rates(rate), out.shape[1]
-        owners = np.searchsorted(trial_offsets, blocks.sequences, side="right") - 1
-        before = np.asarray([key.rows_before for key in self.keys])
-        own = blocks.sequences - trial_offsets[owners] + before[owners]
-        host = out if out.is_cpu else out.cpu()
-        raw = _raw(host)
-        of_sequence = (owners, own, blocks.tiles, blocks.starts, blocks.lengths, blocks.slots)
-        for trial, number, tile, start, n, slot in zip(
-            *(values.tolist() for values in of_sequence), strict=True
-        ):
-            queries = slice(slot, slot + 1) if first_only else slice(start, start + n)
-            block = raw[tile, :, queries, start : start + n]
-            bits = self.bits(trial, block.size, *name, number).reshape(heads, -1, n)
-            _multiply(block, bits, rates[trial], out.dtype)
-        return out if out.is_cpu else out.copy_(host)
+        hosts = [out if out.is_cpu else out.cpu() for out in outs]
+        raws = [_raw(host) for host in hosts]
+        heads, dtype = outs[0].shape[1], outs[0].dtype
+        corners = _corners(buckets, first_only)
+        for k, own_rate in enumerate(self.rates(rate)):
+            own = corners[trial_offsets[k] : trial_offsets[k + 1]]
+            # One draw for all of a trial's sequences: a small one for each took a tenth of a step.
+            counts = [heads * n * (1 if first_only else n) for *_, n in own]
+            before = self.keys[k].tokens_before if first_only else self.keys[k].squares_before
+            drawn = np.empty(sum(counts), dtype=raws[0].dtype)
+            bits = self.bits(k, len(drawn), *name, skipped=heads * before)
+            _multiply(drawn, bits, own_rate, dtype)
+            end = 0
+            for (number, tile, top, left, n), count in zip(own, counts, strict=True):
+                end += count
+                block = drawn[end - count : end].reshape(heads, -1, n)
+                raws[number][tile, :, top : top + block.shape[1], left : left + n] = block
+        for out, host in zip(outs, hosts, strict=True):
+            if host is not out:
+                out.copy_(host)
+
+
+def _corners(buckets: Sequence[Blocks], first_only: bool) -> list[tuple[int, int, int, int, int]]:
+    """Of each sequence of the pass, in its order: bucket, tile, first row, first column, tokens."""
+    found: dict[int, tuple[int, int, int, int, int]] = {}
+    for number, b in enumerate(buckets):
+        rows = b.slots if first_only else b.starts
+        placed = (b.sequences, b.tiles, rows, b.starts, b.lengths)
+        for sequence, *corner in zip(*(values.tolist() for values in placed), strict=True):
+            found[sequence] = (number, *corner)
+    return [found[sequence] for sequence in range(len(found))]
 
 
 def multiply_into(out: Tensor, drawn: NDArray[np.int16], rate: float) -> Tensor:
@@ -146,12 +167,18 @@ def multiply_into(out: Tensor, drawn: NDArray[np.int16], rate: float) -> Tensor:
 
 
 def _multiply(out: NDArray[Any], drawn: NDArray[np.int16], rate: float, dtype: torch.dtype) -> None:
-    threshold = min(round(rate * _LEVELS), _LEVELS - 1)
-    scale = _raw(torch.tensor([_LEVELS / (_LEVELS - threshold)], dtype=dtype))[0]
+    threshold, scale = _scale(rate, dtype)
     kept = np.greater_equal(drawn, threshold - _LEVELS // 2)
     # numpy, and for bfloat16 on its bit patterns (that of 0 is 0): torch compares 16-bit integers and turns truth values
     # into bfloat16 one by one, which takes four times as long altogether.
     np.multiply(kept.view(np.uint8), scale, out=out, dtype=out.dtype)
+
+
+@cache
+def _scale(rate: float, dtype: torch.dtype) -> tuple[int, Any]:
+    """Of 2^16 levels those that are dropped, and what the others are multiplied by, as its raw pattern."""
+    threshold = min(round(rate * _LEVELS), _LEVELS - 1)
+    return threshold, _raw(torch.tensor([_LEVELS / (_LEVELS - threshold)], dtype=dtype))[0]
 
 
 def _raw(tensor: Tensor) -> NDArray[Any]:

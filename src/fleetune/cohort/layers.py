@@ -182,7 +182,8 @@ class CohortDropout(Leaf):
             every = np.arange(stream.n_sequences)
             blocks = Blocks(every, every, np.zeros_like(every), stream.lengths)
             ones = torch.ones_like(x)
-            return x * noise.attention(self.p, blocks, stream.trial_offsets, ones, self.name, call)
+            noise.attention(self.p, [blocks], stream.trial_offsets, [ones], self.name, call)
+            return x * ones
         rows = x.reshape(-1, x.shape[-1])
         bounds = stream.bounds(rows.shape[0])
         kept = torch.empty_like(rows)

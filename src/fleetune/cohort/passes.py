@@ -46,6 +46,9 @@ class Part:
     rows_before: int = 0
     """Rows of the micro-batch before these."""
     tokens_before: int = 0
+    """Their tokens."""
+    squares_before: int = 0
+    """The sum of their squared lengths."""
 
     @property
     def is_whole(self) -> bool:
@@ -65,7 +68,10 @@ class Part:
     def noise_key(self) -> NoiseKey:
         """What decides its dropout."""
         return replace(
-            self.trial.noise_key, rows_before=self.rows_before, tokens_before=self.tokens_before
+            self.trial.noise_key,
+            rows_before=self.rows_before,
+            tokens_before=self.tokens_before,
+            squares_before=self.squares_before,
         )
 
 
@@ -112,12 +118,18 @@ def _in_parts(whole: list[Part], lanes: int) -> list[Part]:
 
 def divide(part: Part, count: int) -> list[Part]:
     """A micro-batch in at most so many parts of near-equal tokens; each has a row."""
-    ends = np.cumsum(part.lengths)
+    lengths = part.lengths
+    ends = np.cumsum(lengths)
     wanted = ends[-1] * np.arange(1, count) / count
     cuts = [0, *(1 + np.abs(ends[:, None] - wanted).argmin(0)).tolist(), part.total]
-    before = np.concatenate([[0], ends])
     return [
-        Part(part.trial, part.rows[low:high], part.total, part.entry, low, int(before[low]))
+        replace(
+            part,
+            rows=part.rows[low:high],
+            rows_before=low,
+            tokens_before=int(lengths[:low].sum()),
+            squares_before=int((lengths[:low] ** 2).sum()),
+        )
         for low, high in pairwise(cuts)
         if low < high
     ]

@@ -1,21 +1,25 @@
 """Which trials train together, how much one pass may hold, and why.
 
 A plan is made once the backbone is loaded: what a pass needs is measured on it (memory.py), what the machine has left is
-read, and the trials of a study are split into cohorts that fit. Each cohort says in a sentence why it is one.
+read, and the limits of a cohort follow. Each says in sentences why its trials are apart from others, and what does not fit.
 
 Not covered: memory that others take while it trains (a cohort then makes its own passes smaller).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
+from fleetune.backbone.families import Family
 from fleetune.cohort import memory
 from fleetune.cohort.engine import Engine
 from fleetune.cohort.memory import Needs
 from fleetune.cohort.trial import TrialInput
+from fleetune.methods.base import Method
 
+T = TypeVar("T")
 # The rest is for what a prediction misses (tests/cohort/test_memory.py holds it to 15 %) and for other processes.
 SHARE_OF_FREE = 0.75
 
@@ -31,32 +35,49 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
+class Group(Generic[T]):
+    """Trials, or arms of a study, that may train in one cohort."""
+
+    members: tuple[T, ...]
+    why: str | None
+    """A sentence: why each of its trials trains alone. None: they share a backbone."""
+
+    @property
+    def shares(self) -> bool:
+        return self.why is None
+
+
+@dataclass(frozen=True, slots=True)
 class Planned:
     """One cohort to come."""
 
-    inputs: tuple[TrialInput, ...]
     limits: Limits
     needs: Needs
     why: tuple[str, ...]
-    """Sentences: why these trials do not train with the others, and what memory allows. Empty where nothing limits."""
+    """Sentences: why its trials train alone, and what memory allows. Empty where nothing limits."""
 
 
-def plan(
-    engine: Engine,
-    inputs: Sequence[TrialInput],
-    *,
-    backbones: Mapping[str, str] | None = None,
-    free: int | None = None,
-) -> tuple[Planned, ...]:
-    """Cohorts of a study's trials that fit this machine, in the order given.
+def groups(
+    members: Sequence[T], method: Callable[[T], Method | type[Method]], family: Family
+) -> list[Group[T]]:
+    """Those that share the backbone as one group, each of the others alone; in the order given."""
+    sharing = [m for m in members if _why_alone(method(m), family) is None]
+    alone = [(m, _why_alone(method(m), family)) for m in members]
+    return [
+        *([Group(tuple(sharing), None)] if sharing else []),
+        *(Group((member,), why) for member, why in alone if why is not None),
+    ]
 
-    backbones: the name of each trial's backbone, by trial id, where they differ; all are measured on `engine`.
-    free: bytes that may still be taken; by default what the machine or the device has left.
-    """
-    device = engine.backbone.device
-    budget = (memory.available(device) if free is None else free) * SHARE_OF_FREE
-    split = _split(engine, inputs, backbones or {})
-    return tuple(_fitted(engine, group, why, budget) for group, why in split)
+
+def _why_alone(method: Method | type[Method], family: Family) -> str | None:
+    if not method.abilities.shares_backbone:
+        return f"{method.name} changes the backbone, so each of its trials trains alone, on a private copy"
+    if not family.shares:
+        return (
+            f"a leaf of {family.model_type} also runs on a table that belongs to no trial, so each of its trials trains "
+            "alone"
+        )
+    return None
 
 
 def fit(
@@ -66,81 +87,24 @@ def fit(
     parked: int = 0,
     size: int | None = None,
     free: int | None = None,
+    alone: str | None = None,
 ) -> Planned:
-    """The limits of one cohort of trials that may share a pass.
+    """The limits of one cohort: the largest up to the default ones whose needs stay within what may be taken.
 
     inputs: its trials, or some that stand for them. parked: how many more keep their states beside those that train.
-    size: how many train at once at most, where the user has said so. free: as in `plan`.
+    size: how many train at once at most, where the user has said so. free: bytes that may still be taken; by default what
+    the machine or the device has left. alone: why they train one after the other (`Group.why`).
     """
-    budget = (memory.available(engine.backbone.device) if free is None else free) * SHARE_OF_FREE
-    return _fitted(engine, inputs, (), budget, parked=parked, size=size)
-
-
-def cohorts(inputs: Sequence[TrialInput], backbone_shares: bool = True) -> list[list[TrialInput]]:
-    """The trials that share a backbone in one cohort, each of the others alone; in the order given.
-
-    backbone_shares: False for a family whose trials cannot train together (`families.Family.shares`).
-    """
-    sharing = [i for i in inputs if backbone_shares and i.method.abilities.shares_backbone]
-    alone = [i for i in inputs if not (backbone_shares and i.method.abilities.shares_backbone)]
-    return [*([sharing] if sharing else []), *([given] for given in alone)]
-
-
-def default_limits(device: str) -> Limits:
-    """Enough for the machine's matrix rate and no more, since activations cost memory by the token."""
-    if device.startswith("cuda"):
-        return Limits(trials=64, tokens=65_536)  # assumption, not measured
-    # On two cores with MiniLM passes of 100,000 tokens ran at a third of the speed of passes of 4,000: fresh memory for
-    # each activation then costs more than the products. docs/lab-notes.md, "tokens in a pass".
-    return Limits(trials=32, tokens=4_096)
-
-
-def _split(
-    engine: Engine, inputs: Sequence[TrialInput], backbones: Mapping[str, str]
-) -> list[tuple[list[TrialInput], tuple[str, ...]]]:
-    """Groups that may train together, each with why it is apart from the rest."""
-    family = engine.backbone.family
-    by_backbone: dict[str, list[TrialInput]] = {}
-    for given in inputs:
-        by_backbone.setdefault(backbones.get(given.spec.id, ""), []).append(given)
-    found: list[tuple[list[TrialInput], tuple[str, ...]]] = []
-    for name, members in by_backbone.items():
-        other = (
-            (f"trials of another backbone than {name} cannot share its pass",)
-            if len(by_backbone) > 1
-            else ()
-        )
-        for group in cohorts(members, family.shares):
-            method = group[0].method
-            why = other
-            if not method.abilities.shares_backbone:
-                why += (f"{method.name} changes the backbone, so each trial needs a private copy",)
-            elif not family.shares and len(members) > 1:
-                why += (
-                    f"a leaf of {family.model_type} also runs on a table that belongs to no trial, so its trials cannot "
-                    "share a pass",
-                )
-            found.append((group, why))
-    return found
-
-
-def _fitted(
-    engine: Engine,
-    group: Sequence[TrialInput],
-    why: tuple[str, ...],
-    budget: float,
-    *,
-    parked: int = 0,
-    size: int | None = None,
-) -> Planned:
-    """The largest limits up to the default ones whose needs stay within the budget."""
-    default = default_limits(str(engine.backbone.device))
-    rates = memory.measure(engine, group)
-    most = min(default.trials if size is None else size, len(group))
-    floor = max(memory.worst_batch(given) for given in group)
+    device = engine.backbone.device
+    budget = (memory.available(device) if free is None else free) * SHARE_OF_FREE
+    default = default_limits(str(device))
+    rates = memory.measure(engine, inputs)
+    wished = default.trials if size is None else size
+    most = 1 if alone else min(wished, len(inputs))
+    floor = max(memory.worst_batch(given) for given in inputs)
 
     def needs(trials: int, tokens: int) -> Needs:
-        return memory.needs(engine, group, rates, trials=trials, tokens=tokens, parked=parked)
+        return memory.needs(engine, inputs, rates, trials=trials, tokens=tokens, parked=parked)
 
     def need(trials: int, tokens: int) -> int:
         return needs(trials, tokens).beyond_backbone
@@ -150,12 +114,17 @@ def _fitted(
     trials = _largest(1, most, lambda n: need(n, smallest) <= budget)
     tokens = _largest(smallest, default.tokens, lambda n: need(trials, n) <= budget)
     limits = Limits(trials, tokens)
-    return Planned(
-        tuple(group),
-        limits,
-        needs(trials, tokens),
-        (*why, *_told(limits, Limits(most, default.tokens), need, budget)),
-    )
+    told = _told(limits, Limits(most, default.tokens), need, budget)
+    return Planned(limits, needs(trials, tokens), (*([alone] if alone else []), *told))
+
+
+def default_limits(device: str) -> Limits:
+    """Enough for the machine's matrix rate and no more, since activations cost memory by the token."""
+    if device.startswith("cuda"):
+        return Limits(trials=64, tokens=65_536)  # assumption, not measured
+    # On two cores with MiniLM passes of 100,000 tokens ran at a third of the speed of passes of 4,000: fresh memory for
+    # each activation then costs more than the products. docs/lab-notes.md, "tokens in a pass".
+    return Limits(trials=32, tokens=4_096)
 
 
 def _largest(low: int, high: int, fits: Callable[[int], bool]) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
-from fleetune.cohort.plan import Planned
 from fleetune.cohort.train import (
     EpochDone,
     Event,
@@ -32,9 +31,8 @@ class Lines:
         self.state.follow(event)
         if isinstance(event, Started):
             self._cohort()
-        elif isinstance(event, Planned):
-            for sentence in event.why:
-                self.write(visible(sentence))
+        for sentence in self.state.news(event):
+            self.write(visible(sentence))
         line = self._line(event)
         if line:
             self.write(visible(line))

@@ -16,7 +16,6 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from fleetune.cohort.plan import Planned
 from fleetune.cohort.train import Event, TrialFailed
 from fleetune.cohort.trial import Trial
 from fleetune.live.state import State, clock, epoch_of, loss_of, scores_of
@@ -64,9 +63,8 @@ class Screen:
         self.state.follow(event)
         if isinstance(event, TrialFailed):
             self.console.print(Text(visible(f"{event.trial.id} failed: {event.reason}")))
-        elif isinstance(event, Planned):
-            for sentence in event.why:
-                self.console.print(Text(visible(sentence)))
+        for sentence in self.state.news(event):
+            self.console.print(Text(visible(sentence)))
         now = self.state.clock()
         if now >= self.due:
             self.live.refresh()

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from fleetune.cohort.plan import Planned
 from fleetune.cohort.train import (
     Advanced,
     EpochDone,
@@ -89,6 +90,7 @@ class State:
         self.tokens = plan.tokens_before
         self._ended = set(plan.ended)
         self._seen: set[str] = set()
+        self._told: set[str] = set()
         self._rounds: deque[tuple[float, int, int]] = deque([(clock(), 0, 0)], maxlen=ROUNDS)
 
     def follow(self, event: Event) -> None:
@@ -111,6 +113,13 @@ class State:
             if isinstance(event, TrialFailed):
                 self.failed += 1
                 self._give_up(event.trial)
+
+    def news(self, event: Event) -> list[str]:
+        """What a plan says that no earlier one has said: cohorts of one trial each have the same reason to be apart."""
+        said = event.why if isinstance(event, Planned) else ()
+        found = [sentence for sentence in said if sentence not in self._told]
+        self._told.update(found)
+        return found
 
     @property
     def ended(self) -> int:

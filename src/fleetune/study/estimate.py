@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from fleetune.backbone.families import family_of
 from fleetune.backbone.sites import SiteMap
-from fleetune.cohort.plan import default_limits
+from fleetune.cohort.plan import default_limits, groups
 from fleetune.methods.base import count_parameters
+from fleetune.methods.table import method_class
 from fleetune.study import plan
 from fleetune.study.checkpoints import KEPT
 from fleetune.study.prepare import DTYPES, Prepared, PreparedTask
@@ -134,22 +136,20 @@ def _proposals(
 
 def _cohorts(prepared: Prepared, arms: list[dict[str, Any]], at_once: int) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
-    shares = {a.name: plan.shares_backbone(a) for a in prepared.arms}
+    family = family_of(prepared.backbone.config)
     for task in prepared.tasks:
         mine = [a for a in arms if a["task"] == task.rows.task.name]
         for phase in (SEARCH, CONFIRM):
-            together = [a for a in mine if shares[a["arm"]] and a[phase]["trials"]]
-            alone = [[a] for a in mine if not shares[a["arm"]] and a[phase]["trials"]]
-            for group in [*([together] if together else []), *alone]:
-                trials = sum(a[phase]["trials"] for a in group)
-                sharing = shares[group[0]["arm"]]
+            training = [a for a in mine if a[phase]["trials"]]
+            for group in groups(training, lambda a: method_class(a["method"]), family):
+                trials = sum(a[phase]["trials"] for a in group.members)
                 found.append(
                     {
                         "task": task.rows.task.name,
                         "phase": phase,
-                        "arms": [a["arm"] for a in group],
+                        "arms": [a["arm"] for a in group.members],
                         "trials": trials,
-                        "at_once": min(trials, at_once) if sharing else 1,
+                        "at_once": min(trials, at_once) if group.shares else 1,
                     }
                 )
     return found

@@ -33,9 +33,10 @@ def planned(
     *,
     parked: int = 0,
     size: int | None = None,
+    alone: str | None = None,
 ) -> Planned:
-    """Plan a stage and write it down. sample, parked, size: as `fleetune.cohort.plan.fit` has them."""
-    found = fit(engine, sample, parked=parked, size=size)
+    """Plan a stage and write it down. sample, parked, size, alone: as `fleetune.cohort.plan.fit` has them."""
+    found = fit(engine, sample, parked=parked, size=size, alone=alone)
     journal.append(
         PLANNED,
         stage=stage,

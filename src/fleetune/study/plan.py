@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from fleetune.cohort.trial import TrialInput
+from fleetune.methods.base import Method
 from fleetune.methods.table import method_class
 from fleetune.study.journal import Journal
 from fleetune.study.prepare import Prepared, PreparedTask
@@ -46,9 +47,9 @@ def budgets(prepared: Prepared) -> list[tuple[Arm, Budget]]:
     return [(arm, equal if arm.searched else one) for arm in prepared.arms]
 
 
-def shares_backbone(arm: Arm) -> bool:
-    """Whether its trials may train with others through one backbone."""
-    return method_class(arm.method).abilities.shares_backbone
+def method(arm: Arm) -> type[Method]:
+    """The method of all its trials."""
+    return method_class(arm.method)
 
 
 def search(prepared: Prepared, task: PreparedTask, arms: Sequence[Arm], journal: Journal) -> Search:

@@ -19,7 +19,7 @@ from typing import Any
 import tomli_w
 
 from fleetune.backbone.families import family_of
-from fleetune.cohort.plan import cohorts
+from fleetune.cohort.plan import groups
 from fleetune.cohort.schedule import FixedList, Resumable
 from fleetune.cohort.train import Advanced as Advanced
 from fleetune.cohort.trial import Trial, TrialInput
@@ -45,7 +45,6 @@ from fleetune.study.saving import Saving
 from fleetune.study.seal import Seal
 from fleetune.study.search import Chosen, Search, choose
 from fleetune.study.settings import TRAIN, as_toml
-from fleetune.study.space import Arm
 from fleetune.study.stage import Finish, Stage, Watch, ended
 
 
@@ -85,7 +84,7 @@ class Run:
         self.trials = trials
         self.save_steps = save_steps
         self.tell = tell
-        self.shares = family_of(prepared.backbone.config).shares
+        self.family = family_of(prepared.backbone.config)
 
     def train(self, watch: Watch) -> Outcome:
         """Train what is not yet done. RefusedError: another command has the folder, or it holds another run."""
@@ -199,17 +198,17 @@ class Run:
             )
         seal = Seal(self.journal, task)
         seal.declare(inputs)
-        for number, group in enumerate(cohorts(inputs, self.shares)):
+        for number, group in enumerate(groups(inputs, lambda i: i.method, self.family)):
             done = ended(self.journal)
-            if all(i.spec.id in done for i in group):
+            members = group.members
+            if all(i.spec.id in done for i in members):
                 continue
             name = f"{task.dataset.task.name}/{settings.phase}/{number}"
-            members = group
             snapshot = checkpoints.newest(self.folder / CHECKPOINTS, name)
-            if snapshot is None and "trial-done" in (done.get(i.spec.id) for i in group):
-                members = [i for i in group if i.spec.id not in done]
+            if snapshot is None and "trial-done" in (done.get(i.spec.id) for i in members):
+                members = [i for i in members if i.spec.id not in done]
             finish = partial(self._finish, seal)
-            self._stage(name, task, FixedList(members), group, finish, watch)
+            self._stage(name, task, FixedList(members), group.members, finish, watch, group.why)
 
     def _search(self, task: PreparedTask, watch: Watch) -> dict[str, Chosen]:
         """The setting of each arm, from the journal where it is there."""
@@ -224,14 +223,15 @@ class Run:
             if budget.trials == 0 and arm.name not in found:
                 found[arm.name] = Chosen(arm.name, {}, None, None)
                 self.journal.append("chosen", task=name, **asdict(found[arm.name]))
-        for number, group in enumerate(self._arm_groups([a for a, b in lanes if b.trials])):
-            if all(arm.name in found for arm in group):
+        searched = [arm for arm, budget in lanes if budget.trials]
+        for number, group in enumerate(groups(searched, plan.method, self.family)):
+            if all(arm.name in found for arm in group.members):
                 continue
-            search = plan.search(self.prepared, task, group, self.journal)
-            sample = plan.search_sample(self.prepared, task, group)
-            alone = not (self.shares and plan.shares_backbone(group[0]))
+            search = plan.search(self.prepared, task, group.members, self.journal)
+            sample = plan.search_sample(self.prepared, task, group.members)
             finish = partial(_searched, self.prepared.optimistic)
-            self._stage(f"{name}/search/{number}", task, search, sample, finish, watch, alone=alone)
+            stage = f"{name}/search/{number}"
+            self._stage(stage, task, search, sample, finish, watch, group.why)
             for lane in search.lanes:
                 if lane.arm.name in found:
                     continue  # a cut came between the arms of a group
@@ -239,12 +239,6 @@ class Run:
                 found[lane.arm.name] = best
                 self.journal.append("chosen", task=name, **asdict(best))
         return found
-
-    def _arm_groups(self, arms: Sequence[Arm]) -> list[list[Arm]]:
-        """Arms that search in one cohort: those that share a backbone together, each of the others alone."""
-        sharing = [a for a in arms if self.shares and plan.shares_backbone(a)]
-        alone = [[a] for a in arms if a not in sharing]
-        return [*([sharing] if sharing else []), *alone]
 
     def _stage(
         self,
@@ -254,10 +248,9 @@ class Run:
         sample: Sequence[TrialInput],
         finish: Finish,
         watch: Watch,
-        *,
-        alone: bool = False,
+        alone: str | None,
     ) -> None:
-        """sample: its trials, or what stands for them. alone: they cannot share a backbone, and train one after the other."""
+        """sample: its trials, or what stands for them. alone: why they train one after the other; None: they share."""
         self._load(task)
         stage = Stage(name, self.bench, schedule, self.journal, self.folder / CHECKPOINTS, finish)
         found = limits.known(name, self.bench.engine, self.journal)
@@ -268,7 +261,8 @@ class Run:
                 sample,
                 self.journal,
                 parked=len(sample) if isinstance(schedule, Search) else 0,
-                size=1 if alone else self.trials,
+                size=self.trials,
+                alone=alone,
             )
             watch(planned)
             found = planned.limits
