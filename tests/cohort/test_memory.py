@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +13,7 @@ import torch
 
 from fleetune.backbone.families import FAMILIES, Family
 from fleetune.cohort import memory
-from fleetune.cohort.memory import available, measure, needs, state_bytes
+from fleetune.cohort.memory import measure, needs, state_bytes
 from fleetune.cohort.plan import Group, default_limits, fit, groups
 from fleetune.cohort.trial import Trial, TrialInput
 from tests.cohort.outcomes import engine_of, trial
@@ -107,62 +106,6 @@ def test_methods_above_the_encoder_need_less_by_the_token() -> None:
     engine = engine_of("bert", torch.float32)
     head, lora = (measure(engine, [given]).training.by_token for given in (MIXED[2], MIXED[0]))
     assert head < lora
-
-
-# -- the machine ----------------------------------------------------------------------------------
-
-
-def machine(root: Path, free: int, groups: str, files: dict[str, str]) -> Path:
-    """A root with a /proc and control groups."""
-    (root / "proc/self").mkdir(parents=True)
-    (root / "proc/meminfo").write_text(f"MemTotal: 99 kB\nMemAvailable: {free // 1024} kB\n")
-    (root / "proc/self/cgroup").write_text(groups)
-    for name, text in files.items():
-        path = root / "sys/fs/cgroup" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    return root
-
-
-V2 = {
-    "a/memory.max": f"{4 * GIB}",
-    "a/memory.current": f"{3 * GIB}",
-    "a/memory.stat": f"anon 5\ninactive_file {GIB // 2}\n",
-    "a/b/memory.max": "max",
-    "a/b/memory.current": f"{GIB}",
-    "a/b/memory.stat": "inactive_file 0\n",
-}
-V1 = {
-    "memory/a/memory.limit_in_bytes": f"{2 * GIB}",
-    "memory/a/memory.usage_in_bytes": f"{2 * GIB}",
-    "memory/a/memory.stat": f"total_inactive_file {GIB // 4}\n",
-    "memory/memory.limit_in_bytes": "9223372036854771712",
-    "memory/memory.usage_in_bytes": "0",
-    "memory/memory.stat": "",
-}
-
-
-@pytest.mark.parametrize(
-    ("groups", "files", "expected"),
-    [
-        ("", {}, 8 * GIB),
-        ("0::/\n", {}, 8 * GIB),
-        # The limit of the group above holds too; files that were only read can be dropped.
-        ("0::/a/b\n", V2, GIB + GIB // 2),
-        ("4:memory:/a\n3:cpuset:/\n0::/\n", V1, GIB // 4),
-        ("4:cpu,memory:/elsewhere\n", V1, 8 * GIB),
-    ],
-)
-def test_available_is_the_least_of_machine_and_groups(
-    tmp_path: Path, groups: str, files: dict[str, str], expected: int
-) -> None:
-    root = machine(tmp_path, 8 * GIB, groups, files)
-    assert available(torch.device("cpu"), root) == expected
-
-
-def test_available_here_is_less_than_the_machine_has() -> None:
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    assert 0 < available(torch.device("cpu")) < total
 
 
 # -- plans ----------------------------------------------------------------------------------------

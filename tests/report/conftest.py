@@ -25,7 +25,9 @@ PLANS: dict[str, Plan] = {
         seeds=range(1000, 1006), stopped=("lora-q1-3",),
     ),
     "rank": Plan(arms=RANKS, phase="confirm", ranks=True, search=4),
-    "regression": Plan(tasks=("stsb",), regression=True, labels=("score",), seeds=(1, 2)),
+    "regression": Plan(
+        tasks=("stsb",), regression=True, labels=("score",), seeds=(1, 2), cohorts=False,
+    ),
     "sets": Plan(
         tasks=("mnli",), tests={"matched": 90, "mismatched": 95}, labels=("e", "n", "c"),
         protocol="paper", seeds=(1, 2),

@@ -93,6 +93,8 @@ class Plan:
     """Test rows of the user's own, with columns text and label; by default there are none, and no texts."""
     tensors: bool = True
     processor: str = "AMD EPYC"
+    cohorts: bool = True
+    """Whether the journal tells of them; early ones did not."""
 
 
 def write_run(folder: Path, plan: Plan) -> Path:
@@ -138,6 +140,7 @@ class _Events:
     def __init__(self) -> None:
         self.clock = START
         self.all: list[dict[str, Any]] = []
+        self.stages: list[str] = []
 
     def add(self, kind: str, **facts: Any) -> None:
         self.all.append({"kind": kind, "time": self.clock, **facts})
@@ -184,6 +187,16 @@ def _write_trial(
 ) -> None:
     ident = trial["id"]
     started = {k: v for k, v in trial.items() if k not in ("skill", "arm")}
+    stage = f"{trial['task']}/{trial['phase']}/0"
+    if plan.cohorts and stage not in events.stages:
+        events.stages.append(stage)
+        events.add(
+            "planned", stage=stage, at_once=3, tokens=4096, bytes=123_456_789,
+            why=[] if trial["phase"] == "search" else ["3 of 10 trials train at once: <b>states</b>"],
+        )  # fmt: skip
+        events.add("stage-done", stage=stage, peak_bytes=987_654_321)
+    if plan.cohorts:
+        started["stage"] = stage
     events.add("trial-started", **started, total_steps=80, step=0)
     ends = ident in (*plan.failed, *plan.stopped, *plan.unfinished)
     draw = stream(7, "epochs", ident)

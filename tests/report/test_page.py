@@ -466,6 +466,23 @@ def test_a_stopped_trial_ends_in_the_timeline_when_it_was_stopped(write: Write) 
     assert (row["phase"], row["status"]) == ("search", "stopped")
 
 
+def test_cohorts_are_listed_with_what_they_reached(write: Write) -> None:
+    page = write("study")
+    assert [c["stage"] for c in page.facts["cohorts"]] == ["rte/search/0", "rte/confirm/0"]
+    assert sum(len(c["trials"]) for c in page.facts["cohorts"]) == len(page.facts["trials"])
+    assert {r["cohort"] for r in page.page["timeline"]} == {"rte/search/0", "rte/confirm/0"}
+    table = page.html.partition("Cohorts: trials that trained together")[2].partition("</table>")[0]
+    for told in ("rte/search/0", "118 MiB", "942 MiB", "&lt;b&gt;states&lt;/b&gt;"):
+        assert told in table, told
+
+
+def test_a_journal_without_cohorts_is_shown_by_its_phases(write: Write) -> None:
+    page = write("regression")
+    assert page.facts["cohorts"] == []
+    assert "Cohorts: trials" not in page.html and "Trials over time" in page.html
+    assert {r["cohort"] for r in page.page["timeline"]} == {None}
+
+
 def test_the_memory_of_a_method_is_that_of_its_parameters_and_adam(write: Write) -> None:
     for e in write("study").facts["estimates"]:
         count = e["trainable_parameters"]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fleetune.cohort import memory
+from fleetune.cohort import room
 from fleetune.cohort.plan import Planned, default_limits
 from fleetune.cohort.train import EpochDone
 from fleetune.study.prepare import Prepared
@@ -40,7 +40,7 @@ def plans(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def free(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
-    monkeypatch.setattr(memory, "available", lambda device, root=None: count)
+    monkeypatch.setattr(room, "available", lambda device, root=None: count)
 
 
 def tight(wished: dict[str, dict[str, Any]]) -> int:

@@ -1,4 +1,4 @@
-"""What a cohort needs of a machine's memory, what the machine has left, and how to go back when it was not enough.
+"""What a cohort needs of a machine's memory, and how to go back when it was not enough.
 
 Notation: K trials, P trainable parameters of one, T tokens of a pass, L tokens of a sequence. Formulas: docs/scaling.md.
 
@@ -16,7 +16,6 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -274,63 +273,6 @@ class _Allocations(TorchDispatchMode):
 
 def _tensors(tree: Any) -> Iterator[Tensor]:
     return (leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor))
-
-
-# -- the machine ----------------------------------------------------------------------------------
-
-
-def available(device: torch.device, root: Path = Path("/")) -> int:
-    """Bytes that this process may still take: of the device, or of the machine and of every control group around it."""
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return free + unused
-    return min([_machine(root), *_groups(root)])
-
-
-def _machine(root: Path) -> int:
-    for line in (root / "proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    raise ValueError("/proc/meminfo names no MemAvailable; the kernel must be 3.14 or newer")
-
-
-def _groups(root: Path) -> Iterator[int]:
-    """What each control group above this process leaves: version 2, and the memory controller of version 1."""
-    try:
-        lines = (root / "proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        mount = root / "sys/fs/cgroup"
-        if controllers == "":
-            names = ("memory.max", "memory.current", "inactive_file")
-        elif "memory" in controllers.split(","):
-            mount /= "memory"
-            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-        else:
-            continue
-        inside = mount / path.lstrip("/")
-        for folder in (inside, *inside.parents):
-            left = _left(folder, *names)
-            if left is not None:
-                yield left
-            if folder == mount:
-                break
-
-
-def _left(folder: Path, limit: str, used: str, reclaimable: str) -> int | None:
-    """Limit less use, where files that were only read count as free; None where there is no limit."""
-    try:
-        most = (folder / limit).read_text().strip()
-        if most == "max" or int(most) >= 1 << 60:
-            return None
-        stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-        now = int((folder / used).read_text())
-    except (OSError, ValueError):
-        return None
-    return max(int(most) - now + int(stat.get(reclaimable, 0)), 0)
 
 
 # -- when it was not enough -----------------------------------------------------------------------

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from fleetune.backbone.families import Family
-from fleetune.cohort import memory
+from fleetune.cohort import memory, room
 from fleetune.cohort.engine import Engine
 from fleetune.cohort.memory import Needs
 from fleetune.cohort.trial import TrialInput
@@ -96,7 +96,7 @@ def fit(
     the machine or the device has left. alone: why they train one after the other (`Group.why`).
     """
     device = engine.backbone.device
-    budget = (memory.available(device) if free is None else free) * SHARE_OF_FREE
+    budget = (room.available(device) if free is None else free) * SHARE_OF_FREE
     default = default_limits(str(device))
     rates = memory.measure(engine, inputs)
     wished = default.trials if size is None else size

@@ -64,6 +64,7 @@ def _facts(folder: Path, events: list[dict[str, Any]]) -> dict[str, Any]:
         "over_tasks": [],
         "arms": study_facts.arm_facts(events, trials),
         "rank": [],
+        "cohorts": _cohorts(events),
     }
     read = partial(_outputs, folder)
     facts["verdicts"] = study_facts.verdicts(facts, read)
@@ -156,6 +157,29 @@ def _trial(ident: str, events: list[dict[str, Any]]) -> dict[str, Any]:
         "train": (done or {}).get("train", {}),
         "tokens": (done or {}).get("tokens"),
     }
+
+
+def _cohorts(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The stages of the run, each a cohort, in their order: how it was planned, and the most memory that was held."""
+    found: dict[str, dict[str, Any]] = {}
+    for e in events:
+        if e["kind"] == "planned":
+            found[e["stage"]] = {
+                "stage": e["stage"],
+                "trials": [],
+                "at_once": e["at_once"],
+                "tokens": e["tokens"],
+                "planned_bytes": e["bytes"],
+                "peak_bytes": None,
+                "why": e["why"],
+            } | {k: v for k, v in found.get(e["stage"], {}).items() if k == "trials"}
+        elif e["kind"] == "trial-started" and e.get("stage") in found:
+            trials = found[e["stage"]]["trials"]
+            if e["id"] not in trials:
+                trials.append(e["id"])
+        elif e["kind"] == "stage-done" and e["stage"] in found:
+            found[e["stage"]]["peak_bytes"] = e["peak_bytes"]
+    return list(found.values())
 
 
 def _setting(trial: dict[str, Any]) -> str:

@@ -29,6 +29,7 @@ NAME = "report.html"
 Facts = dict[str, Any]
 # A page lists so many trials; the rest is in results.parquet.
 MOST_TRIALS = 500
+MOST_COHORTS = 50
 PROTOCOLS = {
     "holdout": "epochs and settings are chosen on rows held out of train; the test set is opened once a trial, at its end",
     "cv": "settings are chosen by cross-validation within train; the test set is opened once a trial, at its end",
@@ -68,6 +69,7 @@ def render(facts: Facts, page: Facts) -> str:
         ranks=facts.get("rank", []),
         compared={(v["task"], v["name"], v["reference"]) for v in words.verdict_records(facts)},
         arms=[a for a in facts.get("arms", []) if a["search"]["tried"]],
+        cohorts=facts["cohorts"][:MOST_COHORTS],
         sections=sections.sections(facts, page),
         trials=[(t, *_scores(t)) for t in trials[:MOST_TRIALS]],
         datasets=datasets(facts),

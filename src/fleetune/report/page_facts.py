@@ -245,6 +245,7 @@ def timeline(events: Sequence[dict[str, Any]], facts: dict[str, Any]) -> list[di
     first, last = (events[0]["time"], events[-1]["time"]) if events else (0.0, 0.0)
     starts: dict[str, float] = {}
     ends: dict[str, float] = {}
+    cohorts = {ident: c["stage"] for c in facts["cohorts"] for ident in c["trials"]}
     for e in events:
         if e["kind"] == "trial-started":
             starts.setdefault(e["id"], e["time"] - first)
@@ -256,6 +257,7 @@ def timeline(events: Sequence[dict[str, Any]], facts: dict[str, Any]) -> list[di
             "method": t["method"],
             "task": t["task"],
             "phase": t["phase"],
+            "cohort": cohorts.get(t["id"]),
             "status": t["status"],
             "start": round(starts[t["id"]], 3),
             "end": round(ends.get(t["id"], last - first), 3),

@@ -90,7 +90,7 @@ def timeline(rows: Sequence[Facts], name: str) -> Drawn:
         legend(axes, methods)
 
     bad = [r for r in rows if r["status"] != "done"]
-    told = f"{plural(len(rows), 'trial')} in {duration(last)}"
+    told = f"{plural(len(rows), 'trial')} in {plural(len(bands), 'cohort')}, {duration(last)}"
     told += (
         f"; marked with a cross: {', '.join(r['id'] + ' ' + r['status'] for r in bad[:8])}"
         if bad
@@ -104,13 +104,13 @@ def timeline(rows: Sequence[Facts], name: str) -> Drawn:
         height=min(80 + 11 * len(rows), 440),
         note="One line a trial, in the order of their starts. Trials that run at the same time share a cohort: one pass through "
         "the backbone for all of them."
-        + (" A band: a phase of the run." if len(bands) > 1 else "")
+        + (" A band: a cohort, named by its phase." if len(bands) > 1 else "")
         + (" A cross: stopped early, failed, or not ended." if bad else ""),
     )
 
 
 def _draw_bands(axes: Any, bands: Sequence[tuple[str, int, int]], rows: int) -> None:
-    """Shade every other phase, and name those that are high enough for a name."""
+    """Shade every other cohort, and name those that are high enough for a name."""
     for number, (told, first, end) in enumerate(bands):
         if number % 2:
             axes.axhspan(0.5 - first, 0.5 - end, color=RULE, alpha=0.35, linewidth=0)
@@ -124,16 +124,19 @@ def _draw_bands(axes: Any, bands: Sequence[tuple[str, int, int]], rows: int) -> 
 
 
 def _bands(rows: Sequence[Facts]) -> list[tuple[str, int, int]]:
-    """(name, first row, row after the last) of each phase of each task, in the order of their starts."""
+    """(name, first row, row after the last) of each cohort, in the order of their starts; of each phase where none is known."""
     several = len({r["task"] for r in rows}) > 1
-    found: list[tuple[str, int, int]] = []
+    found: list[tuple[tuple[str, str, str | None], int, int]] = []
     for i, r in enumerate(rows):
-        told = f"{r['task']}, {r['phase']}" if several else r["phase"]
-        if found and found[-1][0] == told:
-            found[-1] = (told, found[-1][1], i + 1)
+        key = (r["task"], r["phase"], r["cohort"])
+        if found and found[-1][0] == key:
+            found[-1] = (key, found[-1][1], i + 1)
         else:
-            found.append((told, i, i + 1))
-    return found
+            found.append((key, i, i + 1))
+    return [
+        (f"{task}, {phase}" if several else phase, first, end)
+        for (task, phase, _), first, end in found
+    ]
 
 
 def history(search: Sequence[Facts], name: str) -> Drawn:

@@ -76,6 +76,7 @@ FIELDS: Mapping[str, Mapping[str, Rule]] = {
     "trial-started": {
         **{"id": NAME, "task": TEXT, "method": TEXT, "phase": TEXT, "seed": WHOLE},
         **{"hyperparameters": TABLE, "training": TRAINING, "trainable_parameters": COUNTS},
+        "stage": ("a text, or null", _or_none(TEXT[1])),
     },
     "epoch": {
         **{"id": NAME, "epoch": WHOLE, "step": WHOLE, "loss": NUMBER, "seconds": NUMBER},
@@ -86,6 +87,14 @@ FIELDS: Mapping[str, Mapping[str, Rule]] = {
         "selection": SCORES,
         "test": ("a table of numbers, or null", _or_none(_each(_is_number))),
         "tests": ("a table of numbers for each test set", _each(_each(_is_number))),
+    },
+    "planned": {
+        **{"stage": TEXT, "at_once": WHOLE, "tokens": WHOLE, "bytes": WHOLE},
+        "why": ("a list of texts", _are(TEXT[1])),
+    },
+    "stage-done": {
+        "stage": TEXT,
+        "peak_bytes": ("a whole number, or null", _or_none(_is_whole)),
     },
     "trial-stopped": {"id": NAME, "best_epoch": WHOLE, "seconds": NUMBER},
     "trial-failed": {"id": NAME, "reason": TEXT},

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fleetune.cohort import memory
+from fleetune.cohort import room
 from fleetune.cohort.engine import Engine
 from fleetune.cohort.plan import Limits, Planned, fit
 from fleetune.cohort.trial import TrialInput
@@ -20,7 +20,7 @@ PLANNED = "planned"
 def known(stage: str, engine: Engine, journal: Journal) -> Limits | None:
     """The limits that an earlier command gave a stage, where there is memory for them."""
     told = [e for e in journal.events if e["kind"] == PLANNED and e["stage"] == stage]
-    if not told or told[-1]["bytes"] > memory.available(engine.backbone.device):
+    if not told or told[-1]["bytes"] > room.available(engine.backbone.device):
         return None
     return Limits(told[-1]["at_once"], told[-1]["tokens"])
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fleetune.cohort.plan import Limits, Planned
+from fleetune.cohort.room import HighWater
 from fleetune.cohort.schedule import Resumable
 from fleetune.cohort.train import (
     Advanced,
@@ -67,6 +68,7 @@ class Stage:
         cohort = Cohort(
             self.bench.engine, self.schedule, size=limits.trials, max_tokens=limits.tokens
         )
+        held = HighWater(self.bench.engine.backbone.device)
         self._go_on(cohort, watch)
         saving.saved(cohort.active)
         with deferred() as stop:
@@ -77,6 +79,7 @@ class Stage:
                     self._follow(event)
                 watch(event)
                 stop.check()
+        self.journal.append("stage-done", stage=self.name, peak_bytes=held.bytes)
 
     def _go_on(self, cohort: Cohort, watch: Watch) -> None:
         snapshot = checkpoints.newest(self.folder, self.name)
@@ -131,6 +134,7 @@ class Stage:
         self.journal.append(
             "trial-started",
             id=spec.id,
+            stage=self.name,
             task=spec.task,
             method=spec.method,
             hyperparameters=dict(spec.hyperparameters),

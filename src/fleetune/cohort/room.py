@@ -1,0 +1,104 @@
+"""What memory the machine has left, and the most that this process has held.
+
+Not covered: what a cohort needs (memory.py).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+
+def available(device: torch.device, root: Path = Path("/")) -> int:
+    """Bytes that this process may still take: of the device, or of the machine and of every control group around it."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return free + unused
+    return min([_machine(root), *_groups(root)])
+
+
+def _machine(root: Path) -> int:
+    try:
+        return _kib(root / "proc/meminfo", "MemAvailable")
+    except (OSError, ValueError):
+        # No Linux, or one before 3.14: nobody says what is free, so half of what there is.
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+def _kib(path: Path, name: str) -> int:
+    """A line `name: 123 kB` of a file of the kernel's, in bytes."""
+    for line in path.read_text().splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1]) * 1024
+    raise ValueError(f"{path} names no {name}")
+
+
+def _groups(root: Path) -> Iterator[int]:
+    """What each control group above this process leaves: version 2, and the memory controller of version 1."""
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        mount = root / "sys/fs/cgroup"
+        if controllers == "":
+            names = ("memory.max", "memory.current", "inactive_file")
+        elif "memory" in controllers.split(","):
+            mount /= "memory"
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        else:
+            continue
+        inside = mount / path.lstrip("/")
+        for folder in (inside, *inside.parents):
+            left = _left(folder, *names)
+            if left is not None:
+                yield left
+            if folder == mount:
+                break
+
+
+def _left(folder: Path, limit: str, used: str, reclaimable: str) -> int | None:
+    """Limit less use, where files that were only read count as free; None where there is no limit."""
+    try:
+        most = (folder / limit).read_text().strip()
+        if most == "max" or int(most) >= 1 << 60:
+            return None
+        stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        now = int((folder / used).read_text())
+    except (OSError, ValueError):
+        return None
+    return max(int(most) - now + int(stat.get(reclaimable, 0)), 0)
+
+
+class HighWater:
+    """The most memory that was held since this object was made: on a GPU by torch's tensors, else by the whole process.
+
+    Of a process it is the resident memory, the libraries and the backbone included. One at a time: a new one starts the count
+    again for all.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.counts = True
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+            return
+        try:
+            # Linux: sets the mark back to what is resident now.
+            Path("/proc/self/clear_refs").write_text("5")
+        except OSError:
+            self.counts = False
+
+    @property
+    def bytes(self) -> int | None:
+        """None where the system does not tell."""
+        if not self.counts:
+            return None
+        if self.device.type == "cuda":
+            return int(torch.cuda.max_memory_allocated(self.device))
+        return _kib(Path("/proc/self/status"), "VmHWM")
