@@ -21,7 +21,7 @@ import pytest
 
 from fleetune.artifact import layout
 from fleetune.cohort.train import Advanced, EpochDone, TrialDone
-from fleetune.errors import RefusedError, SettingsError
+from fleetune.errors import DataError, RefusedError, SettingsError
 from fleetune.report import tables
 from fleetune.report.facts import run_facts
 from fleetune.study import checkpoints, journal
@@ -273,6 +273,39 @@ def test_a_damaged_snapshot_is_set_aside_and_the_one_before_is_used(
         assert path.name.endswith(".damaged")
         path.unlink()
     assert_same_run(folder, whole)
+
+
+def _forget_best(tensors, numbers) -> None:
+    del tensors["best.0"]
+
+
+def _narrow(tensors, numbers) -> None:
+    tensors["flat.0"] = tensors["flat.0"][:1].clone()  # copying it would fill the whole tensor
+
+
+def _half(tensors, numbers) -> None:
+    tensors["adam.exp_avg.0"] = tensors["adam.exp_avg.0"].half()
+
+
+def _foreign(tensors, numbers) -> None:
+    tensors["of.another.program"] = tensors["flat.0"].clone()
+
+
+def _no_step(tensors, numbers) -> None:
+    del numbers["micro_step"]
+
+
+@pytest.mark.parametrize("forge", [_forget_best, _narrow, _half, _foreign, _no_step])
+def test_a_snapshot_of_other_trials_is_refused_though_its_sums_hold(wide, tmp_path, forge) -> None:
+    prepared, _, events = wide
+    folder = tmp_path / "run"
+    stopped_after_two_snapshots(prepared, events, folder)
+    newest = checkpoints.snapshots(folder / "checkpoints")[0]
+    states = newest.states()
+    forge(*states[min(states)])
+    checkpoints.write_all(folder / "checkpoints", states, note=newest.note)
+    with pytest.raises(DataError, match="no snapshot of these trials"):
+        train(folder, prepared)
 
 
 def test_without_any_whole_snapshot_trials_start_again_and_that_is_told(

@@ -214,7 +214,8 @@ class Trial:
         return tensors, numbers
 
     def restore(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
-        """Go on from what `checkpoint` gave."""
+        """Go on from what `checkpoint` gave. KeyError, TypeError or ValueError for what no checkpoint of this trial is."""
+        self._refuse_misfits(tensors)
         self.owned.restore([tensors[f"flat.{i}"] for i in range(len(self.owned.flats))])
         self.best = [tensors[f"best.{i}"].clone() for i in range(len(self.owned.flats))]
         moments = {k.removeprefix("adam."): v for k, v in tensors.items() if k.startswith("adam.")}
@@ -226,6 +227,19 @@ class Trial:
                 grad.copy_(tensors[f"grad.{i}"])
         self.best_epoch, self.seconds_before = numbers["best_epoch"], numbers["seconds"]
         self.results = [EpochResult(**result) for result in numbers["results"]]
+
+    def _refuse_misfits(self, tensors: dict[str, Tensor]) -> None:
+        """A copy would broadcast a smaller tensor, and nobody would see it."""
+        for name, tensor in tensors.items():
+            part, _, number = name.rpartition(".")
+            flat = self.owned.flats[int(number)]
+            wanted = (1,) if part == "adam.step" else tuple(flat.shape)
+            if tensor.numel() != math.prod(wanted) or (
+                part != "adam.step" and (tuple(tensor.shape), tensor.dtype) != (wanted, flat.dtype)
+            ):
+                raise ValueError(
+                    f"{name} is {tensor.dtype} {list(tensor.shape)}, where {self.id} has {flat.dtype} {list(wanted)}"
+                )
 
     def best_state(self) -> dict[str, Tensor]:
         """The weights of the best epoch by name; the trial goes on with them."""

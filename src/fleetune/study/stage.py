@@ -28,6 +28,7 @@ from fleetune.cohort.train import (
     TrialStopped,
 )
 from fleetune.cohort.trial import Trial
+from fleetune.errors import DataError
 from fleetune.methods.base import count_parameters
 from fleetune.study import checkpoints
 from fleetune.study.journal import Journal
@@ -85,6 +86,23 @@ class Stage:
         snapshot = checkpoints.newest(self.folder, self.name)
         if snapshot is None:
             return
+        try:
+            placed = self._placed(cohort, snapshot)
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+            raise DataError(
+                str(self.folder / f"snapshot-{snapshot.number}.json"),
+                [
+                    f"its checksums hold, but it is no snapshot of these trials ({type(error).__name__}: {error}); "
+                    "restore the run's folder from a copy, or give another --output-dir"
+                ],
+            ) from None
+        for trial in placed:
+            event = Started(trial)
+            self._follow(event)
+            watch(event)
+
+    def _placed(self, cohort: Cohort, snapshot: checkpoints.Snapshot) -> list[Trial]:
+        """Put schedule and cohort where they were; the trials that train."""
         note, states = snapshot.note, snapshot.states()
         self.schedule.restore(note["schedule"])
         # As before the cut, where that fits: who shares a pass changes the last bits of a product.
@@ -93,10 +111,8 @@ class Stage:
         cohort.max_eval_tokens = min(note["max_eval_tokens"], cohort.max_eval_tokens)
         for ident in note["parked"]:
             cohort.place(self.schedule.given(ident), states[ident], parked=True)
-        for ident in note["active"]:
-            event = Started(cohort.place(self.schedule.given(ident), states[ident]))
-            self._follow(event)
-            watch(event)
+        given = self.schedule.given
+        return [cohort.place(given(ident), states[ident]) for ident in note["active"]]
 
     def _follow(self, event: Event) -> None:
         if isinstance(event, EpochDone):
