@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from scipy import stats
 
@@ -69,3 +70,23 @@ def test_six_tasks_are_compared_together(tmp_path: Path) -> None:
 def test_five_tasks_are_not(tmp_path: Path) -> None:
     facts = run_facts(write_run(tmp_path / "run", Plan(tasks=TASKS[:5])))
     assert facts["over_tasks"] == [] and "over all tasks" not in found(facts)
+
+
+def test_a_rank_study_by_a_correlation_has_a_slope_too(tmp_path: Path) -> None:
+    """Of a metric that is no mean over examples: least squares on the means of each rank's trainings."""
+    arms = tuple(lora(r, 0.7 + 0.05 * i) for i, r in enumerate((1, 2, 8)))
+    plan = Plan(
+        arms=arms, phase="confirm", ranks=True, search=2, regression=True, tasks=("stsb",),
+        labels=("score",), tests={"test": 60},
+    )  # fmt: skip
+    facts = run_facts(write_run(tmp_path / "run", plan))
+    (study,) = facts["rank"]
+    trend, ranks = study["trend"], study["ranks"]
+    assert study["metric"] == "pearson" and [r["r"] for r in ranks] == [1, 2, 8]
+    oracle = np.polyfit(np.log2([1, 2, 8]), [r["value"] for r in ranks], 1)[0]
+    assert trend["slope"] == pytest.approx(oracle) and trend["low"] < oracle < trend["high"]
+    differences = [r["value"] - ranks[0]["value"] for r in ranks[1:]]
+    assert [c["difference"] for c in trend["contrasts"]] == pytest.approx(differences)
+    assert "pseudo-values" in trend["how"]
+    html = render(facts, page_facts(tmp_path / "run", facts))
+    assert "Each doubling of the rank of lora changes pearson by" in html

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 from bench.simulated import NOISES, simulate
 from scipy import stats
+from sklearn import metrics
 
 from fleetune.seeds import stream
 from fleetune.stats.compare import compare
 from fleetune.stats.crossed import contrast
-from fleetune.stats.rank import effective_rank, rank_trend
+from fleetune.stats.rank import effective_rank, rank_trend, rank_trend_scores
+from fleetune.stats.scores import compare_scores
 
 
 def study(
@@ -116,6 +119,70 @@ def test_wrong_input_is_named(
 ) -> None:
     with pytest.raises(ValueError, match=words):
         rank_trend(scores, reference=reference)
+
+
+# --- any score
+
+
+def answers(*name: str | int, by: float = 0.0) -> tuple[dict[int, np.ndarray], np.ndarray]:
+    """Predicted classes [5, 150] by rank and the labels, a third of them 1; by > 0: larger ranks are right more often."""
+    draw = stream(83, *name)
+    labels = (draw.random(150) < 1 / 3).astype(np.int64)
+    easy = draw.normal(size=150)
+    found: dict[int, np.ndarray] = {}
+    for r in (1, 2, 8):
+        right = 0.8 + by * math.log2(r) + easy + 0.5 * draw.normal(size=(5, 150)) > 0
+        found[r] = np.where(right, labels, 1 - labels)
+    return found, labels
+
+
+def test_the_trend_of_accuracy_is_that_of_right_and_wrong() -> None:
+    outputs, labels = answers("accuracy", by=0.2)
+    found = rank_trend_scores("accuracy", outputs, labels, reference=2, resamples=2)
+    oracle = rank_trend({r: o == labels for r, o in outputs.items()}, reference=2, resamples=2)
+    for key in ("slope", "low", "high", "p_value", "equivalence_p", "detectable"):
+        assert getattr(found, key) == pytest.approx(getattr(oracle, key)), key
+    assert (found.verdict, found.n, found.reference) == (oracle.verdict, 150, 2)
+    for one, other in zip(found.points, oracle.points, strict=True):
+        assert (one.value, one.low, one.high) == pytest.approx((other.value, other.low, other.high))
+
+
+@pytest.mark.parametrize(
+    ("name", "oracle"),
+    [("matthews_correlation", metrics.matthews_corrcoef), ("f1", metrics.f1_score)],
+)
+def test_the_slope_of_a_score_is_least_squares_on_its_means(name: str, oracle: Any) -> None:
+    outputs, labels = answers(name, by=0.3)
+    found = rank_trend_scores(name, outputs, labels, resamples=50)
+    means = [np.mean([oracle(labels, row) for row in o]) for o in outputs.values()]
+    assert found.slope == pytest.approx(np.polyfit(np.log2(list(outputs)), means, 1)[0])
+    assert [p.value for p in found.points] == pytest.approx(means)
+    pair = compare_scores(name, outputs[1], outputs[8], labels, resamples=50)
+    assert found.contrasts.members[1].comparison == pair
+    assert found.verdict == "better" and "pseudo-values" in found.how
+
+
+def test_false_positives_of_a_scores_slope_are_near_five_percent() -> None:
+    """600 nulls; three standard errors of a share of 0.05 are 0.027."""
+    hits = 0
+    for i in range(600):
+        outputs, labels = answers("null", i)
+        hits += (
+            rank_trend_scores("matthews_correlation", outputs, labels, resamples=2).p_value < 0.05
+        )
+    assert 0.05 - 0.027 <= hits / 600 <= 0.05 + 0.027
+
+
+def test_wrong_outputs_are_named() -> None:
+    outputs, labels = answers("wrong")
+    with pytest.raises(ValueError, match=r"`outputs\[8\]` must be \[seeds, 150\]"):
+        rank_trend_scores("f1", {**outputs, 8: outputs[8][:, :9]}, labels)
+    with pytest.raises(ValueError, match="at least two ranks"):
+        rank_trend_scores("f1", {2: outputs[2]}, labels)
+    with pytest.raises(ValueError, match="one of the ranks"):
+        rank_trend_scores("f1", outputs, labels, reference=3)
+    with pytest.raises(ValueError, match="have one"):
+        rank_trend_scores("f1", {**outputs, 8: outputs[8][:1]}, labels)
 
 
 # --- effective rank

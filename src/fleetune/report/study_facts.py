@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from fleetune.report.tables import labels
 from fleetune.stats.compare import MARGIN, Comparison, compare
 from fleetune.stats.multiple import MIN_TASKS, across_tasks, holm_family
-from fleetune.stats.rank import rank_trend
+from fleetune.stats.rank import RankTrend, rank_trend, rank_trend_scores
 from fleetune.stats.scores import compare_scores
 
 Outputs = tuple[NDArray[Any], NDArray[Any]]
@@ -234,14 +234,10 @@ def _rank_study(
 ) -> dict[str, Any]:
     first = next(iter(ranks.values()))
     reference = entry.get("reference_rank", min(ranks))
-    trend = None
-    if first["metric"] == "accuracy" and len(ranks) > 1 and reference in ranks:
-        correct: dict[int, NDArray[np.bool_]] = {}
-        for r, e in ranks.items():
-            truth, outputs = read(_trials(facts, e), e["set"])
-            correct[r] = outputs.argmax(-1) == truth.astype(np.int64)
-        if min(len(c) for c in correct.values()) > 1:
-            trend = rank_trend(correct, reference=reference)
+    outputs = {r: read(_trials(facts, e), e["set"]) for r, e in ranks.items()}
+    known = len(ranks) > 1 and reference in ranks
+    enough = all(len(found) > 1 for _, found in outputs.values())
+    trend = _slope(first["metric"], outputs, reference) if known and enough else None
     return {
         "task": first["task"],
         "set": first["set"],
@@ -255,7 +251,21 @@ def _rank_study(
     }
 
 
-def _trend(trend: Any, ranks: dict[int, dict[str, Any]]) -> dict[str, Any]:
+def _slope(
+    metric: str, outputs: Mapping[int, tuple[NDArray[Any], NDArray[Any]]], reference: int
+) -> RankTrend:
+    """outputs: for each rank the labels [n] and the logits [S, n, C]; the labels are the same for all."""
+    truth = next(labels for labels, _ in outputs.values())
+    logits = {r: found for r, (_, found) in outputs.items()}
+    if metric == "accuracy":
+        right = truth.astype(np.int64)
+        correct = {r: found.argmax(-1) == right for r, found in logits.items()}
+        return rank_trend(correct, reference=reference)
+    said = {r: _said(found) for r, found in logits.items()}
+    return rank_trend_scores(metric, said, truth, reference=reference)
+
+
+def _trend(trend: RankTrend, ranks: dict[int, dict[str, Any]]) -> dict[str, Any]:
     told = {
         k: getattr(trend, k)
         for k in (

@@ -18,11 +18,19 @@ from numpy.typing import ArrayLike
 from scipy import stats
 
 from fleetune.stats.bootstrap import RESAMPLES
-from fleetune.stats.compare import LEVEL, MARGIN, check_settings, compare, t_test
+from fleetune.stats.compare import LEVEL, MARGIN, Comparison, check_settings, compare, t_test
 from fleetune.stats.crossed import Floats, checked, contrast
 from fleetune.stats.multiple import Family, holm_family
 from fleetune.stats.power import detectable_difference
+from fleetune.stats.scores import (
+    Score,
+    checked_outputs,
+    compare_scores,
+    finite_scores,
+    pseudo_values,
+)
 from fleetune.stats.verdict import Verdict, decide
+from fleetune.stats.weighted import scorer_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,14 +101,72 @@ def rank_trend(
     """
     check_settings(margin, level)
     groups = _checked(scores)
-    ranks = tuple(groups)
-    chosen = ranks[0] if reference is None else reference
-    if chosen not in groups:
-        raise ValueError(f"`reference` must be one of the ranks {list(ranks)}, but is {chosen}.")
-    x = np.log2(np.asarray(ranks, dtype=np.float64))
+    chosen = _reference(groups, reference)
+    means = {r: float(g.mean()) for r, g in groups.items()}
+    against = {
+        r: compare(groups[chosen], g, margin=margin, level=level, resamples=resamples, seed=seed)
+        for r, g in groups.items()
+        if r != chosen
+    }
+    return _trend(groups, means, chosen, against, margin, level, "")
+
+
+def rank_trend_scores(
+    score: Score,
+    outputs: Mapping[int, ArrayLike],
+    labels: ArrayLike,
+    *,
+    reference: int | None = None,
+    margin: float = MARGIN,
+    level: float = LEVEL,
+    resamples: int | None = None,
+    seed: int = 0,
+) -> RankTrend:
+    """The trend over ranks of any score of (outputs, labels): F1, Matthews, Pearson and others that are no mean.
+
+    score, labels, resamples: as `compare_scores` has them. outputs: for each rank [S, n] or [S, n, C]. All else as `rank_trend`,
+    which it equals for "accuracy": the variance is that of jackknife pseudo-values (stats/scores.py), the slope that of the
+    scores themselves.
+    Assumes and misleads: as `rank_trend` and `compare_scores`. Raises ValueError as they do.
+    """
+    check_settings(margin, level)
+    if len(outputs) < 2 or min(outputs) < 1:
+        raise ValueError(f"at least two ranks, each >= 1, are needed, but got {sorted(outputs)}.")
+    named = {f"outputs[{r}]": outputs[r] for r in sorted(outputs)}
+    sides, truth = checked_outputs(named, labels, named=isinstance(score, str))
+    given = dict(zip(sorted(outputs), sides, strict=True))
+    scorer = scorer_of(score, np.concatenate(sides), truth)
+    whole = finite_scores(scorer, len(truth))
+    pseudo = pseudo_values(scorer, whole, len(truth))
+    ends = np.cumsum([len(side) for side in sides])[:-1]
+    groups = _checked(dict(zip(given, np.split(pseudo, ends), strict=True)))
+    means = {r: float(w.mean()) for r, w in zip(given, np.split(whole, ends), strict=True)}
+    chosen = _reference(groups, reference)
+    against = {
+        r: compare_scores(
+            score, given[chosen], side, truth, margin=margin, level=level, resamples=resamples, seed=seed,
+        )
+        for r, side in given.items()
+        if r != chosen
+    }  # fmt: skip
+    return _trend(groups, means, chosen, against, margin, level, " of jackknife pseudo-values")
+
+
+def _trend(
+    groups: Mapping[int, Floats],
+    means: Mapping[int, float],
+    chosen: int,
+    against: Mapping[int, Comparison],
+    margin: float,
+    level: float,
+    of: str,
+) -> RankTrend:
+    """groups: what varies as the scores do, [S, n] by rank; means: the score of each rank."""
+    x = np.log2(np.asarray(list(groups), dtype=np.float64))
     weights = (x - x.mean()) / np.square(x - x.mean()).sum()
     found = contrast(list(groups.values()), weights.tolist())
-    slope, variance, freedom = (float(v) for v in (found.value, found.variance, found.freedom))
+    slope = float(weights @ np.asarray(list(means.values())))
+    variance, freedom = float(found.variance), float(found.freedom)
     span = float(x[-1] - x[0])
     # The margin is about the whole change, slope times span.
     test = t_test(slope, variance, freedom, margin / span, level)
@@ -108,14 +174,8 @@ def rank_trend(
     verdict, reason = decide(
         slope, test.p_value, test.equivalence_p, alpha=1 - level, seeds=seeds, margin=margin
     )
-    against = {
-        f"r={r} against r={chosen}": compare(
-            groups[chosen], g, margin=margin, level=level, resamples=resamples, seed=seed
-        )
-        for r, g in groups.items()
-        if r != chosen
-    }
     error = test.standard_error
+    contrasts = {f"r={r} against r={chosen}": compared for r, compared in against.items()}
     return RankTrend(
         slope=slope,
         low=test.low,
@@ -125,14 +185,21 @@ def rank_trend(
         detectable=detectable_difference(error, freedom) if error > 0 else None,
         equivalence_p=test.equivalence_p,
         margin=margin,
-        points=tuple(_point(r, g, level) for r, g in groups.items()),
+        points=tuple(_point(r, means[r], g, level) for r, g in groups.items()),
         reference=chosen,
-        contrasts=holm_family(against, family=f"every rank against r={chosen}"),
+        contrasts=holm_family(contrasts, family=f"every rank against r={chosen}"),
         n=groups[chosen].shape[1],
         verdict=verdict,
         reason=reason,
-        how=f"{100 * level:g}% crossed t of the least-squares slope on log2 r over seeds and examples, Satterthwaite",
+        how=f"{100 * level:g}% crossed t{of} of the least-squares slope on log2 r over seeds and examples, Satterthwaite",
     )
+
+
+def _reference(groups: Mapping[int, Floats], reference: int | None) -> int:
+    chosen = min(groups) if reference is None else reference
+    if chosen not in groups:
+        raise ValueError(f"`reference` must be one of the ranks {list(groups)}, but is {chosen}.")
+    return chosen
 
 
 def _checked(scores: Mapping[int, ArrayLike]) -> dict[int, Floats]:
@@ -148,9 +215,9 @@ def _checked(scores: Mapping[int, ArrayLike]) -> dict[int, Floats]:
     return groups
 
 
-def _point(r: int, scores: Floats, level: float) -> RankPoint:
+def _point(r: int, value: float, scores: Floats, level: float) -> RankPoint:
     found = contrast((scores,), (1.0,))
-    value, error = float(found.value), float(found.variance) ** 0.5
+    error = float(found.variance) ** 0.5
     half = float(stats.t.ppf((1 + level) / 2, float(found.freedom))) * error
     return RankPoint(r, value, value - half, value + half, len(scores))
 

@@ -14,7 +14,7 @@ Sources: Tukey 1958 and Miller 1974 for pseudo-values; Sellam et al. 2022 (arXiv
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -66,12 +66,12 @@ def compare_scores(
     Raises ValueError for shapes that do not fit, values that are not finite, an unknown score, or a score that is nan.
     """
     check_settings(margin, level)
-    a, b, truth = _checked(score, outputs_a, outputs_b, labels)
+    (a, b), truth = checked_outputs(
+        {"outputs_a": outputs_a, "outputs_b": outputs_b}, labels, named=isinstance(score, str)
+    )
     n = len(truth)
     scorer = scorer_of(score, np.concatenate([a, b]), truth)
-    whole = scorer(np.ones((1, n)))[0]
-    if not np.isfinite(whole).all():
-        raise ValueError(f"the score must be finite for every training, but is {whole.tolist()}.")
+    whole = finite_scores(scorer, n)
     pseudo = pseudo_values(scorer, whole, n)
     found = contrast((pseudo[: len(a)], pseudo[len(a) :]), (-1.0, 1.0))
     mean_a, mean_b = float(whole[: len(a)].mean()), float(whole[len(a) :].mean())
@@ -114,15 +114,28 @@ def pseudo_values(scorer: Scorer, whole: Floats, n: int) -> Floats:
     return found
 
 
-def _checked(
-    score: Score, outputs_a: ArrayLike, outputs_b: ArrayLike, labels: ArrayLike
-) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+def finite_scores(scorer: Scorer, n: int) -> Floats:
+    """The score of each training on all n examples, [S]; ValueError where one is not finite."""
+    whole: Floats = scorer(np.ones((1, n)))[0]
+    if not np.isfinite(whole).all():
+        raise ValueError(f"the score must be finite for every training, but is {whole.tolist()}.")
+    return whole
+
+
+def checked_outputs(
+    outputs: Mapping[str, ArrayLike], labels: ArrayLike, *, named: bool
+) -> tuple[list[NDArray[Any]], NDArray[Any]]:
+    """The outputs of each side, by the name to complain under, and the labels, as arrays.
+
+    named: the score is one of the known ones, which take classes or values: logits become those. ValueError for what does
+    not fit together.
+    """
     truth: NDArray[Any] = np.asarray(labels)
     if truth.ndim != 1 or len(truth) < 2:
         raise ValueError(f"`labels` must be [n] with n >= 2, but its shape is {truth.shape}.")
     sides: list[NDArray[Any]] = []
-    for name, outputs in (("outputs_a", outputs_a), ("outputs_b", outputs_b)):
-        side: NDArray[Any] = np.asarray(outputs)
+    for name, given in outputs.items():
+        side: NDArray[Any] = np.asarray(given)
         if side.ndim not in (2, 3) or len(side) == 0 or side.shape[1] != len(truth):
             raise ValueError(
                 f"`{name}` must be [seeds, {len(truth)}] or [seeds, {len(truth)}, C], one row for each "
@@ -132,11 +145,10 @@ def _checked(
             raise ValueError(
                 f"`{name}` must hold finite numbers; count a diverged training, do not drop it."
             )
-        if side.ndim == 3 and isinstance(score, str):
+        if side.ndim == 3 and named:
             side = side[:, :, 0] if side.shape[2] == 1 else side.argmax(2)
         sides.append(side)
-    if sides[0].shape[2:] != sides[1].shape[2:]:
-        raise ValueError(
-            f"both sides need outputs of one form, but they are {sides[0].shape} and {sides[1].shape}."
-        )
-    return sides[0], sides[1], truth
+    if len({side.shape[2:] for side in sides}) > 1:
+        shapes = " and ".join(str(side.shape) for side in sides)
+        raise ValueError(f"all sides need outputs of one form, but they are {shapes}.")
+    return sides, truth
