@@ -14,7 +14,7 @@ import torch
 from fleetune.backbone.families import FAMILIES, Family
 from fleetune.cohort import memory
 from fleetune.cohort.memory import measure, needs, state_bytes
-from fleetune.cohort.plan import Group, default_limits, fit, groups
+from fleetune.cohort.plan import SHARE_OF_FREE_CPU, Group, default_limits, fit, groups
 from fleetune.cohort.trial import Trial, TrialInput
 from tests.cohort.outcomes import engine_of, trial
 from tests.tiny import tiny_model
@@ -154,9 +154,9 @@ def test_limits_fit_what_is_free(share: float) -> None:
     lora = [trial("lora", {"r": 64}, ident=str(k), seed=k) for k in range(len(many))]
     rates = measure(engine, lora)
     wished = needs(engine, lora, rates, trials=8, tokens=4096).beyond_backbone
-    free = int(wished * share / 0.75)
+    free = int(wished * share / SHARE_OF_FREE_CPU)
     planned = fit(engine, lora, free=free)
-    assert planned.needs.beyond_backbone <= free * 0.75
+    assert planned.needs.beyond_backbone <= free * SHARE_OF_FREE_CPU
     assert planned.limits.trials < 8 or planned.limits.tokens < 4096
     assert any("may be taken" in sentence for sentence in planned.why)
 

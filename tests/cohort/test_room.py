@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import platform
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -83,3 +86,27 @@ def test_the_most_that_was_held_counts_what_was_given_back() -> None:
     assert after is not None and after - before >= 0.9 * size
     again = HighWater(CPU).bytes
     assert again is not None and after - again >= 0.9 * size
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told")
+def test_freed_memory_between_blocks_that_live_is_given_back() -> None:
+    """Blocks too small for maps of their own: every second one is freed, so that the heap cannot shrink by itself."""
+    code = """
+import re, torch
+from pathlib import Path
+from fleetune.cohort.room import Returned
+def resident():
+    return int(re.search(r"VmRSS:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) // 1024
+blocks = [torch.ones(15_000) for _ in range(5_000)]
+full = resident()
+del blocks[::2]
+kept = resident()
+Returned().now()
+print(full, kept, resident())
+"""
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
+    )
+    full, kept, left = map(int, found.stdout.split())
+    assert full - kept < 50, "the heap has kept it"
+    assert kept - left > 100, "half of 300 MB"

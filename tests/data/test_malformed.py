@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -354,3 +356,16 @@ def test_no_file_to_read(tmp_path: Path, name: str, said: str) -> None:
     with pytest.raises(DataError) as caught:
         dataset_from_files(tmp_path / name, None, ["text"], "label")
     assert said in str(caught.value)
+
+
+def test_parquet_with_damaged_size_statistics_ends_no_process() -> None:
+    """pyarrow 26 calls std::terminate where such a column's metadata is asked for; in a process of its own, in case."""
+    file = Path(__file__).parent / "damaged" / "size_statistics.parquet"
+    code = (
+        "import sys; from pathlib import Path; from fleetune.data.sources import dataset_from_files\n"
+        "dataset_from_files(Path(sys.argv[1]), None, None, None)"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code, str(file)], capture_output=True, text=True, check=False
+    )
+    assert found.returncode == 1 and "not a whole, valid Parquet file" in found.stderr

@@ -44,7 +44,7 @@ TRAINING = _some(
         "num_train_epochs": st.sampled_from((1, 2.5, 3)),
         "per_device_train_batch_size": st.sampled_from((4, 8)),
         "gradient_accumulation_steps": st.integers(1, 4),
-        "warmup_steps": st.sampled_from((0, 0.1, 3)),
+        "warmup_steps": st.sampled_from((0, 0.1, 2)),
         "weight_decay": _one_or_list((0.0, 0.01, 0.1)),
         "lr_scheduler_type": _one_or_list(("linear", "cosine", "constant")),
         "max_grad_norm": st.floats(0, 10),

@@ -15,7 +15,7 @@ from fleetune.study.file import read_study
 from fleetune.study.prepare import Prepared, prepare
 from fleetune.study.run import Run
 from tests.torture.row import Row
-from tests.torture.workshop import Workshop, difference
+from tests.torture.workshop import Workshop, difference, remove_set_aside
 
 LOSSES = ("missing", "empty", "half", "1 bit")
 
@@ -162,8 +162,7 @@ def after_damage(run: Path, damaged: Path, prepared: Prepared, expected: Path) -
     number = damaged.name.removesuffix(".json").rpartition("-")[2]
     if not any(damaged.name in text or f"snapshot {number} " in text for text in said):
         return f"not told: {said}"
-    for aside in (run / "checkpoints").glob("*.damaged"):
-        aside.unlink()
+    remove_set_aside(run)
     run_facts(run)
     return difference(run, expected)
 

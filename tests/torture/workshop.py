@@ -173,12 +173,24 @@ class Workshop:
             assert not told, told
         return run
 
-    def check(self, run: Path) -> str:
-        """Finish a run that was cut, compare it with the one that was not, and remove it where they are equal."""
-        told = self.finish(run) or difference(run, self.whole())
+    def check(self, run: Path, *, damaged: bool = False) -> str:
+        """Finish a run that was cut, compare it with the one that was not, and remove it where they are equal.
+
+        damaged: its snapshots may have been, and what was set aside then is no difference.
+        """
+        told = self.finish(run)
+        if damaged and not told:
+            remove_set_aside(run)
+        told = told or difference(run, self.whole())
         if not told:
             shutil.rmtree(run)
         return told
+
+
+def remove_set_aside(run: Path) -> None:
+    """Delete the damaged parts of snapshots that a resume has put under other names."""
+    for aside in (run / "checkpoints").glob("*.damaged"):
+        aside.unlink()
 
 
 def difference(found: Path, expected: Path) -> str:

@@ -20,8 +20,11 @@ from fleetune.cohort.trial import TrialInput
 from fleetune.methods.base import Method
 
 T = TypeVar("T")
-# The rest is for what a prediction misses (tests/cohort/test_memory.py holds it to 15 %) and for other processes.
+# The rest is for what a prediction misses (tests/cohort/test_memory.py holds what is asked for to 15 %) and for other processes.
 SHARE_OF_FREE = 0.75
+# And on a processor for what the C library keeps between the blocks that it hands out: 1.7 times what was asked for was held by
+# 15 trials of MiniLM (docs/lab-notes.md, "what malloc keeps").
+SHARE_OF_FREE_CPU = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +99,8 @@ def fit(
     the machine or the device has left. alone: why they train one after the other (`Group.why`).
     """
     device = engine.backbone.device
-    budget = (room.available(device) if free is None else free) * SHARE_OF_FREE
+    share = SHARE_OF_FREE_CPU if device.type == "cpu" else SHARE_OF_FREE
+    budget = (room.available(device) if free is None else free) * share
     default = default_limits(str(device))
     rates = memory.measure(engine, inputs)
     wished = default.trials if size is None else size

@@ -29,6 +29,7 @@ from fleetune.cohort.loss import selection_metrics
 from fleetune.cohort.memory import Undo
 from fleetune.cohort.passes import Part, Passed, cut, micro_batches, run_pass
 from fleetune.cohort.plan import Planned
+from fleetune.cohort.room import Returned
 from fleetune.cohort.schedule import FixedList, Schedule
 from fleetune.cohort.shortage import is_out_of_memory
 from fleetune.cohort.trial import Trial, TrialInput
@@ -139,6 +140,7 @@ class Cohort:
         self.parked: dict[str, Trial] = {}
         self.checkpoints: dict[str, State] = {}
         """Where trials go on from, by id; a trial without one starts from its beginning."""
+        self._returned = Returned()
 
     def place(self, given: TrialInput, state: State, *, parked: bool = False) -> Trial:
         """Put a trial that the schedule has named before a cut where it was then."""
@@ -153,6 +155,7 @@ class Cohort:
 
     def run(self) -> Iterator[Event]:
         """Train all trials to their ends."""
+        self._returned.now()
         while True:
             # A checkpoint may lie between the last step of an epoch and its evaluation.
             yield from self._evaluate()
@@ -161,6 +164,7 @@ class Cohort:
                 assert not self.parked, "a schedule must call or drop whom it parked"
                 return
             if not any(trial.at_epoch_end for trial in self.active):
+                self._returned.if_due()
                 yield from self._round()
 
     def _admit(self) -> Iterator[Event]:
@@ -253,7 +257,10 @@ class Cohort:
         if not due:
             return
         limit = self.max_eval_tokens
+        # What training has freed and what evaluation needs are of different sizes, and the other way round.
+        self._returned.now()
         found = self._predictions([trial for trial in due if len(trial.given.selection)])
+        self._returned.now()
         if self.max_eval_tokens < limit:
             yield PassesShrunk(self.max_tokens, self.max_eval_tokens)
         for trial in due:

@@ -65,7 +65,7 @@ def read_predictions(path: Path, *, finite: bool = True) -> dict[str, list[Any]]
     """
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            check_promised(path, file.metadata, None)
+            check_promised(path, file.metadata, 1)
             table = file.read()
         table.validate(full=True)
         found = table.to_pydict()

@@ -74,8 +74,8 @@ def size(value: float) -> str:
 
 
 def mib(value: int) -> str:
-    """Bytes in MiB."""
-    return f"{value / 2**20:.3g} MiB"
+    """Bytes in MiB, or GiB."""
+    return f"{value / 2**30:.3g} GiB" if value >= 1000 * 2**20 else f"{value / 2**20:.3g} MiB"
 
 
 def signed(value: float) -> str:
