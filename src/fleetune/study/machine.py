@@ -72,7 +72,7 @@ def hardware(device: str) -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """The git commit of the source that runs, with a mark where it was changed; None for an installed package."""
+    """The git commit of the source that runs, with a mark where `src` was changed; None for an installed package."""
     root = Path(__file__).resolve().parents[3]
     if not (root / ".git").exists():
         return None
@@ -80,7 +80,7 @@ def commit() -> str | None:
         head = _git(root, "rev-parse", "--short=12", "HEAD")
         return (
             f"{head}+changes"
-            if _git(root, "status", "--porcelain", "--untracked-files=no")
+            if _git(root, "status", "--porcelain", "--untracked-files=no", "--", "src")
             else head
         )
     except (OSError, subprocess.SubprocessError):
