@@ -11,7 +11,7 @@ from scipy import stats as scipy_stats
 from fleetune.data import metrics
 from fleetune.seeds import stream
 from fleetune.stats import intervals
-from fleetune.stats.intervals import accuracy_estimate, bootstrap_estimate
+from fleetune.stats.intervals import accuracy_estimate, bootstrap_estimate, metric_estimate
 
 Z = 1.959963984540054  # the 97.5 % point of the normal distribution, from its table
 
@@ -168,3 +168,26 @@ def test_the_bootstrap_of_f1(monkeypatch) -> None:
     assert found.low < found.value < found.high
     assert (found.n, found.seeds) == (80, 3) and "seeds and examples" in found.how
     assert "one seed" in bootstrap_estimate(f1, outputs[:1], labels).how
+
+
+@pytest.mark.parametrize(
+    "metric", ["f1", "f1_macro", "matthews_correlation", "pearson", "spearmanr"]
+)
+def test_a_metric_by_its_name_is_the_metric_in_a_loop(metric: str, monkeypatch) -> None:
+    """The fast way against the plain one: the same draws, and the metrics of data/metrics.py row by row."""
+    monkeypatch.setattr(intervals, "RESAMPLES", 40)
+    rng = stream(4, metric)
+    regression = metric in ("pearson", "spearmanr")
+    labels = rng.normal(size=50) if regression else rng.integers(0, 2, 50)
+    noise = rng.normal(0, 1, (3, 50, 1 if regression else 2))
+    outputs = noise + (labels[None, :, None] if regression else np.eye(2)[labels][None])
+
+    def plain(out: np.ndarray, lab: np.ndarray) -> float:
+        return metrics.compute((metric,), out, lab)[metric]
+
+    found = metric_estimate(metric, outputs, labels.astype(np.float64))
+    oracle = bootstrap_estimate(plain, outputs, labels)
+    assert (found.value, found.low, found.high) == pytest.approx(
+        (oracle.value, oracle.low, oracle.high), abs=1e-12
+    )
+    assert (found.n, found.seeds, found.how) == (oracle.n, oracle.seeds, oracle.how)

@@ -6,7 +6,7 @@ The form is the contract of `fleetune show RUN --json`: study, trials, estimates
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,10 @@ from numpy.typing import NDArray
 
 from fleetune.artifact import layout
 from fleetune.errors import SettingsError
-from fleetune.records import Estimate, as_json
+from fleetune.records import as_json
 from fleetune.report import study_facts
 from fleetune.report.stored import damage_told, read_environment, read_predictions, read_settings
-from fleetune.stats.intervals import accuracy_estimate, bootstrap_estimate
-from fleetune.stats.weighted import scorer_of
+from fleetune.stats.intervals import metric_estimate
 from fleetune.study import journal
 from fleetune.study.results import epochs
 
@@ -201,7 +200,7 @@ def _estimates(
         for name in first["tests"]:
             labels, outputs = _outputs(folder, group, name)
             for metric in (m for m in first["tests"][name] if m not in ("n", "loss")):
-                estimate = _estimate(metric, labels, outputs, optimistic)
+                estimate = metric_estimate(metric, outputs, labels, optimistic=optimistic)
                 found.append(
                     {
                         "task": first["task"],
@@ -251,19 +250,3 @@ def saved_predictions(
     rows = [i for i, split in enumerate(table["split"]) if split == name]
     ids, labels, logits = ([table[k][i] for i in rows] for k in ("id", "label", "logits"))
     return ids, np.asarray(labels), np.asarray(logits)
-
-
-def _estimate(
-    metric: str, labels: NDArray[Any], outputs: NDArray[Any], optimistic: bool
-) -> Estimate:
-    if metric == "accuracy":
-        correct = outputs.argmax(-1) == labels.astype(np.int64)[None]
-        return accuracy_estimate(correct, optimistic=optimistic)
-    # The same numbers as data.metrics gives, but without scikit-learn's checks of each of thousands of resamples.
-    whole = outputs.shape[-1] > 1
-    said = outputs.argmax(-1) if whole else outputs[..., 0].astype(np.float64)
-    truth = labels.astype(np.int64) if whole else labels
-    score: Callable[[NDArray[Any], NDArray[Any]], float] = lambda out, lab: float(  # noqa: E731
-        scorer_of(metric, out[None], lab)(np.ones((1, len(lab))))[0, 0]
-    )
-    return bootstrap_estimate(score, said, truth, optimistic=optimistic)

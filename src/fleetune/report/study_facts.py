@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from fleetune.report.tables import labels
 from fleetune.stats.compare import MARGIN, Comparison, compare
+from fleetune.stats.intervals import said_of
 from fleetune.stats.multiple import MIN_TASKS, across_tasks, holm_family
 from fleetune.stats.rank import RankTrend, rank_trend, rank_trend_scores
 from fleetune.stats.scores import compare_scores
@@ -177,10 +178,6 @@ def _trials(facts: Mapping[str, Any], estimate: Mapping[str, Any]) -> list[dict[
     return [by_id[i] for i in estimate["trials"]]
 
 
-def _said(outputs: NDArray[Any]) -> NDArray[Any]:
-    return outputs.argmax(-1) if outputs.shape[-1] > 1 else outputs[..., 0]
-
-
 def _compare(
     facts: Mapping[str, Any], a: dict[str, Any], b: dict[str, Any], read: Read
 ) -> Comparison:
@@ -201,7 +198,7 @@ def compare_outputs(
     if metric == "accuracy":
         right = truth.astype(np.int64)
         return compare(of_a.argmax(-1) == right, of_b.argmax(-1) == right, margin=margin)
-    return compare_scores(metric, _said(of_a), _said(of_b), truth, margin=margin)
+    return compare_scores(metric, said_of(of_a), said_of(of_b), truth, margin=margin)
 
 
 # --- the rank study
@@ -261,7 +258,7 @@ def _slope(
         right = truth.astype(np.int64)
         correct = {r: found.argmax(-1) == right for r, found in logits.items()}
         return rank_trend(correct, reference=reference)
-    said = {r: _said(found) for r, found in logits.items()}
+    said = {r: said_of(found) for r, found in logits.items()}
     return rank_trend_scores(metric, said, truth, reference=reference)
 
 

@@ -10,13 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fleetune.artifact.layout import ModelRecord
-from fleetune.data import metrics
 from fleetune.data.base import Split
 from fleetune.data.sources import RawTable, guess_label, read_file
 from fleetune.errors import DataError
 from fleetune.records import as_json
 from fleetune.serve.predictor import Predictor, check_columns
-from fleetune.stats.intervals import accuracy_estimate, bootstrap_estimate
+from fleetune.stats.intervals import metric_estimate
 
 
 def evaluate_rows(predictor: Predictor, name: str, split: Split) -> dict[str, Any]:
@@ -24,15 +23,10 @@ def evaluate_rows(predictor: Predictor, name: str, split: Split) -> dict[str, An
     labels = split.labels
     assert labels is not None
     logits = predictor.logits(split.first, split.second)
-    found: dict[str, Any] = {}
-    for metric in predictor.record.metrics:
-        if metric == "accuracy":
-            estimate = accuracy_estimate((logits.argmax(1) == labels)[None])
-        else:
-            estimate = bootstrap_estimate(
-                lambda out, lab, m=metric: metrics.compute((m,), out, lab)[m], logits[None], labels
-            )
-        found[metric] = as_json(estimate)
+    found = {
+        metric: as_json(metric_estimate(metric, logits[None], labels))
+        for metric in predictor.record.metrics
+    }
     return {"set": name, "n": len(split), "metrics": found}
 
 

@@ -22,7 +22,7 @@ Floats = NDArray[np.float64]
 Scorer = Callable[[Floats], Floats]
 RESAMPLES = 10_000
 # Example weights held at one time: 4 million float64 are 32 MB, about what a processor's last cache holds.
-_CELLS = 4_000_000
+CELLS = 4_000_000
 
 
 def draw_weights(draw: np.random.Generator, resamples: int, n: int) -> Floats:
@@ -49,7 +49,7 @@ def crossed_differences(
     weights_b = draw_weights(draw_b, resamples, seeds_b) / seeds_b
     draw = stream(seed, "bootstrap", "examples", n)
     found = np.empty(resamples)
-    step = max(1, _CELLS // n)
+    step = max(1, CELLS // n)
     for start in range(0, resamples, step):
         part = slice(start, min(start + step, resamples))
         scores = scorer(draw_weights(draw, part.stop - part.start, n))

@@ -8,7 +8,6 @@ method over new seeds and new examples. numpy and scipy only.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,8 @@ from scipy import stats
 
 from fleetune.records import Estimate
 from fleetune.seeds import stream
+from fleetune.stats.bootstrap import CELLS, draw_weights
+from fleetune.stats.weighted import Score, scorer_of
 
 LEVEL = 0.95
 RESAMPLES = 2000
@@ -78,28 +79,46 @@ def _half_width(parts: tuple[tuple[float, int], ...]) -> float:
 
 
 def bootstrap_estimate(
-    score: Callable[[NDArray[Any], NDArray[Any]], float],
-    outputs: NDArray[Any],
-    labels: NDArray[Any],
-    *,
-    optimistic: bool = False,
+    score: Score, outputs: NDArray[Any], labels: NDArray[Any], *, optimistic: bool = False
 ) -> Estimate:
     """The mean over seeds of a score that is no mean over examples (F1, Matthews, Pearson), with a 95 % interval.
 
-    score: of (outputs [n, ...], labels [n]). outputs: [S, n, ...]. Percentile bootstrap over examples, and over seeds too
-    where there are several (crossed: every resample draws seeds and examples; Sellam et al. 2022, arXiv:2106.16163).
+    score: the name of one (`weighted.SCORERS`, fast), or a function of (outputs [n, ...], labels [n]). outputs: [S, n] classes or
+    values for a named score, [S, n, ...] for a function. Percentile bootstrap over examples, and over seeds too where there are
+    several (crossed: every resample draws seeds and examples; Sellam et al. 2022, arXiv:2106.16163).
     Misleads: with few seeds the percentile interval is too short.
     """
     seeds, n = outputs.shape[:2]
-    value = float(np.mean([score(one, labels) for one in outputs]))
-    draw = stream(0, "bootstrap", seeds, n)
+    scorer = scorer_of(score, outputs, labels)
+    value = float(scorer(np.ones((1, n))).mean())
+    of_seeds = draw_weights(stream(0, "bootstrap", "seeds", seeds), RESAMPLES, seeds) / seeds
+    draw = stream(0, "bootstrap", "examples", n)
     values = np.empty(RESAMPLES)
-    for i in range(RESAMPLES):
-        examples = draw.integers(0, n, n)
-        chosen = draw.integers(0, seeds, seeds)
-        values[i] = np.mean([score(outputs[s][examples], labels[examples]) for s in chosen])
+    step = max(1, CELLS // n)
+    for start in range(0, RESAMPLES, step):
+        part = slice(start, min(start + step, RESAMPLES))
+        scores = scorer(draw_weights(draw, part.stop - part.start, n))
+        values[part] = (of_seeds[part] * scores).sum(1)
     low, high = np.nanpercentile(values, [100 * (1 - LEVEL) / 2, 100 * (1 + LEVEL) / 2])
     over = "examples, one seed" if seeds == 1 else "seeds and examples"
     return Estimate(
         value, float(low), float(high), n, seeds, f"95% bootstrap over {over}", optimistic
     )
+
+
+def metric_estimate(
+    metric: str, outputs: NDArray[Any], labels: NDArray[Any], *, optimistic: bool = False
+) -> Estimate:
+    """A metric of data/metrics.py from what models gave: outputs [S, n, C] logits, or [S, n, 1] values of a regression."""
+    if metric == "accuracy":
+        correct = outputs.argmax(-1) == labels.astype(np.int64)[None]
+        return accuracy_estimate(correct, optimistic=optimistic)
+    said, truth = said_of(outputs), labels
+    if outputs.shape[-1] > 1:
+        truth = labels.astype(np.int64)
+    return bootstrap_estimate(metric, said, truth, optimistic=optimistic)
+
+
+def said_of(outputs: NDArray[Any]) -> NDArray[Any]:
+    """The classes of logits [..., C], or the values [..., 1] of a regression: [...]."""
+    return outputs.argmax(-1) if outputs.shape[-1] > 1 else outputs[..., 0].astype(np.float64)

@@ -23,14 +23,13 @@ from fleetune.stats.crossed import Floats, checked, contrast
 from fleetune.stats.multiple import Family, holm_family
 from fleetune.stats.power import detectable_difference
 from fleetune.stats.scores import (
-    Score,
     checked_outputs,
     compare_scores,
     finite_scores,
     pseudo_values,
 )
 from fleetune.stats.verdict import Verdict, decide
-from fleetune.stats.weighted import scorer_of
+from fleetune.stats.weighted import Score, scorer_of
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ Sources: Tukey 1958 and Miller 1974 for pseudo-values; Sellam et al. 2022 (arXiv
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -36,9 +36,8 @@ from fleetune.stats.compare import (
     t_test,
 )
 from fleetune.stats.crossed import contrast
-from fleetune.stats.weighted import scorer_of
+from fleetune.stats.weighted import Score, scorer_of
 
-Score = str | Callable[[NDArray[Any], NDArray[Any]], float]
 # A function is called resamples x trainings times in Python.
 RESAMPLES_OF_FUNCTION = 2_000
 _CELLS = 4_000_000

@@ -23,8 +23,12 @@ from fleetune.stats.bootstrap import Floats, Scorer
 _ROUNDING = 1e-12
 
 
+Score = str | Callable[[NDArray[Any], NDArray[Any]], float]
+"""The name of a score, or a function of (outputs [n, ...], labels [n])."""
+
+
 def scorer_of(
-    score: str | Callable[[NDArray[Any], NDArray[Any]], float],
+    score: Score,
     outputs: NDArray[Any],
     labels: NDArray[Any],
 ) -> Scorer:
