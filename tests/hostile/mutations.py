@@ -6,6 +6,7 @@ a format's inside (tests/artifact/test_refused.py and tests/data/test_malformed.
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 from collections.abc import Callable, Sequence
@@ -68,7 +69,7 @@ def damaged_value(value: Any, draws: random.Random) -> Any:
     for _ in range(draws.choice((1, 1, 2, 3))):
         places = list(_places(value))
         if not places:
-            return draws.choice(VALUES)
+            return copy.deepcopy(draws.choice(VALUES))
         holder, key = draws.choice(places)
         what = draws.randrange(8)
         if what == 0:
@@ -83,7 +84,8 @@ def damaged_value(value: Any, draws: random.Random) -> Any:
         elif what == 3 and isinstance(holder[key], int | float):
             holder[key] = holder[key] * draws.choice((-1, 0, 1.5, 1000)) + draws.choice((0, 1))
         else:
-            holder[key] = draws.choice(VALUES)
+            # Copied, since a later change may be inside of it, and a case depends on its own draws alone.
+            holder[key] = copy.deepcopy(draws.choice(VALUES))
     return value
 
 
