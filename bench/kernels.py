@@ -96,6 +96,29 @@ def attention() -> None:
     told("two products and a softmax", plain, n)
 
 
+def low_rank() -> None:
+    """The low-rank updates of a cohort at one leaf: trial by trial, and in grouped products over stacked factors."""
+    print("low-rank updates, float32, rank 8, width 384, forward")
+    for trials, rows in ((16, 220), (4, 1000)):
+        x, y = torch.randn(trials * rows, 384), torch.randn(trials * rows, 384)
+        down = [torch.randn(8, 384) for _ in range(trials)]
+        up = [torch.randn(384, 8) for _ in range(trials)]
+        ends = torch.arange(1, trials + 1, dtype=torch.int32) * rows
+
+        def loop(x=x, y=y, down=down, up=up, rows=rows) -> None:  # type: ignore[no-untyped-def]
+            for k, (a, b) in enumerate(zip(down, up, strict=True)):
+                part = slice(k * rows, (k + 1) * rows)
+                y[part].addmm_(x[part] @ a.T, b.T, alpha=2.0)
+
+        def grouped(x=x, y=y, down=down, up=up, ends=ends) -> None:  # type: ignore[no-untyped-def]
+            a, b = (torch.stack(factors).transpose(1, 2) for factors in (down, up))
+            narrow = functional.grouped_mm(x, a, offs=ends).mul_(2.0)
+            y.add_(functional.grouped_mm(narrow, b, offs=ends))
+
+        told(f"{trials} trials of {rows} rows, one after the other", loop, y.numel())
+        told(f"{trials} trials of {rows} rows, grouped_mm", grouped, y.numel())
+
+
 def products() -> None:
     """The matrix rate at MiniLM's shapes."""
     print("linear layers of MiniLM, bfloat16, by rows")
@@ -109,7 +132,7 @@ def products() -> None:
 
 def main() -> None:
     torch.set_num_threads(1)
-    for part in (rows, masks, biases, attention, products):
+    for part in (rows, masks, biases, attention, low_rank, products):
         part()
 
 
