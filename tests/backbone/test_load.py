@@ -302,6 +302,14 @@ def test_config_that_transformers_cannot_use(tiny: Path) -> None:
         find_backbone(str(tiny))
 
 
+@pytest.mark.parametrize("count", [1001, 10**40])
+def test_config_of_endless_layers(tiny: Path, count: int) -> None:
+    """Making them, even without memory, would take for ever."""
+    edit(tiny / "config.json", num_hidden_layers=count)
+    with pytest.raises(DataError, match=r"`num_hidden_layers <= 1000` must hold, but is 1"):
+        find_backbone(str(tiny))
+
+
 def test_code_is_never_run(tiny: Path) -> None:
     (tiny / "evil.py").write_text("raise AssertionError('run')")
     auto_map = {"AutoConfig": "evil.Config", "AutoModel": "evil.Model"}

@@ -45,6 +45,9 @@ OFFSET_POSITIONS = frozenset(
         *("xlm-roberta-xl", "xmod"),
     )
 )
+# Keys whose value says how often a module is made; the deepest known encoders have under a hundred layers.
+_MODULES = re.compile(r"(layers|groups|group_num)$")
+MOST_LAYERS = 1_000
 # Assumption: where neither config nor tokenizer sets a limit (relative positions), longer sequences
 # than the usual ones were not seen in pre-training.
 DEFAULT_MAX_LENGTH = 512
@@ -141,6 +144,7 @@ def _read_config(folder: Path) -> PreTrainedConfig:
         rule = f'`model_type` must be one that transformers knows, but is "{kind}"'
         raise SettingsError(str(file), [f"{rule}; update transformers or give another model"])
     _refuse_kernels(file, read)
+    _refuse_endless(file, read)
     with _reading(folder):
         config = _untyped.AutoConfig.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
@@ -162,6 +166,18 @@ def _refuse_kernels(file: Path, held: Any) -> None:
                 "run; take the key out"
             )
         _refuse_kernels(file, value)
+
+
+def _refuse_endless(file: Path, read: dict[str, Any]) -> None:
+    """DataError where a config asks for so many modules that making them, even empty, would not end."""
+    counts = {k: v for k, v in read.items() if _MODULES.search(k) and isinstance(v, int)}
+    problems = [
+        f"`{key} <= {MOST_LAYERS}` must hold, but is {f'{value:,}'[:30]}; the file is damaged, or is no encoder's"
+        for key, value in counts.items()
+        if value > MOST_LAYERS
+    ]
+    if problems:
+        raise DataError(str(file), problems)
 
 
 def _read_tokenizer(folder: Path, config: PreTrainedConfig) -> PreTrainedTokenizerBase:
