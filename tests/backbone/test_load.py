@@ -19,7 +19,7 @@ from torch.testing import assert_close
 from transformers import BertConfig, BertForSequenceClassification, RobertaConfig, RobertaModel
 from transformers.utils import logging as transformers_logging
 
-from fleetune.backbone import fetch, weights
+from fleetune.backbone import fetch, load, weights
 from fleetune.backbone.load import Backbone, _max_length, config_only, find_backbone
 from fleetune.errors import DataError, EnvironmentProblem, RefusedError, SettingsError
 from tests.backbone.hub import save_tiny
@@ -308,6 +308,23 @@ def test_config_of_endless_layers(tiny: Path, count: int) -> None:
     edit(tiny / "config.json", num_hidden_layers=count)
     with pytest.raises(DataError, match=r"`num_hidden_layers <= 1000` must hold, but is 1"):
         find_backbone(str(tiny))
+
+
+def test_config_of_another_size_is_refused_before_it_is_made(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sixteen thousand numbers wide, the model of two layers would take nine gigabytes to be found unfit."""
+    edit(tiny / "config.json", hidden_size=16_000)
+    found = find_backbone(str(tiny))
+
+    def read(*_: object) -> None:
+        raise AssertionError("the model was made")
+
+    monkeypatch.setattr(load, "_read_model", read)
+    with pytest.raises(
+        DataError, match=r"config\.json asks for [\d,]+ parameters, and the weights"
+    ):
+        found.classifier(2, ["a", "b"])
 
 
 def test_code_is_never_run(tiny: Path) -> None:

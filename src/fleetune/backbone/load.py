@@ -23,6 +23,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils import logging as transformers_logging
 
 from fleetune.backbone.fetch import find_files
+from fleetune.backbone.sites import empty_model
 from fleetune.backbone.weights import (
     checksum,
     read_json,
@@ -48,6 +49,8 @@ OFFSET_POSITIONS = frozenset(
 # Keys whose value says how often a module is made; the deepest known encoders have under a hundred layers.
 _MODULES = re.compile(r"(layers|groups|group_num)$")
 MOST_LAYERS = 1_000
+# So many parameters are made whatever the weights hold; what is wrong with them is said more exactly afterwards.
+ALWAYS_MADE = 50_000_000
 # Assumption: where neither config nor tokenizer sets a limit (relative positions), longer sequences
 # than the usual ones were not seen in pre-training.
 DEFAULT_MAX_LENGTH = 512
@@ -91,6 +94,7 @@ class Backbone:
         config.id2label = dict(enumerate(names))
         config.label2id = {name: i for i, name in enumerate(names)}
         config.problem_type = problem_type
+        _refuse_misfit(self.folder, self.config)
         model, info = _read_model(self.folder, config)
         new = _new_parameters(model, info, self.folder)
         model.name_or_path = model.config.name_or_path = self.source  # where PEFT looks for it
@@ -189,6 +193,18 @@ def _read_tokenizer(folder: Path, config: PreTrainedConfig) -> PreTrainedTokeniz
         rule = "must have a fast tokenizer (tokenizer.json), and has none"
         raise SettingsError(str(folder), [f"{rule}; give another model"])
     return tokenizer
+
+
+def _refuse_misfit(folder: Path, config: Any) -> None:
+    """DataError where a config asks for far more than the weights hold: transformers would make it first, and compare then."""
+    with _reading(folder):
+        asked = sum(p.numel() for p in empty_model(config).parameters())
+    # Nobody keeps a number in less than a byte, so this is generous.
+    held = sum(file.stat().st_size for file in weight_files(folder))
+    if asked > max(held, ALWAYS_MADE):
+        rule = f"config.json asks for {asked:,} parameters, and the weights have {held:,} bytes"
+        remedy = "take weights and config.json from one and the same model"
+        raise DataError(str(folder), [f"{rule}; {remedy}"])
 
 
 def _read_model(folder: Path, config: Any) -> tuple[Any, dict[str, Any]]:
