@@ -34,10 +34,10 @@ demo: $(STAMP)
 	$(BIN)/fleetune demo
 
 test: $(STAMP)
-	$(PYTEST) -n 2 --dist loadscope
+	$(PYTEST) -n 2 --dist loadscope --no-loadscope-reorder
 
 test-slow: $(STAMP)
-	$(PYTEST) -n 2 --dist loadscope -m slow
+	$(PYTEST) -n 2 --dist loadscope --no-loadscope-reorder -m slow
 
 torture: $(STAMP)
 	OMP_NUM_THREADS=1 nice -n 19 $(BIN)/python -m tests.torture $(TORTURE)

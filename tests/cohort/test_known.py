@@ -54,7 +54,13 @@ def entry(engine: Engine, given: TrialInput) -> Entry:
     return part.entry
 
 
-@pytest.mark.parametrize("family", CONFIGS)
+# Those whose layers differ most; the others with the long tests.
+QUICK = ("bert", "albert", "modernbert", "mpnet")
+
+
+@pytest.mark.parametrize(
+    "family", [f if f in QUICK else pytest.param(f, marks=pytest.mark.slow) for f in CONFIGS]
+)
 def test_what_never_changes_is_left_out_and_nothing_else_changes(
     family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

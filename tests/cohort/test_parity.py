@@ -246,8 +246,14 @@ ALSO_IN_FLOAT64 = ("lora-bert", "bitfit-roberta", "head-bert", "full-bert", "acc
 
 @pytest.mark.parametrize(
     ("case", "dtype", "limits"),
-    [(case, torch.float32, FLOAT32) for case in CASES]
-    + [(case, torch.float64, FLOAT64) for case in ALSO_IN_FLOAT64],
+    [
+        *((case, torch.float32, FLOAT32) for case in CASES),
+        *((case, torch.float64, FLOAT64) for case in ALSO_IN_FLOAT64[:2]),
+        *(
+            pytest.param(case, torch.float64, FLOAT64, marks=pytest.mark.slow)
+            for case in ALSO_IN_FLOAT64[2:]
+        ),
+    ],
 )
 def test_trial_is_trainer(
     case: str, dtype: torch.dtype, limits: dict[str, float], tmp_path: Path

@@ -52,8 +52,21 @@ NOISY = [
 ]
 
 
-@pytest.mark.parametrize("lanes", [2, 3, 7])
-@pytest.mark.parametrize("family", ["bert", "modernbert", "eurobert", "albert", "mpnet"])
+FAMILIES = ("bert", "modernbert", "eurobert", "albert", "mpnet")
+
+
+@pytest.mark.parametrize(
+    ("family", "lanes"),
+    [
+        *((family, 3) for family in FAMILIES),
+        *(("bert", lanes) for lanes in (2, 7)),
+        *(
+            pytest.param(family, lanes, marks=pytest.mark.slow)
+            for family in FAMILIES[1:]
+            for lanes in (2, 7)
+        ),
+    ],
+)
 def test_parts_are_the_whole(family: str, lanes: int) -> None:
     """On any number of lanes, dropout included; a lane for each row and more are possible too."""
     model = tiny_model(family).double()
