@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from fleetune.cohort.room import HighWater, available
+from fleetune.cohort import room
+from fleetune.cohort.room import HighWater, Returned, available
 
 GIB = 1 << 30
 CPU = torch.device("cpu")
@@ -110,3 +111,18 @@ print(full, kept, resident())
     full, kept, left = map(int, found.stdout.split())
     assert full - kept < 50, "the heap has kept it"
     assert kept - left > 100, "half of 300 MB"
+
+
+def test_growth_between_rounds_is_seen_against_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not against what is left just after: a round always takes its part again."""
+    trims: list[int] = []
+    held = iter([1000, 1100, 1400, 900, 1150, 1160])
+    monkeypatch.setattr(room, "_trim", lambda: trims.append)
+    monkeypatch.setattr(room, "_resident", lambda: next(held) << 20)
+    returned = Returned()
+    counts: list[int] = []
+    for _ in range(6):
+        returned.if_grown()
+        counts.append(len(trims))
+    # 1,400 is beyond 1.15 x 1,000 + 128; then 900 is the first again, and 1,163.5 its limit.
+    assert counts == [0, 0, 1, 1, 1, 1]

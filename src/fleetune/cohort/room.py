@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import time
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -109,28 +108,41 @@ class HighWater:
 
 
 class Returned:
-    """Gives the system back what the C library keeps of freed memory, at once or from time to time.
+    """Gives the system back what the C library keeps of freed memory: at once, or where the process has grown.
 
     Each pass of a cohort has another length, so what one has freed seldom fits the next: without this a process of fifteen
     trials grew by 100 MB a round to three times its need (docs/lab-notes.md, "what malloc keeps"). glibc only; others do not
     keep as much, or cannot be told.
     """
 
-    # A tenth of a second for a gigabyte, and as much again for taking it anew.
-    SECONDS_BETWEEN = 20.0
+    # Giving back a gigabyte takes a tenth of a second, and taking it anew as much again: not after every round.
+    GROWTH = 1.15
+    LEAST = 128 << 20
 
     def __init__(self) -> None:
-        self._last = time.monotonic()
+        self._floor: int | None = None
+        """Resident bytes after the first round since the last time; None before there was one."""
 
     def now(self) -> None:
         """Give it back."""
         _trim()(0)
-        self._last = time.monotonic()
+        self._floor = None
 
-    def if_due(self) -> None:
-        """Give it back where the last time is long ago."""
-        if time.monotonic() - self._last > self.SECONDS_BETWEEN:
+    def if_grown(self) -> None:
+        """Between two rounds: give it back where the process holds clearly more than after the first of them."""
+        held = _resident()
+        if self._floor is None:
+            self._floor = held
+        elif held > self.GROWTH * self._floor + self.LEAST:
             self.now()
+
+
+def _resident() -> int:
+    """Bytes that this process holds now; 0 where the system does not tell."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
 
 
 @cache

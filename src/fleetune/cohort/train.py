@@ -164,8 +164,8 @@ class Cohort:
                 assert not self.parked, "a schedule must call or drop whom it parked"
                 return
             if not any(trial.at_epoch_end for trial in self.active):
-                self._returned.if_due()
                 yield from self._round()
+                self._returned.if_grown()
 
     def _admit(self) -> Iterator[Event]:
         while len(self.active) < self.size and (given := self.schedule.next()) is not None:
