@@ -7,7 +7,7 @@ changes results shows.
 A setting of side b (or a), given any number of times:
     max_tokens=8192, size=8, dtype=float32            what a cohort and an engine take
     fleetune.backbone.stream.BUCKET_SHARE=0.7         any attribute of a module, as a Python literal, while this side runs
-    fleetune.cohort.layers._cohort_linear=pkg.module.fn    the same by the name of another object, where it is not a literal
+    fleetune.cohort.layers.cohort_linear=pkg.module.fn    the same by the name of another object, where it is not a literal
     tree=HEAD~1, tree=/path/to/src                    the package as it was at a commit, or as it is in another folder
 An attribute must be set in the module that reads it. Trees share torch's registries: a package that registers operators there
 can be loaded once only.

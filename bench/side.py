@@ -70,6 +70,15 @@ def fleetune(job: Job) -> Found:
     }
 
 
+def keeps(job: Job) -> Found:
+    """All trials in one cohort, in a process that never gives freed memory back."""
+    from fleetune.cohort.room import Returned
+
+    # Between rounds and at evaluations the cohort asks this class.
+    Returned.now = Returned.if_grown = lambda self: None
+    return fleetune(job)
+
+
 def trainer(job: Job) -> Found:
     """Trials one after another with `Trainer`: the first so many, or the one that the job names."""
     from bench.trainer_loop import train
@@ -149,6 +158,7 @@ def rate(job: Job) -> Found:
 
 SIDES: dict[str, Callable[[Job], Found]] = {
     "fleetune": fleetune,
+    "fleetune-keeps": keeps,
     "adapters": adapters,
     "rate": rate,
     **dict.fromkeys(TRAINER, trainer),

@@ -30,6 +30,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("report",),
     ("serve", "live"),
     ("cli", "api"),
+    ("__main__",),
 )
 # The package's root offers the names of this part, and imports nothing else.
 ROOT_OFFERS = "api"

@@ -388,6 +388,7 @@ print(json.dumps(said))
 """
 
 
+@pytest.mark.slow
 def test_in_processes_of_their_own(
     hub: LocalHub, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

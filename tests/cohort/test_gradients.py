@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import importlib
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,9 @@ from torch.autograd import gradcheck
 
 import fleetune
 from fleetune.backbone.noise import Noise, NoiseKey
-from fleetune.cohort.layers import LowRankSlot, _add_biases, _cohort_linear
+from fleetune.cohort import grouped
+from fleetune.cohort.layers import _add_biases
+from fleetune.cohort.linear import LowRankSlot, cohort_linear
 from tests.backbone.test_attention import HEADS, WIDTH, packed, stream_of
 
 ROOT = Path(fleetune.__file__).parent
@@ -35,18 +38,47 @@ def add_biases() -> bool:
     return gradcheck(lambda x, *b: _add_biases(x * 1.0, BOUNDS, list(b)), (draw(8, 5, seed=9), *biases))  # fmt: skip
 
 
-def cohort_linear() -> bool:
+Call = Callable[[Tensor, Tensor, Tensor, list[Tensor | None], list[LowRankSlot | None]], Tensor]
+
+
+def linear_leaf(run: Call) -> bool:
     """One trial with a bias and factors behind a mask, one with a bias, one with factors."""
     weight, shared = draw(5, 4, seed=1).detach(), draw(5, seed=2).detach()
-    mask = torch.tensor([[0.0, 2.0, 2.0, 0.0]] * 3, dtype=torch.float64)
 
     def call(x: Tensor, b0: Tensor, b1: Tensor, a0: Tensor, u0: Tensor, a2: Tensor, u2: Tensor):  # type: ignore[no-untyped-def]
         slots = [LowRankSlot(a0, u0, 0.5, 0.5), None, LowRankSlot(a2, u2, 3.0, 0.0)]
-        return _cohort_linear(x, weight, shared, BOUNDS, [b0, b1, None], slots, [mask, None, None])
+        return run(x, weight, shared, [b0, b1, None], slots)
 
     biases = [draw(5, seed=3), draw(5, seed=4)]
     factors = [draw(2, 4, seed=5), draw(5, 2, seed=6), draw(1, 4, seed=7), draw(5, 1, seed=8)]
     return gradcheck(call, (draw(8, 4, seed=9), *biases, *factors))
+
+
+def plain_linear() -> bool:
+    mask = torch.tensor([[0.0, 2.0, 2.0, 0.0]] * 3, dtype=torch.float64)
+
+    def run(x, weight, shared, biases, slots) -> Tensor:  # type: ignore[no-untyped-def]
+        return cohort_linear(x, weight, shared, BOUNDS, biases, slots, [mask, None, None])
+
+    return linear_leaf(run)
+
+
+def grouped_linear() -> bool:
+    """With a loop in the place of torch's grouped product, which knows no float64."""
+    mask = torch.tensor([[0.0, 2.0, 2.0, 0.0]] * 3 + [[1.0] * 4] * 5, dtype=torch.float64)
+
+    def product(a: Tensor, b: Tensor, *, offs: Tensor) -> Tensor:
+        parts = list(pairwise([0, *offs.tolist()]))
+        if b.dim() == 3:
+            return torch.cat([a[low:high] @ b[k] for k, (low, high) in enumerate(parts)])
+        return torch.stack([a[:, low:high] @ b[low:high] for low, high in parts])
+
+    def run(x, weight, shared, biases, slots) -> Tensor:  # type: ignore[no-untyped-def]
+        return grouped.grouped_linear(x, weight, shared, BOUNDS, biases, slots, mask)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(grouped, "grouped_mm", product)
+        return linear_leaf(run)
 
 
 def packed_attention() -> bool:
@@ -66,7 +98,8 @@ def packed_attention() -> bool:
 
 CHECKS: dict[str, Callable[[], bool]] = {
     "fleetune.cohort.layers._AddBiases": add_biases,
-    "fleetune.cohort.layers._CohortLinear": cohort_linear,
+    "fleetune.cohort.linear._CohortLinear": plain_linear,
+    "fleetune.cohort.grouped._GroupedLinear": grouped_linear,
     "fleetune.backbone.attention._PackedAttention": packed_attention,
 }
 

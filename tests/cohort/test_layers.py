@@ -22,10 +22,9 @@ from fleetune.cohort.layers import (
     CohortLayerNorm,
     CohortLinear,
     CohortOther,
-    LowRankSlot,
     _add_biases,
-    _cohort_linear,
 )
+from fleetune.cohort.linear import LowRankSlot, cohort_linear
 
 D, E = 4, 3
 # Five trials with 2, 0, 3, 1 and 2 rows: a trial may have none at some leaf, and one row is a
@@ -74,7 +73,7 @@ def cohort_linear_parts(owned: str) -> tuple[list[Tensor], Any]:
             None if at is None else LowRankSlot(tensors[at], tensors[at + 1], 0.5 + at, 0.3)
             for _, at in places
         ]
-        return _cohort_linear(
+        return cohort_linear(
             x,
             weight,
             shared if with_shared else None,
@@ -104,7 +103,7 @@ def cohort_linear_parts(owned: str) -> tuple[list[Tensor], Any]:
 @pytest.mark.parametrize("owned", OWNED)
 @pytest.mark.parametrize("with_shared", [True, False])
 @pytest.mark.parametrize("input_grad", [True, False])
-def test_cohort_linear_gradients(owned: str, with_shared: bool, input_grad: bool) -> None:
+def testcohort_linear_gradients(owned: str, with_shared: bool, input_grad: bool) -> None:
     """Against finite differences; and values and gradients against a plain loop over the trials."""
     tensors, (call, plain) = cohort_linear_parts(owned)
     x = draw(8, D, seed=3).requires_grad_(input_grad)
@@ -122,7 +121,7 @@ def test_cohort_linear_gradients(owned: str, with_shared: bool, input_grad: bool
         assert_close(a, b, rtol=1e-12, atol=1e-12)
 
 
-def test_cohort_linear_leaves_its_input_alone() -> None:
+def testcohort_linear_leaves_its_input_alone() -> None:
     """The input is another leaf's output, and saved by others."""
     tensors, (call, _) = cohort_linear_parts("bXlm-")
     x = draw(8, D, seed=3).requires_grad_()

@@ -124,5 +124,5 @@ def test_growth_between_rounds_is_seen_against_the_first(monkeypatch: pytest.Mon
     for _ in range(6):
         returned.if_grown()
         counts.append(len(trims))
-    # 1,400 is beyond 1.15 x 1,000 + 128; then 900 is the first again, and 1,163.5 its limit.
+    # 1,400 is beyond 1.15 x 1,000 + 128; then 900 is the first again, and 1,163 its limit.
     assert counts == [0, 0, 1, 1, 1, 1]

@@ -37,7 +37,7 @@ def flat(end: Ending) -> np.ndarray[Any, Any]:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("family", ["bert", "modernbert"])
+@pytest.mark.parametrize("family", ["bert", pytest.param("modernbert", marks=pytest.mark.slow)])
 def test_company_costs_no_more_than_rounding(family: str, dtype: torch.dtype) -> None:
     model = tiny_model(family)
 

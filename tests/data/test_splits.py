@@ -55,7 +55,7 @@ def check(whole: Split, one: np.ndarray, other: np.ndarray) -> None:
     assert not set(left.groups or ()) & set(right.groups or ())
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(rows(), st.integers(0, 5), st.sampled_from([None, 0.1, 0.5, 0.9]))
 def test_any_rows(whole: Split, seed: int, share: float | None) -> None:
     try:

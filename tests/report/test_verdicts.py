@@ -44,7 +44,9 @@ TASKS = ("cola", "mrpc", "qnli", "qqp", "rte", "sst2")
 
 def test_six_tasks_are_compared_together(tmp_path: Path) -> None:
     """By the exact signed-rank test on the differences of the means, one a task; on page and terminal too."""
-    folder = write_run(tmp_path / "run", Plan(tasks=TASKS, arms=(BITFIT, lora(8), lora(2, 0.7))))
+    folder = write_run(
+        tmp_path / "run", Plan(tasks=TASKS, arms=(BITFIT, lora(8), lora(2, 0.7)), epochs=1)
+    )
     facts = run_facts(folder)
     value = {
         (e["task"], e["hyperparameters"].get("r")): e["value"]

@@ -162,6 +162,7 @@ def test_the_slope_of_a_score_is_least_squares_on_its_means(name: str, oracle: A
     assert found.verdict == "better" and "pseudo-values" in found.how
 
 
+@pytest.mark.slow
 def test_false_positives_of_a_scores_slope_are_near_five_percent() -> None:
     """600 nulls; three standard errors of a share of 0.05 are 0.027."""
     hits = 0

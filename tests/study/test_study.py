@@ -176,7 +176,7 @@ def test_cut_again_and_again(whole, ready: Prepared, tmp_path: Path, monkeypatch
     assert studies.facts(tmp_path / "run") == studies.facts(folder)
 
 
-@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize("size", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_the_trials_do_not_depend_on_the_cohort_size(
     whole, ready: Prepared, tmp_path: Path, size: int
 ) -> None:

@@ -69,9 +69,12 @@ def _try(row: Any, count: int, minutes: float) -> dict[str, Any]:
     began, passed, tried = time.monotonic(), 0, 0
     failures: list[str] = []
     cut = False
-    with tempfile.TemporaryDirectory(prefix="torture-") as folder:
+    # A folder of the row's own inside one, since rows share what lies beside it.
+    with tempfile.TemporaryDirectory(prefix="torture-") as top:
+        folder = Path(top) / "row"
+        folder.mkdir()
         try:
-            for told in row.run(Path(folder), count):
+            for told in row.run(folder, count):
                 tried += 1
                 passed += not told
                 failures += [told] if told else []

@@ -133,7 +133,7 @@ def targets(run: Path) -> dict[str, Callable[[Path], Path]]:
 
 def damaged_files(folder: Path, count: int) -> Iterator[str]:
     """Each kind of file in each way. Either the numbers are those of the uncut study, and the damage was told; or refused."""
-    shop, draw = Workshop(folder, trials=3, seeds=1), random.Random(5)
+    shop, draw = Workshop.small(folder), random.Random(5)
     prepared = prepare(read_study(shop.study, ()))
     Run(folder / "reference", prepared, trials=2).train(lambda event: None)
     source = cut_study(shop, prepared)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -12,7 +11,7 @@ from pathlib import Path
 from fleetune import durable
 from fleetune.study import journal
 from tests.torture.row import Row
-from tests.torture.workshop import Workshop, kill_at, record
+from tests.torture.workshop import WHOLE, Workshop, kill_at, kinds, record
 
 KILLED = -9
 
@@ -20,8 +19,7 @@ KILLED = -9
 def at_random_moments(folder: Path, count: int) -> Iterator[str]:
     """SIGKILL somewhere in the time that the whole study takes; every fifth run is killed three times."""
     shop, draw = Workshop.sized(folder, count), random.Random(6)
-    shop.whole()
-    took = shop.start(folder / "timed").wait().seconds
+    took = shop.seconds()
     for case in range(count):
         run = folder / f"run-{case}"
         for _ in range(3 if case % 5 == 4 else 1):
@@ -36,8 +34,7 @@ def at_random_moments(folder: Path, count: int) -> Iterator[str]:
 def at_every_point(folder: Path, count: int) -> Iterator[str]:
     """SIGKILL at points of the writes of a study: first one of each kind, then others at random."""
     shop = Workshop.sized(folder, count)
-    points = recorded(shop, shop.words(folder / "recorded"))
-    shop.whole()
+    points = shop.points()
     for case, number in enumerate(chosen(points, count)):
         run = folder / f"run-{case}"
         ended = shop.start(run, kill_at, number).wait()
@@ -49,9 +46,8 @@ def at_every_point(folder: Path, count: int) -> Iterator[str]:
 def with_what_was_not_flushed_lost(folder: Path, count: int) -> Iterator[str]:
     """A power cut, as far as it can be played: killed, and then what no fsync had acknowledged is dropped at random."""
     shop, draw = Workshop.sized(folder, count), random.Random(7)
-    points = recorded(shop, shop.words(folder / "recorded"))
-    shop.whole()
-    own = [n for n, point in enumerate(points) if "recorded" in point and "before" not in point]
+    points = shop.points()
+    own = [n for n, point in enumerate(points) if is_of_the_run(point) and "before" not in point]
     for case in range(count):
         run, notes, number = folder / f"run-{case}", folder / f"notes-{case}", draw.choice(own)
         ended = shop.start(run, record_and_kill_at, (str(notes), number)).wait()
@@ -106,7 +102,7 @@ def drop_unflushed(lines: list[str], draw: random.Random) -> list[str]:
 
 def at_every_point_of_other_commands(folder: Path, count: int) -> Iterator[str]:
     """SIGKILL in report, predict, export: what was there before stands or the new is whole, and the command again writes it."""
-    shop = Workshop(folder, trials=3, seeds=1)
+    shop = Workshop.small(folder)
     run, tried = shop.whole(), 0
     outputs = {
         "report": ["report", str(run), "--output"],
@@ -156,8 +152,12 @@ def recorded(shop: Workshop, words: list[str]) -> list[str]:
     notes.unlink(missing_ok=True)
     ended = shop.command(words, record, str(notes)).wait()
     assert ended.code == 0, ended.err
-    lines = notes.read_text().splitlines()
-    return [re.sub(r"\.tmp-[0-9a-f]{12}-|\d+", "", line).replace("\t", " ") for line in lines]
+    return kinds(notes)
+
+
+def is_of_the_run(point: str) -> bool:
+    """Whether a point of an uncut study belongs to its own folder, and not to the token cache."""
+    return f"/{WHOLE}/" in point
 
 
 def chosen(points: list[str], count: int) -> list[int]:

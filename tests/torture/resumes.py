@@ -182,7 +182,7 @@ TOLERANCE = 1e-9
 
 def short_of_memory(folder: Path, count: int) -> Iterator[str]:
     """In passes: done again in smaller ones, to the same numbers. Elsewhere: exit 75, and resumed to the same bits."""
-    shop = Workshop(folder, trials=3, seeds=1)
+    shop = Workshop(folder, trials=3, seeds=1)  # its own, since the study is another
     shop.study.write_text(shop.study.read_text().replace("float32", "float64"))
     whole, prepared = shop.whole(), prepare(read_study(shop.study, ()))
     draw = random.Random(11)
@@ -245,10 +245,10 @@ def nearly(found: Path, expected: Path) -> str:
 
 def the_same_twice(folder: Path, count: int) -> Iterator[str]:
     """The same seeds in another folder give the same bytes: for each method, and for a study."""
-    shop = Workshop(folder, trials=3, seeds=1)
+    shop = Workshop.small(folder)
     study = prepare(read_study(shop.study, ()))
     one = [
-        prepare(runs.settings(folder, folder / "tiny", [m], seeds=[0], dropout=0.1))
+        prepare(runs.settings(shop.folder, shop.folder / "tiny", [m], seeds=[0], dropout=0.1))
         for m in METHODS
     ]
     configurations = [study, *one]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fleetune.study import journal
-from tests.torture.kills import recorded
+from tests.torture.kills import is_of_the_run
 from tests.torture.row import Row
 from tests.torture.workshop import LONGEST, Command, Workshop, fail_from
 
@@ -82,10 +82,9 @@ def wait_for(command: Command, run: Path, kind: str, number: int) -> None:
 def by_a_disk_that_refuses(folder: Path, count: int) -> Iterator[str]:
     """From some point on every write fails, with each of four errors in turn."""
     shop, draw = Workshop.sized(folder, count), random.Random(4)
-    points = recorded(shop, shop.words(folder / "recorded"))
-    shop.whole()
+    points = shop.points()
     # The first points belong to the token cache, without which all works; only the run's own are counted here.
-    first = next(i for i, point in enumerate(points) if "recorded" in point)
+    first = next(i for i, point in enumerate(points) if is_of_the_run(point))
     for case in range(count):
         code, run = ERRORS[case % len(ERRORS)], folder / f"run-{case}"
         number = draw.randrange(first, len(points))
@@ -101,7 +100,7 @@ def by_a_disk_that_refuses(folder: Path, count: int) -> Iterator[str]:
 
 def by_a_second_command(folder: Path, count: int) -> Iterator[str]:
     """A second command on a run that one works in is refused and changes nothing."""
-    shop = Workshop(folder, trials=3, seeds=1)
+    shop = Workshop.small(folder)
     run = folder / "run"
     first = shop.start(run, slow_passes, 10 * LONGEST)
     wait_for(first, run, "trial-started", 1)
@@ -120,7 +119,7 @@ def by_a_second_command(folder: Path, count: int) -> Iterator[str]:
 
 def by_a_lock_of_a_dead_process(folder: Path, count: int) -> Iterator[str]:
     """SIGKILL while the run is locked; the next command has it."""
-    shop = Workshop(folder, trials=3, seeds=1)
+    shop = Workshop.small(folder)
     shop.whole()
     for case in range(count):
         run = folder / f"run-{case}"

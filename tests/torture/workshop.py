@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
 from fleetune import durable
+from fleetune.study import journal
 from tests import runs
 from tests.backbone.hub import save_tiny
 
@@ -58,6 +61,8 @@ batch = 3
 [confirm]
 seeds = {seeds}
 """
+WHOLE = "whole"
+"""The name of the run that was never cut."""
 # Below so many cases a smaller study does.
 FEW = 10
 # A command on so little takes seconds; on a machine that does much else, many.
@@ -147,7 +152,12 @@ class Workshop:
     @classmethod
     def sized(cls, folder: Path, count: int) -> Workshop:
         """24 trials; 8 where only a few cases are asked for."""
-        return cls(folder) if count >= FEW else cls(folder, trials=3, seeds=1)
+        return cls(folder) if count >= FEW else cls.small(folder)
+
+    @classmethod
+    def small(cls, folder: Path) -> Workshop:
+        """8 trials; one workshop for all rows whose folders stand side by side, since its uncut run is the same for all."""
+        return _small(folder.parent)
 
     def words(self, run: Path) -> list[str]:
         return ["study", str(self.study), "--output-dir", str(run)]
@@ -167,11 +177,21 @@ class Workshop:
 
     def whole(self) -> Path:
         """The run that was never cut."""
-        run = self.folder / "whole"
+        run = self.folder / WHOLE
         if not run.exists():
-            told = self.finish(run)
-            assert not told, told
+            ended = self.start(run, record, str(self.folder / "points")).wait()
+            assert ended.code == 0, ended.err
         return run
+
+    def points(self) -> list[str]:
+        """Each point of a durable write that the run which was never cut has passed, in their order (see `kinds`)."""
+        self.whole()
+        return kinds(self.folder / "points")
+
+    def seconds(self) -> float:
+        """How long that run took."""
+        times = [event["time"] for event in journal.read(self.whole() / journal.NAME)]
+        return times[-1] - times[0]
 
     def check(self, run: Path, *, damaged: bool = False) -> str:
         """Finish a run that was cut, compare it with the one that was not, and remove it where they are equal.
@@ -185,6 +205,13 @@ class Workshop:
         if not told:
             shutil.rmtree(run)
         return told
+
+
+@cache
+def _small(folder: Path) -> Workshop:
+    own = folder / "small"
+    own.mkdir()
+    return Workshop(own, trials=3, seeds=1)
 
 
 def remove_set_aside(run: Path) -> None:
@@ -219,6 +246,12 @@ def record(path: str) -> None:
             file.write(f"{point}\t{where}\n")
 
     durable.observer = observe
+
+
+def kinds(notes: Path) -> list[str]:
+    """What `record` wrote down, as kinds of points: numbers and temporary names left out."""
+    lines = notes.read_text().splitlines()
+    return [re.sub(r"\.tmp-[0-9a-f]{12}-|\d+", "", line).replace("\t", " ") for line in lines]
 
 
 def kill_at(number: int) -> None:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
+from fleetune.backbone.send import send
 from fleetune.backbone.stream import Bucket, Current, Stream
 
 NAME = "fleetune_packed"
@@ -51,13 +52,16 @@ def packed_attention(
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     call = stream.next_call(site)
     first_only = stream.first_tokens_only and bool(getattr(module, "fleetune_reads_first", False))
+    noise = stream.noise
+    drawn = noise is not None and any(noise.rates(dropout))
+    if not drawn and sliding_window is None and flash_suits(query, scale):
+        return _flash(query, key, value, stream, first_only), None
     places = _places(stream, query.shape[1], first_only)
     masks = [
         _mask(stream, i, sliding_window, first_only, query) for i in range(len(stream.buckets))
     ]
     drops: list[Tensor | None] = [None] * len(masks)
-    noise = stream.noise
-    if noise is not None and any(noise.rates(dropout)):
+    if noise is not None and drawn:
         shapes = [
             (b.n_tiles, query.shape[1], n, b.length)
             for b, n in zip(stream.buckets, places.queries, strict=True)
@@ -68,6 +72,43 @@ def packed_attention(
         drops = [*made]
     rows = (x[0].transpose(0, 1) for x in (query, key, value))
     return _PackedAttention.apply(*rows, places, masks, drops, scale).unsqueeze(0), None  # type: ignore[no-any-return]
+
+
+def flash_suits(query: Tensor, scale: float) -> bool:
+    """Whether torch's attention over packed sequences can be asked: on a GPU, where no gradient is wanted.
+
+    Its gradient adds in an order that changes from run to run, and it takes no multipliers for dropout.
+    """
+    wide = query.shape[-1]
+    return (
+        query.is_cuda
+        and query.dtype in (torch.bfloat16, torch.float16)
+        and wide % 8 == 0
+        and wide <= 256
+        and scale == wide**-0.5
+        and not (torch.is_grad_enabled() and query.requires_grad)
+    )
+
+
+def _flash(query: Tensor, key: Tensor, value: Tensor, stream: Stream, first_only: bool) -> Tensor:
+    """`packed_attention` by one kernel that reads the packed sequences as they lie; no tiles, no padding."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    if ("ends",) not in stream.kept:
+        offsets = stream.sequence_offsets.astype(np.int32)
+        each = np.arange(stream.n_sequences + 1, dtype=np.int32)
+        stream.kept["ends",] = send(offsets, stream.device), send(each, stream.device)
+    ends, firsts = stream.kept["ends",]
+    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+    longest = stream.longest
+    if not first_only:
+        whole = varlen_attn(q, k, v, ends, ends, longest, longest)
+        assert isinstance(whole, Tensor)  # what a call without `return_aux` gives
+        return whole.unsqueeze(0)
+    asked = q.index_select(0, stream.first_tokens)
+    found = varlen_attn(asked, k, v, firsts, ends, 1, longest)
+    assert isinstance(found, Tensor)
+    return torch.zeros_like(q).index_copy_(0, stream.first_tokens, found).unsqueeze(0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,12 +168,12 @@ def _find_places(stream: Stream, heads: int, first_only: bool) -> _Places:
     return _Places(
         shapes=[(b.n_tiles * heads, b.length) for b in stream.buckets],
         queries=[tokens.shape[1] for tokens, _ in asked],
-        keys_there=torch.from_numpy(keys_there).to(device),
-        keys_back=torch.from_numpy(keys_back).to(device),
-        queries_there=torch.from_numpy(there).to(device),
-        queries_back=torch.from_numpy(back).to(device),
-        queries_padding=torch.from_numpy(padding).to(device),
-        computed=None if rows is None else torch.from_numpy(rows).to(device),
+        keys_there=send(keys_there, device),
+        keys_back=send(keys_back, device),
+        queries_there=send(there, device),
+        queries_back=send(back, device),
+        queries_padding=send(padding, device),
+        computed=None if rows is None else send(rows, device),
     )
 
 
@@ -181,7 +222,7 @@ def _mask(
     if kept not in stream.kept:
         visible = stream.buckets[number].visible(window, first_only=first_only)
         if visible is not None:
-            hidden = torch.from_numpy(~visible[:, None]).to(like.device)
+            hidden = send(~visible[:, None], like.device)
             visible = torch.zeros(hidden.shape, dtype=like.dtype, device=like.device)
             visible.masked_fill_(hidden, float("-inf"))
         stream.kept[kept] = visible

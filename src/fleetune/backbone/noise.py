@@ -7,6 +7,8 @@ trial needs no stored generator.
 
 Bits come from SFC64 (numpy), its state set from a hash of the name; 16 bits decide one activation. A rate is rounded to
 a multiple of 2^-16, and kept activations are scaled by what was really kept, so the expectation is exact.
+
+Not covered: a GPU, which draws for itself (device_noise.py).
 """
 
 from __future__ import annotations
@@ -63,6 +65,16 @@ class Blocks:
 
 
 @dataclass(frozen=True, slots=True)
+class TrialRows:
+    """Whose each row of activations is; what `Noise.rows` takes, of all trials of a pass."""
+
+    bounds: list[int]
+    """Where each trial's rows start, and their number at the end, [K + 1]."""
+    existing: list[NDArray[np.int64] | None]
+    before: list[int]
+
+
+@dataclass(frozen=True, slots=True)
 class Noise:
     """The dropout of one training pass; one key a trial."""
 
@@ -86,6 +98,15 @@ class Noise:
         raw: NDArray[np.uint64] = self._source.random_raw(-(-(skipped + count) // 4))  # type: ignore[assignment]
         return raw.view(np.int16)[skipped : skipped + count]
 
+    def every(
+        self, rates: Sequence[float], out: Tensor, rows: TrialRows, *name: str | int
+    ) -> Tensor:
+        """Write the multipliers of all trials' rows of activations into `out`, [rows, width], and return it."""
+        for k, rate in enumerate(rates):
+            part = out[rows.bounds[k] : rows.bounds[k + 1]]
+            self.rows(k, rate, part, rows.existing[k], rows.before[k], *name)
+        return out
+
     def rows(
         self,
         trial: int,
@@ -107,7 +128,7 @@ class Noise:
         own = out.new_empty(len(existing), out.shape[1])
         multiply_into(own, self.bits(trial, own.numel(), *name, skipped=skipped), rate)
         out.fill_(1.0)
-        out[torch.from_numpy(existing).to(out.device)] = own
+        out[torch.from_numpy(existing)] = own
         return out
 
     def attention(
@@ -125,8 +146,7 @@ class Noise:
         What lies beyond the sequences stays as it was. first_only: of each sequence the probabilities of its first token
         alone, Q counts a tile's sequences.
         """
-        hosts = [out if out.is_cpu else out.cpu() for out in outs]
-        raws = [_raw(host) for host in hosts]
+        raws = [_raw(out) for out in outs]
         heads, dtype = outs[0].shape[1], outs[0].dtype
         corners = _corners(buckets, first_only)
         for k, own_rate in enumerate(self.rates(rate)):
@@ -142,9 +162,6 @@ class Noise:
                 end += count
                 block = drawn[end - count : end].reshape(heads, -1, n)
                 raws[number][tile, :, top : top + block.shape[1], left : left + n] = block
-        for out, host in zip(outs, hosts, strict=True):
-            if host is not out:
-                out.copy_(host)
 
 
 def _corners(buckets: Sequence[Blocks], first_only: bool) -> list[tuple[int, int, int, int, int]]:
@@ -160,7 +177,7 @@ def _corners(buckets: Sequence[Blocks], first_only: bool) -> list[tuple[int, int
 
 def multiply_into(out: Tensor, drawn: NDArray[np.int16], rate: float) -> Tensor:
     """Write 0 where the drawn number falls below the rate, 1 / kept share elsewhere; `out` has as many numbers."""
-    if out.is_cpu and out.is_contiguous():
+    if out.is_contiguous():
         _multiply(_raw(out), drawn.reshape(out.shape), rate, out.dtype)
         return out
     return out.copy_(multiply_into(torch.empty(out.shape, dtype=out.dtype), drawn, rate))
@@ -174,11 +191,17 @@ def _multiply(out: NDArray[Any], drawn: NDArray[np.int16], rate: float, dtype: t
     np.multiply(kept.view(np.uint8), scale, out=out, dtype=out.dtype)
 
 
+def level(rate: float) -> tuple[int, float]:
+    """Of 2^16 levels those that are dropped, and what the others are multiplied by."""
+    threshold = min(round(rate * _LEVELS), _LEVELS - 1)
+    return threshold, _LEVELS / (_LEVELS - threshold)
+
+
 @cache
 def _scale(rate: float, dtype: torch.dtype) -> tuple[int, Any]:
-    """Of 2^16 levels those that are dropped, and what the others are multiplied by, as its raw pattern."""
-    threshold = min(round(rate * _LEVELS), _LEVELS - 1)
-    return threshold, _raw(torch.tensor([_LEVELS / (_LEVELS - threshold)], dtype=dtype))[0]
+    """The same, the multiplier as its raw pattern."""
+    threshold, scale = level(rate)
+    return threshold, _raw(torch.tensor([scale], dtype=dtype))[0]
 
 
 def _raw(tensor: Tensor) -> NDArray[Any]:

@@ -17,7 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fleetune.backbone.noise import Blocks, Noise
+from fleetune.backbone.noise import Blocks, Noise, TrialRows
+from fleetune.backbone.send import send
 
 # A sequence joins the bucket of a longer one while it is at least this long: shorter steps would save padding but cost
 # more and smaller products. Assumption, to be measured.
@@ -174,6 +175,15 @@ class Stream:
         key = self.noise.keys[trial]
         return key.tokens_before if rows == self.n_token_rows else key.rows_before
 
+    def trial_rows(self, rows: int) -> TrialRows:
+        """Whose each of so many rows is, for dropout."""
+        trials = range(self.n_trials)
+        return TrialRows(
+            self.bounds(rows),
+            [self.existing(rows, k) for k in trials],
+            [self.before(rows, k) for k in trials],
+        )
+
     def next_call(self, name: str) -> int:
         """How many times this leaf ran before in this pass."""
         before = self.calls.get(name, 0)
@@ -183,14 +193,12 @@ class Stream:
     @cached_property
     def first_tokens(self) -> Tensor:
         """The packed row of each sequence's first token, [B]."""
-        return torch.from_numpy(self.sequence_offsets[:-1]).to(self.device)
+        return send(self.sequence_offsets[:-1], self.device)
 
     @cached_property
     def sequence_of_token(self) -> Tensor:
         """The sequence of each packed token, [T]."""
-        return torch.from_numpy(np.repeat(np.arange(self.n_sequences), self.lengths)).to(
-            self.device
-        )
+        return send(np.repeat(np.arange(self.n_sequences), self.lengths), self.device)
 
     @cached_property
     def buckets(self) -> tuple[Bucket, ...]:

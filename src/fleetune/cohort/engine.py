@@ -12,11 +12,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fleetune.backbone.noise import Noise
+from fleetune.backbone.send import send
 from fleetune.backbone.sites import SiteMap, site_map
 from fleetune.cohort.kernels import keep_few_kernels
 from fleetune.cohort.known import Entry, Known
 from fleetune.cohort.lanes import Lanes
-from fleetune.cohort.layers import Active, LowRankSlot
+from fleetune.cohort.layers import Active
+from fleetune.cohort.linear import LowRankSlot
 from fleetune.cohort.open import OpenBackbone
 from fleetune.cohort.owned import Owned, initial_values
 from fleetune.cohort.trial import Rows, TrialInput
@@ -81,7 +83,7 @@ class Engine:
         if entry == 0:
             return self.logits(owned, _packed(rows), noise)
         found = [self.known.of(one.table, entry, one.rows) for one in rows]
-        values = torch.cat(found).to(self.backbone.device)
+        values = send(torch.cat(found), self.backbone.device)
         if entry is not None:
             packed = _packed(rows)
             return self.backbone.from_layer(entry, values, packed, active_of(owned), noise)

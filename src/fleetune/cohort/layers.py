@@ -25,18 +25,8 @@ from torch.nn import functional
 
 from fleetune.backbone.noise import Blocks
 from fleetune.backbone.stream import Current, Stream
-
-
-@dataclass(frozen=True, slots=True)
-class LowRankSlot:
-    """One trial's low-rank factors at one linear leaf, in float32 (or the dtype of the parameters)."""
-
-    down: Tensor
-    """A, [R, D]."""
-    up: Tensor
-    """B, [E, R]."""
-    scale: float
-    dropout: float
+from fleetune.cohort.grouped import grouped_linear, suits
+from fleetune.cohort.linear import LowRankSlot, cohort_linear
 
 
 @dataclass(frozen=True)
@@ -84,9 +74,13 @@ class CohortLinear(Leaf):
             y = functional.linear(rows, self.weight, self.bias)
             return y.view(*x.shape[:-1], self.out_features)
         bounds = stream.bounds(rows.shape[0])
+        if weights is None and suits(rows, self.weight):
+            mask = self._dropout_of_all(low_rank, stream, rows)
+            y = grouped_linear(rows, self.weight, self.bias, bounds, biases, low_rank, mask)
+            return y.view(*x.shape[:-1], self.out_features)
         masks = self._dropout(low_rank, stream, rows, bounds)
         if weights is None:
-            y = _cohort_linear(rows, self.weight, self.bias, bounds, biases, low_rank, masks)
+            y = cohort_linear(rows, self.weight, self.bias, bounds, biases, low_rank, masks)
             return y.view(*x.shape[:-1], self.out_features)
 
         def alone(part: Tensor, k: int) -> Tensor:
@@ -96,7 +90,7 @@ class CohortLinear(Leaf):
                 cast = None if bias is None else bias.to(part.dtype)
                 return functional.linear(part, weight.to(part.dtype), cast)
             slot, mask = None if low_rank is None else [low_rank[k]], [masks[k]]
-            return _cohort_linear(part, self.weight, self.bias, [0, part.shape[0]], own, slot, mask)
+            return cohort_linear(part, self.weight, self.bias, [0, part.shape[0]], own, slot, mask)
 
         return by_slices(rows, bounds, alone).view(*x.shape[:-1], self.out_features)
 
@@ -123,6 +117,18 @@ class CohortLinear(Leaf):
             drawn = torch.empty_like(part)
             masks[k] = noise.rows(k, slot.dropout, drawn, existing, before, name, call)
         return masks
+
+    def _dropout_of_all(
+        self, low_rank: list[LowRankSlot | None] | None, stream: Stream, rows: Tensor
+    ) -> Tensor | None:
+        """The same of all trials, [N, D]: 1 where a trial drops nothing; None where nobody does."""
+        rates = [0.0 if slot is None else slot.dropout for slot in low_rank or []]
+        if stream.noise is None or not any(rates):
+            return None
+        name = f"{self.name}.lora"
+        whose = stream.trial_rows(rows.shape[0])
+        call = stream.next_call(name)
+        return stream.noise.every(rates, torch.empty_like(rows), whose, name, call)
 
 
 class CohortLayerNorm(Leaf):
@@ -185,13 +191,8 @@ class CohortDropout(Leaf):
             noise.attention(self.p, [blocks], stream.trial_offsets, [ones], self.name, call)
             return x * ones
         rows = x.reshape(-1, x.shape[-1])
-        bounds = stream.bounds(rows.shape[0])
-        kept = torch.empty_like(rows)
-        for k, rate in enumerate(rates):
-            existing = stream.existing(rows.shape[0], k)
-            before = stream.before(rows.shape[0], k)
-            part = kept[bounds[k] : bounds[k + 1]]
-            noise.rows(k, rate, part, existing, before, self.name, call)
+        whose = stream.trial_rows(rows.shape[0])
+        kept = noise.every(rates, torch.empty_like(rows), whose, self.name, call)
         return x * kept.view(x.shape)
 
 
@@ -282,113 +283,3 @@ def _add_biases(y: Tensor, bounds: list[int], biases: list[Tensor]) -> Tensor:
         _add_in_place(y, bounds, biases)
         return y
     return _AddBiases.apply(y, bounds, *biases)  # type: ignore[no-any-return]
-
-
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    """What does not change between the forward and the backward of one cohort-linear call."""
-
-    bounds: list[int]
-    biases: list[int | None]
-    """Place of each trial's own bias among the tensors; None: it uses the shared one."""
-    factors: list[int | None]
-    """Place of each trial's A among the tensors, B right after it."""
-    scales: list[float]
-    masks: list[Tensor | None]
-
-
-def _cohort_linear(
-    rows: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    bounds: list[int],
-    biases: list[Tensor | None] | None,
-    low_rank: list[LowRankSlot | None] | None,
-    masks: list[Tensor | None],
-) -> Tensor:
-    tensors: list[Tensor] = []
-
-    def place(*new: Tensor) -> int:
-        tensors.extend(new)
-        return len(tensors) - len(new)
-
-    trials = range(len(bounds) - 1)
-    own = [biases[k] if biases else None for k in trials]
-    slots = [low_rank[k] if low_rank else None for k in trials]
-    plan = _Plan(
-        bounds,
-        [None if b is None else place(b) for b in own],
-        [None if s is None else place(s.down, s.up) for s in slots],
-        [1.0 if s is None else s.scale for s in slots],
-        masks,
-    )
-    return _CohortLinear.apply(rows, weight, bias, plan, *tensors)  # type: ignore[no-any-return]
-
-
-class _CohortLinear(torch.autograd.Function):
-    """y = x W^T, plus on each trial's rows its own or the shared bias, plus its scaled low-rank update.
-
-    Nothing is saved for the frozen weight; of the input only views, and only for trials with low-rank factors.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, plan: _Plan, *tensors: Tensor
-    ) -> Tensor:
-        bounds = plan.bounds
-        shared = bias if all(place is None for place in plan.biases) else None
-        y = functional.linear(x, weight, shared)
-        inputs: list[Tensor] = []
-        narrow: list[Tensor] = []
-        for k in range(len(bounds) - 1):
-            part = y[bounds[k] : bounds[k + 1]]
-            if shared is None:
-                mine = plan.biases[k]
-                own = bias if mine is None else tensors[mine]
-                if own is not None:
-                    part.add_(own.to(y.dtype))
-            at = plan.factors[k]
-            if at is None:
-                continue
-            down, up = tensors[at].to(x.dtype), tensors[at + 1].to(x.dtype)
-            mask = plan.masks[k]
-            xk = x[bounds[k] : bounds[k + 1]]
-            dropped = xk if mask is None else xk * mask
-            u = dropped @ down.T
-            part.addmm_(u, up.T, alpha=plan.scales[k])
-            inputs.append(dropped)
-            narrow.append(u)
-        ctx.plan = plan
-        ctx.save_for_backward(weight, *inputs, *narrow, *tensors)
-        ctx.n_low_rank = len(inputs)
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        (grad,) = grads
-        plan: _Plan = ctx.plan
-        n = ctx.n_low_rank
-        weight, *saved = ctx.saved_tensors
-        inputs, narrow, tensors = saved[:n], saved[n : 2 * n], saved[2 * n :]
-        out: list[Tensor | None] = [None] * len(tensors)
-        to_input: Tensor | None = grad @ weight if ctx.needs_input_grad[0] else None
-        seen = 0
-        for k in range(len(plan.bounds) - 1):
-            low, high = plan.bounds[k], plan.bounds[k + 1]
-            part = grad[low:high]
-            if (mine := plan.biases[k]) is not None:
-                out[mine] = part.sum(0, dtype=tensors[mine].dtype)
-            if (at := plan.factors[k]) is None:
-                continue
-            down, up, scale = tensors[at], tensors[at + 1], plan.scales[k]
-            through = (part @ up.to(part.dtype)).mul_(scale)
-            out[at] = (through.T @ inputs[seen]).to(down.dtype)
-            out[at + 1] = (part.T @ narrow[seen]).to(up.dtype).mul_(scale)
-            if to_input is not None:
-                mine, mask, narrow_down = to_input[low:high], plan.masks[k], down.to(part.dtype)
-                if mask is None:
-                    mine.addmm_(through, narrow_down)
-                else:
-                    mine.addcmul_(through @ narrow_down, mask)
-            seen += 1
-        return to_input, None, None, None, *out

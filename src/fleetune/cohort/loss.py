@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from fleetune.backbone.send import send
 from fleetune.cohort.trial import TrialInput
 from fleetune.data import metrics
 
@@ -49,13 +50,14 @@ def shares(
 ) -> Tensor:
     """What each sequence's loss weighs in its trial's gradient, [B]: 1 / (sequences of its micro-batch * micro-batches)."""
     each = [1.0 / (n * size) for n, size in zip(totals, group_sizes, strict=True)]
-    return torch.from_numpy(np.repeat(each, counts)).to(like)
+    return send(np.repeat(each, counts), like.device).to(like.dtype)
 
 
 def sums(losses: Tensor, counts: Sequence[int]) -> Tensor:
     """The sum of each trial's losses, [K], of the losses [B] of all sequences."""
-    lengths = torch.tensor(counts, device=losses.device)
-    return torch.segment_reduce(losses.detach(), "sum", lengths=lengths)
+    lengths = send(torch.tensor(counts), losses.device)
+    # "unsafe": nobody looks whether the lengths fit, for which a GPU would have to wait.
+    return torch.segment_reduce(losses.detach(), "sum", lengths=lengths, unsafe=True)
 
 
 def selection_metrics(logits: NDArray[Any], given: TrialInput) -> dict[str, float]:
@@ -67,7 +69,7 @@ def selection_metrics(logits: NDArray[Any], given: TrialInput) -> dict[str, floa
 
 
 def _laid(labels: Sequence[NDArray[Any]], device: torch.device) -> Tensor:
-    return torch.from_numpy(np.concatenate(labels)).to(device)
+    return send(np.concatenate(labels), device)
 
 
 def _each(logits: Tensor, labels: Tensor, regression: bool, smoothing: float) -> Tensor:

@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from fleetune.backbone.device_noise import noise_on
 from fleetune.backbone.noise import Noise, NoiseKey
 from fleetune.cohort.engine import Engine
 from fleetune.cohort.owned import Owned
@@ -189,7 +190,7 @@ def measure(engine: Engine, inputs: Sequence[TrialInput]) -> Rates:
     for tokens in _PROBE_TOKENS:
         rows = -(-tokens // (length * len(kinds))) + len(points)
         packed = _even(len(kinds), rows, length)
-        noise = Noise([NoiseKey(0, 0, rate) for _ in kinds])
+        noise = noise_on(engine.backbone.device, [NoiseKey(0, 0, rate) for _ in kinds])
         points.append(
             (
                 rows * length * len(kinds),

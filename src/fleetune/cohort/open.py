@@ -25,6 +25,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttenti
 from fleetune.backbone import attention
 from fleetune.backbone.families import Family, family_of
 from fleetune.backbone.noise import Noise
+from fleetune.backbone.send import send
 from fleetune.backbone.stream import Current, Stream
 from fleetune.cohort.layers import (
     Active,
@@ -191,11 +192,11 @@ class OpenBackbone:
             return self._padded_inputs(ids, types, stream)
         first = self.family.first_position(self.config)
         inputs: dict[str, Tensor | None] = {
-            "input_ids": ids[None].to(self.device),
-            "position_ids": (torch.from_numpy(packed.positions) + first)[None].to(self.device),
+            "input_ids": send(ids[None], self.device),
+            "position_ids": send((packed.positions + first)[None], self.device),
         }
         if types is not None and self.takes_types:
-            inputs["token_type_ids"] = types[None].to(self.device)
+            inputs["token_type_ids"] = send(types[None], self.device)
         return inputs
 
     def _padded_inputs(
@@ -206,7 +207,7 @@ class OpenBackbone:
 
         def spread(values: Tensor, empty: int) -> Tensor:
             out = torch.full((stream.n_token_rows,), empty, dtype=torch.long)
-            return out.index_copy_(0, rows, values).view(shape).to(self.device)
+            return send(out.index_copy_(0, rows, values).view(shape), self.device)
 
         inputs: dict[str, Tensor | None] = {
             "input_ids": spread(ids, int(self.config.pad_token_id)),
@@ -296,7 +297,7 @@ class OpenBackbone:
         stream = self.current.require()
         sums = rows.new_zeros((stream.n_sequences, rows.shape[-1]))
         sums = sums.index_add(0, stream.sequence_of_token, rows[0])
-        counts = torch.from_numpy(stream.lengths).to(sums)
+        counts = send(stream.lengths, sums.device).to(sums.dtype)
         return (sums / counts[:, None])[:, None]
 
 

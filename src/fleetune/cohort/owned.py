@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from fleetune.backbone.sites import SiteMap
-from fleetune.cohort.layers import LowRankSlot
+from fleetune.cohort.linear import LowRankSlot
 from fleetune.methods.base import LowRank, Method
 from fleetune.seeds import torch_seed
 

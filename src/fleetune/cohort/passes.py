@@ -20,7 +20,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fleetune.backbone.noise import Noise, NoiseKey
+from fleetune.backbone.device_noise import noise_on
+from fleetune.backbone.noise import NoiseKey
+from fleetune.backbone.send import send
 from fleetune.cohort.engine import Engine
 from fleetune.cohort.known import Entry
 from fleetune.cohort.loss import sequence_losses, shares, sums
@@ -170,7 +172,7 @@ def run_pass(engine: Engine, parts: Sequence[Part]) -> Passed:
     """One forward and one backward; each trial's gradient of its rows."""
     trials = [part.trial for part in parts]
     owned = [trial.owned for trial in trials]
-    noise = Noise([part.noise_key for part in parts])
+    noise = noise_on(engine.backbone.device, [part.noise_key for part in parts])
     rows = [replace(part.trial.given.train, rows=part.rows) for part in parts]
     logits = engine.logits_of(owned, rows, noise, parts[0].entry)
     labels = [part.trial.given.train.labels[part.rows] for part in parts]
@@ -194,4 +196,6 @@ def run_pass(engine: Engine, parts: Sequence[Part]) -> Passed:
             for mine, gradient in zip(into, unused, strict=True)
             if mine is not None and gradient is not None
         )
-    return Passed(tuple(parts), sums(losses, counts) / torch.tensor(totals).to(losses), gradients)
+    return Passed(
+        tuple(parts), sums(losses, counts) / send(torch.tensor(totals), losses.device), gradients
+    )

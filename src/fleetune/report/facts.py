@@ -163,15 +163,15 @@ def _cohorts(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for e in events:
         if e["kind"] == "planned":
-            found[e["stage"]] = {
-                "stage": e["stage"],
-                "trials": [],
+            # A command that goes on plans again; who has started stays.
+            stage = found.setdefault(e["stage"], {"stage": e["stage"], "trials": []})
+            stage |= {
                 "at_once": e["at_once"],
                 "tokens": e["tokens"],
                 "planned_bytes": e["bytes"],
                 "peak_bytes": None,
                 "why": e["why"],
-            } | {k: v for k, v in found.get(e["stage"], {}).items() if k == "trials"}
+            }
         elif e["kind"] == "trial-started" and e.get("stage") in found:
             trials = found[e["stage"]]["trials"]
             if e["id"] not in trials:

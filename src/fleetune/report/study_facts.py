@@ -231,10 +231,11 @@ def _rank_study(
 ) -> dict[str, Any]:
     first = next(iter(ranks.values()))
     reference = entry.get("reference_rank", min(ranks))
-    outputs = {r: read(_trials(facts, e), e["set"]) for r, e in ranks.items()}
-    known = len(ranks) > 1 and reference in ranks
-    enough = all(len(found) > 1 for _, found in outputs.values())
-    trend = _slope(first["metric"], outputs, reference) if known and enough else None
+    trend = None
+    if len(ranks) > 1 and reference in ranks:
+        outputs = {r: read(_trials(facts, e), e["set"]) for r, e in ranks.items()}
+        if all(len(found) > 1 for _, found in outputs.values()):
+            trend = _slope(first["metric"], outputs, reference)
     return {
         "task": first["task"],
         "set": first["set"],

@@ -1,0 +1,18 @@
+"""What the processor has worked out, sent to the device without waiting for it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+def send(values: NDArray[Any] | Tensor, device: torch.device) -> Tensor:
+    """The values on the device; on a CPU the same memory."""
+    found = values if isinstance(values, Tensor) else torch.from_numpy(values)
+    if device.type == "cpu":
+        return found
+    # From ordinary memory a copy waits until the device has done all before it.
+    return found.pin_memory().to(device, non_blocking=True)
