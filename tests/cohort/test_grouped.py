@@ -26,8 +26,10 @@ BOUNDS = [0, 9, 9, 40, 41, 57]
 OWNED = ["bbbbb", "-----", "lllll", "mmmmm", "b-l-m", "-l--b", "xXb-l", "XXXXX", "---m-"]
 
 
-def both(owned: str, dtype: torch.dtype, *, shared_bias: bool = True) -> list[list[Tensor]]:
-    """Output and all gradients, of the grouped leaf and of the plain one."""
+def both(
+    owned: str, dtype: torch.dtype, *, shared_bias: bool = True, spoiled: slice | None = None
+) -> list[list[Tensor]]:
+    """Output and all gradients, of the grouped leaf and of the plain one. spoiled: rows that are not finite."""
     rng = np.random.default_rng([ord(c) for c in owned])
 
     def draw(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -56,6 +58,8 @@ def both(owned: str, dtype: torch.dtype, *, shared_bias: bool = True) -> list[li
     mine = biases if any(b is not None for b in biases) else None
     low_rank = slots if any(s is not None for s in slots) else None
     direction = draw(BOUNDS[-1], E, dtype=dtype).detach()
+    if spoiled is not None:
+        x.data[spoiled], direction[spoiled] = torch.inf, torch.nan
     found: list[list[Tensor]] = []
     for y in (
         grouped_linear(x, weight, bias, BOUNDS, mine, low_rank, whole),
@@ -83,6 +87,26 @@ def test_in_bfloat16_both_round_the_same_values(owned: str) -> None:
     for a, b in zip(mine, plain, strict=True):
         assert a.dtype == b.dtype
         assert float((a.float() - b.float()).norm()) <= 4 * 2**-8 * float(b.float().norm())
+
+
+@pytest.mark.parametrize("owned", ["XXXXX", "b-l-m"])
+def test_a_trial_that_diverges_spoils_no_other(owned: str) -> None:
+    """Rows and gradients of the third trial are not finite: all that belongs to the others is bit-equal."""
+    rows = slice(BOUNDS[2], BOUNDS[3])
+    sound, _ = both(owned, torch.float32)
+    spoiled, _ = both(owned, torch.float32, spoiled=rows)
+    others = torch.ones(BOUNDS[-1], dtype=torch.bool)
+    others[rows] = False
+    for a, b in zip(
+        sound[:2], spoiled[:2], strict=True
+    ):  # the output, and the gradient of the input
+        assert torch.equal(a[others], b[others])
+        assert not bool(torch.isfinite(b[rows]).all())
+    # Biases come first, then A and B of each trial.
+    owners = [k for k, letter in enumerate(owned) if letter in "bxX"]
+    owners += [k for k, letter in enumerate(owned) if letter in "lmxX" for _ in "AB"]
+    for k, a, b in zip(owners, sound[2:], spoiled[2:], strict=True):
+        assert torch.equal(a, b) == (k != 2)
 
 
 def test_only_what_the_kernels_take_is_grouped() -> None:

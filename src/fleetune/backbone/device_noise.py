@@ -66,10 +66,9 @@ class DeviceNoise(Noise):
         first_only: bool = False,
     ) -> None:
         """As the base class, by one kernel for each bucket."""
-        heads = outs[0].shape[1]
-        kept = ("attention", heads, first_only, len(buckets))
+        shapes = [tuple(out.shape) for out in outs]
+        kept = ("attention", first_only, *shapes)
         if kept not in self._kept:
-            shapes = [tuple(out.shape) for out in outs]
             found = self._of_tiles(buckets, trial_offsets, shapes, first_only)
             self._kept[kept] = [_drawn(one, outs[0].device) for one in found]
         streams = self._streams(self.rates(rate), outs[0], *name)

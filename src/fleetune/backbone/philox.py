@@ -50,8 +50,8 @@ class Streams:
 
 
 def multiply(out: Tensor, drawn: Drawn, streams: Streams) -> None:
-    """Write 0 where a number is dropped and the scale elsewhere into `out`, [N, W] without gaps in memory."""
-    if not out.is_cuda:
+    """Write 0 where a number is dropped and the scale elsewhere into `out`, [N, W]."""
+    if not out.is_cuda or not out.is_contiguous():
         return reference(out, drawn, streams)
     # Triton comes with torch for CUDA and with no other.
     from fleetune.backbone.philox_kernel import launch

@@ -2,8 +2,8 @@
 
 `linear.cohort_linear` asks for two small products and an addition a trial, which a CPU does as fast as one large product and a
 GPU does not: there each call costs more than the work. Here the factors of all trials are stacked, ranks filled up with
-zeros, and multiplied with their own rows by torch's `grouped_mm`; biases are looked up by row, and their gradients summed by
-a product with the table of who owns which row.
+zeros, and multiplied with their own rows by torch's `grouped_mm`; biases are looked up by row, and their gradients summed by a
+grouped product with ones.
 
 Reference, for the tests: `linear.cohort_linear`.
 Notation: K trials, N rows, D input width, E output width, R the largest rank, filled up to a multiple of 8.
@@ -135,9 +135,10 @@ class _GroupedLinear(torch.autograd.Function):
                 if rank:
                     out += [to_down[k, :rank], to_up[k, :, :rank]]
         if any(layout.own_bias):
-            member = torch.arange(len(layout.ranks), device=grad.device)[:, None] == layout.trial
-            sums = member.to(grad.dtype) @ grad
-            out += [sums[k] for k, own in enumerate(layout.own_bias) if own]
+            # Grouped too: in one product for all, a trial that has diverged would spoil the sums of the others (0 * nan is nan).
+            ones = grad.new_ones(len(grad), _ALIGNED)
+            sums = grouped_mm(ones.T, grad, offs=layout.ends)
+            out += [sums[k, 0] for k, own in enumerate(layout.own_bias) if own]
         cast = [g.to(dtype) for g, dtype in zip(out, ctx.dtypes, strict=True)]
         return to_input, None, None, None, *cast
 
