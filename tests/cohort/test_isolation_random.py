@@ -259,7 +259,10 @@ QUICK = settings(
 )
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family",
+    [f if f in ("bert", "mpnet") else pytest.param(f, marks=pytest.mark.slow) for f in FAMILIES],
+)
 def test_trial_in_company_is_the_trial_alone(family: str) -> None:
     """Few examples and always the same ones."""
     QUICK(given(cases(family, most=6))(check))()

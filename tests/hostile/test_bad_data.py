@@ -79,18 +79,13 @@ def test_broken_parquet_files_through_the_command(tmp_path: Path) -> None:
         assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
         ("rows.csv", b'text,label\n"a\nb",pos\n"c,neg\n', "line 4: a quote is opened"),
-        pytest.param(
-            *("rows.jsonl", b'{"text": "a", "label": NaN}\n', "line 1: NaN is no JSON value"),
-            marks=pytest.mark.slow,
-        ),
-        pytest.param(
-            *("rows.parquet", b"PAR1" + b"\xff" * 64 + b"PAR1", "not a whole, valid Parquet file"),
-            marks=pytest.mark.slow,
-        ),
+        ("rows.jsonl", b'{"text": "a", "label": NaN}\n', "line 1: NaN is no JSON value"),
+        ("rows.parquet", b"PAR1" + b"\xff" * 64 + b"PAR1", "not a whole, valid Parquet file"),
     ],
 )
 def test_through_a_process_of_its_own(tmp_path: Path, name: str, content: bytes, said: str) -> None:

@@ -48,6 +48,21 @@ def tight(wished: dict[str, dict[str, Any]]) -> int:
     return int(min(plan["bytes"] for plan in wished.values()) * 0.8)
 
 
+@pytest.fixture(scope="module")
+def squeezed(
+    ready: Prepared, wished: dict[str, dict[str, Any]], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, list[Planned]]:
+    """A run in less memory than any stage would take, and what it told of its plans."""
+    folder, told = tmp_path_factory.mktemp("squeezed") / "run", list[Planned]()
+    with pytest.MonkeyPatch.context() as patch:
+        free(patch, tight(wished))
+        outcome = studies.run(
+            folder, ready, watch=lambda e: told.append(e) if isinstance(e, Planned) else None
+        )
+    assert outcome.failed == 0
+    return folder, told
+
+
 def test_enough_memory_is_no_limit(wished: dict[str, dict[str, Any]]) -> None:
     assert len(wished) == 2  # the search and the confirm phase
     for plan in wished.values():
@@ -56,15 +71,9 @@ def test_enough_memory_is_no_limit(wished: dict[str, dict[str, Any]]) -> None:
 
 
 def test_little_memory_makes_smaller_passes_and_says_so(
-    ready: Prepared, wished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    wished: dict[str, dict[str, Any]], squeezed: tuple[Path, list[Planned]]
 ) -> None:
-    free(monkeypatch, tight(wished))
-    told: list[Planned] = []
-    folder = tmp_path / "run"
-    outcome = studies.run(
-        folder, ready, watch=lambda e: told.append(e) if isinstance(e, Planned) else None
-    )
-    assert outcome.failed == 0
+    folder, told = squeezed
     assert [p.limits.tokens for p in told] == [e["tokens"] for e in plans(folder).values()]
     for stage, plan in plans(folder).items():
         assert plan["bytes"] <= tight(wished) < wished[stage]["bytes"]
@@ -72,11 +81,10 @@ def test_little_memory_makes_smaller_passes_and_says_so(
 
 
 def test_a_resumed_run_keeps_the_limits_of_the_first_command(
-    ready: Prepared, wished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ready: Prepared, wished, squeezed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Other limits would put other trials into a pass, and so change the last digits."""
     free(monkeypatch, tight(wished))
-    studies.run(tmp_path / "whole", ready)
 
     def cut(event: object) -> None:
         if isinstance(event, EpochDone):
@@ -93,7 +101,7 @@ def test_a_resumed_run_keeps_the_limits_of_the_first_command(
     assert search == list(first)
     epochs = [
         {(e["id"], e["epoch"]): (e["loss"], e["selection"]) for e in found if "-t" in e["id"]}
-        for found in (studies.events(tmp_path / n, "epoch") for n in ("whole", "cut"))
+        for found in (studies.events(run, "epoch") for run in (squeezed[0], tmp_path / "cut"))
     ]
     assert epochs[0] == epochs[1]
 
