@@ -263,7 +263,7 @@ def _run(
 
     check_compute(None, device)
     writers = report_names(settings.report_to if report_to is None else report_to)
-    prepared = prepare(settings)
+    prepared = prepare(settings, device=device)
     with in_python(prepared, folder, device, report_to=writers, **told) as watch:
         Run(folder, prepared, device, save_steps=save_steps).train(watch)
     return Result(folder)

@@ -9,6 +9,7 @@ import pytest
 
 from fleetune.config import TrainingSettings
 from fleetune.report import doctor
+from fleetune.study import prepare
 from tests.runs import Made, Result, run_cli, tree, write_csv
 
 FLAGS = {
@@ -274,6 +275,27 @@ def test_demo_trains_what_it_says(made: Made, tmp_path: Path, monkeypatch) -> No
     assert {e["method"] for e in facts["estimates"]} == {"head", "bitfit", "lora"}
     assert seen[0].backbone == "minilm" and seen[0].data.protocol == "holdout"
     assert (tmp_path / "demo" / "report.html").is_file()
+
+
+@pytest.mark.parametrize(("dtype", "told"), [("bfloat16", True), ("float32", False)])
+def test_a_dtype_that_the_processor_only_imitates_is_told(
+    made: Made, tmp_path: Path, monkeypatch, dtype: str, told: bool
+) -> None:
+    monkeypatch.setattr(prepare, "_has_bfloat16", lambda device: False)
+    found = run_cli(
+        *("train", made.folder / "train.csv", "--methods", "head", "--max-steps", 1, "--dtype", dtype),
+        *("--learning-rate", 1e-3, "--backbone", made.backbone, "--output-dir", tmp_path / "run"),
+    )  # fmt: skip
+    assert found.code == 0, found.err
+    assert ("cpu has no bfloat16 in hardware; --dtype auto would take" in found.err) == told
+
+
+def test_auto_asks_the_device_that_is_used(monkeypatch) -> None:
+    """A machine may have a GPU with bfloat16 beside a processor without it."""
+    monkeypatch.setattr(prepare, "_has_bfloat16", lambda device: device.startswith("cuda"))
+    assert prepare.resolve_dtype("auto") == "float32"
+    assert prepare.resolve_dtype("auto", "cuda:0") == "bfloat16"
+    assert prepare.resolve_dtype("float64", "cuda:0") == "float64"
 
 
 def test_methods_as_table_and_json(made: Made) -> None:

@@ -66,7 +66,7 @@ def study(
     settings = read_study(file, set_ or ())
     check_compute(None, device)
     writers = report_names(settings.report_to if report_to is None else report_to)
-    prepared = prepare(settings, cache=not dry_run)
+    prepared = prepare(settings, cache=not dry_run, device=device)
     if dry_run:
         _dry_run(prepared, device, as_json)
         return
@@ -91,7 +91,7 @@ def _dry_run(prepared: Any, device: str, as_json: bool) -> None:
 
 def _run(run: Any, writers: Sequence[str], as_json: bool) -> int:
     """Train with progress and print what was found. Returns how many trials failed."""
-    from fleetune.cli.train import tell_overlap
+    from fleetune.cli.train import tell_imitated, tell_overlap
     from fleetune.live.follow import in_terminal
     from fleetune.report import study_tables, tables
     from fleetune.report.facts import run_facts, winner
@@ -103,6 +103,7 @@ def _run(run: Any, writers: Sequence[str], as_json: bool) -> int:
         f"{plan['trials']} trials, {plan['epochs']} epochs, about {tables.duration(plan['seconds'])}; "
         f"backbone {prepared.backbone.source} in {prepared.dtype}"
     )
+    tell_imitated(prepared.dtype, device)
     for task in prepared.tasks:
         tell_overlap(task.dataset)
     if prepared.optimistic:

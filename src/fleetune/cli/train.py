@@ -183,8 +183,8 @@ def run(
 
     check_compute(None, device)
     writers = report_names(report_to)
-    prepared = prepare(settings)
-    _introduce(prepared, settings.data)
+    prepared = prepare(settings, device=device)
+    _introduce(prepared, settings.data, device)
     with in_terminal(prepared, output_dir, device, writers) as watch:
         outcome = Run(output_dir, prepared, device, save_steps=save_steps).train(watch)
     # Only now: statistics take a second to import, and training need not wait for them.
@@ -209,7 +209,7 @@ def run(
     return outcome.failed
 
 
-def _introduce(prepared: Any, given: Any) -> None:
+def _introduce(prepared: Any, given: Any, device: str) -> None:
     data, first = prepared.dataset, prepared.inputs[0]
     say(
         f"{data.task.name}: {len(first.train)} train, {len(first.selection)} selection, "
@@ -219,6 +219,7 @@ def _introduce(prepared: Any, given: Any) -> None:
     _tell_guess(data.task, given)
     tell_overlap(data)
     say(f"backbone {prepared.backbone.source} in {prepared.dtype}; {len(prepared.inputs)} trials")
+    tell_imitated(prepared.dtype, device)
     for name, count in prepared.truncated.items():
         if count:
             say(
@@ -236,6 +237,16 @@ def tell_overlap(dataset: Any) -> None:
 
     for name, found in overlaps(dataset).items():
         say(overlap_message(name, found, len(dataset.tests[name])))
+
+
+def tell_imitated(dtype: str, device: str) -> None:
+    """That the dtype which was asked for is slow here."""
+    from fleetune.study.prepare import is_imitated
+
+    if is_imitated(dtype, device):
+        say(
+            f"note: {device} has no {dtype} in hardware; --dtype auto would take float32, which is many times faster here"
+        )
 
 
 def _tell_guess(task: Any, given: Any) -> None:

@@ -151,7 +151,9 @@ def _from_trial(folder: Path, dtype: str | None, device: str) -> tuple[ModelReco
     kind = "regression" if record.regression else "single_label_classification"
     model, fresh = backbone.classifier(record.num_labels, record.label_names, problem_type=kind)
     low_rank = check_against(saved, site_map(model, fresh))
-    engine = Engine(model, fresh, dtype=DTYPES[resolve_dtype(dtype or record.dtype)], device=device)
+    engine = Engine(
+        model, fresh, dtype=DTYPES[resolve_dtype(dtype or record.dtype, device)], device=device
+    )
     values = {name: t.to(device) for name, t in saved.tensors.items()}
     return record, (engine, backbone.tokenizer), Owned(values, low_rank, engine.sites)
 
@@ -167,7 +169,9 @@ def _from_export(folder: Path, dtype: str | None, device: str) -> tuple[ModelRec
     model, fresh = backbone.classifier(record.num_labels, record.label_names)
     if fresh:
         raise DataError(str(folder), [f"{name}: missing" for name in sorted(fresh)])
-    engine = Engine(model, dtype=DTYPES[resolve_dtype(dtype or record.dtype)], device=device)
+    engine = Engine(
+        model, dtype=DTYPES[resolve_dtype(dtype or record.dtype, device)], device=device
+    )
     return record, (engine, backbone.tokenizer), Owned({}, (), engine.sites)
 
 

@@ -100,10 +100,11 @@ def num_labels(dataset: Dataset) -> int:
     return 1 if dataset.task.regression else len(dataset.task.label_names)
 
 
-def prepare(settings: Settings, *, cache: bool = True) -> Prepared:
+def prepare(settings: Settings, *, cache: bool = True, device: str = "cpu") -> Prepared:
     """Read data and backbone, check everything. Raises any FleetuneError.
 
-    cache: whether tokens may be kept for the next time; False writes nothing at all.
+    cache: whether tokens may be kept for the next time; False writes nothing at all. device: where it is to run, which decides
+    what dtype "auto" is.
     """
     _check(settings)
     arms = arms_of(settings.methods, settings.training)
@@ -127,7 +128,7 @@ def prepare(settings: Settings, *, cache: bool = True) -> Prepared:
     )
     for task in tasks:
         _check_arms(arms, task)
-    resolved = _resolved(settings, arms, tasks, max_length)
+    resolved = _resolved(settings, arms, tasks, max_length, device)
     inputs = _fixed_trials(resolved, arms, tasks) if settings.phase == TRAIN else ()
     return Prepared(resolved, backbone, resolved.dtype, max_length, tasks, arms, inputs)
 
@@ -171,7 +172,11 @@ def _check_arms(arms: tuple[Arm, ...], task: PreparedTask) -> None:
 
 
 def _resolved(
-    settings: Settings, arms: tuple[Arm, ...], tasks: tuple[PreparedTask, ...], max_length: int
+    settings: Settings,
+    arms: tuple[Arm, ...],
+    tasks: tuple[PreparedTask, ...],
+    max_length: int,
+    device: str,
 ) -> Settings:
     """The settings with every default said; what is searched, and rules, stay as they were given."""
     methods: list[MethodSettings] = []
@@ -207,7 +212,7 @@ def _resolved(
         settings,
         methods=tuple(methods),
         training={},
-        dtype=resolve_dtype(settings.dtype),
+        dtype=resolve_dtype(settings.dtype, device),
         max_length=max_length,
         data=data[0],
         more_data=tuple(data[1:]),
@@ -262,15 +267,23 @@ def _fewer(dataset: Dataset, count: int | None) -> Dataset:
     return replace(dataset, train=dataset.train.take(rows))
 
 
-def resolve_dtype(name: str) -> str:
-    """The compute dtype; "auto": bfloat16 where this machine multiplies it in hardware, else float32."""
+def resolve_dtype(name: str, device: str = "cpu") -> str:
+    """The compute dtype; "auto": bfloat16 where the device multiplies it in hardware, else float32."""
     if name != "auto":
         return name
-    if torch.cuda.is_available():
-        return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
+    return "bfloat16" if _has_bfloat16(device) else "float32"
+
+
+def is_imitated(dtype: str, device: str) -> bool:
+    """Whether the device has no hardware for products of the dtype, so that float32 is many times faster."""
+    return dtype == "bfloat16" and not _has_bfloat16(device)
+
+
+def _has_bfloat16(device: str) -> bool:
+    if device.startswith("cuda"):
+        return torch.cuda.is_bf16_supported(including_emulation=False)
     cpu: Any = torch.cpu
-    fast = cpu._is_avx512_bf16_supported() or cpu._is_amx_tile_supported()
-    return "bfloat16" if fast else "float32"
+    return cpu._is_avx512_bf16_supported() or cpu._is_amx_tile_supported()
 
 
 def check_compute(dtype: str | None, device: str) -> None:
