@@ -113,16 +113,30 @@ print(full, kept, resident())
     assert kept - left > 100, "half of 300 MB"
 
 
-def test_growth_between_rounds_is_seen_against_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not against what is left just after: a round always takes its part again."""
+@pytest.mark.parametrize(
+    ("held", "given_back"),
+    [
+        # 1,480 is beyond 1.3 x 1,000 + 128.
+        ([1000, 1100, 1420, 1480], [3]),
+        # The next first round is larger, and the least of them stays what counts; then it is smaller: 900 allows 1,298.
+        ([1000, 1480, 1300, 1430], [1, 3]),
+        ([1000, 1480, 900, 1290, 1300], [1, 4]),
+        # More is needed from now on: after eight first rounds that is what counts, and 2,000 allows 2,728.
+        ([1000, *[2000] * 8, 2700, 2730], [*range(1, 9), 10]),
+    ],
+)
+def test_growth_between_rounds_is_seen_against_a_first_one(
+    held: list[int], given_back: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not against what is left just after giving back: a round always takes its part again."""
     trims: list[int] = []
-    held = iter([1000, 1100, 1400, 900, 1150, 1160])
+    left = iter(held)
     monkeypatch.setattr(room, "_trim", lambda: trims.append)
-    monkeypatch.setattr(room, "_resident", lambda: next(held) << 20)
+    monkeypatch.setattr(room, "_resident", lambda: next(left) << 20)
     returned = Returned()
-    counts: list[int] = []
-    for _ in range(6):
+    found: list[int] = []
+    for i in range(len(held)):
+        before = len(trims)
         returned.if_grown()
-        counts.append(len(trims))
-    # 1,400 is beyond 1.15 x 1,000 + 128; then 900 is the first again, and 1,163 its limit.
-    assert counts == [0, 0, 1, 1, 1, 1]
+        found += [i] * (len(trims) - before)
+    assert found == given_back

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections import deque
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -116,24 +117,29 @@ class Returned:
     """
 
     # Giving back a gigabyte takes a tenth of a second, and taking it anew as much again: not after every round.
-    GROWTH = 1.15
+    GROWTH = 1.3
     LEAST = 128 << 20
+    # Rounds leave more or less as their passes' lengths fall; where they come to need more, the small ones are forgotten.
+    REMEMBERED = 8
 
     def __init__(self) -> None:
-        self._floor: int | None = None
-        """Resident bytes after the first round since the last time; None before there was one."""
+        self._fresh = True
+        """Whether no round has ended since the last time."""
+        self._firsts: deque[int] = deque(maxlen=self.REMEMBERED)
+        """Resident bytes after the first round since each of the last times."""
 
     def now(self) -> None:
         """Give it back."""
         _trim()(0)
-        self._floor = None
+        self._fresh = True
 
     def if_grown(self) -> None:
-        """Between two rounds: give it back where the process holds clearly more than after the first of them."""
+        """Between two rounds: give it back where the process holds clearly more than a first round left, at the least."""
         held = _resident()
-        if self._floor is None:
-            self._floor = held
-        elif held > self.GROWTH * self._floor + self.LEAST:
+        if self._fresh:
+            self._firsts.append(held)
+            self._fresh = False
+        if held > self.GROWTH * min(self._firsts) + self.LEAST:
             self.now()
 
 
