@@ -101,6 +101,7 @@ def test_equivalence_is_about_the_whole_range() -> None:
     one, other = (rank_trend(x, margin=0.05, resamples=2) for x in (narrow, wide))
     assert other.slope == pytest.approx(one.slope / 10)
     assert other.equivalence_p == pytest.approx(one.equivalence_p)
+    assert "margin of 0.05 over the whole range of ranks" in other.reason
 
 
 @pytest.mark.parametrize(

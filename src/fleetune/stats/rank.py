@@ -171,8 +171,9 @@ def _trend(
     test = t_test(slope, variance, freedom, margin / span, level)
     seeds = min(len(g) for g in groups.values())
     verdict, reason = decide(
-        slope, test.p_value, test.equivalence_p, alpha=1 - level, seeds=seeds, margin=margin
-    )
+        slope, test.p_value, test.equivalence_p, alpha=1 - level, seeds=seeds, margin=margin,
+        over=" over the whole range of ranks",
+    )  # fmt: skip
     error = test.standard_error
     contrasts = {f"r={r} against r={chosen}": compared for r, compared in against.items()}
     return RankTrend(

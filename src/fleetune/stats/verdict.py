@@ -25,10 +25,11 @@ def decide(
     alpha: float,
     seeds: int | None,
     margin: float,
+    over: str = "",
 ) -> tuple[Verdict, str]:
     """The verdict and the reason for it in one sentence.
 
-    seeds: the smaller number of trainings of the two sides; None where the claim is not about trainings (two saved models).
+    over: what the margin is about, where that is not the difference itself. seeds: the smaller number of trainings of the two sides; None where the claim is not about trainings (two saved models).
     """
     if seeds is not None and seeds < MIN_SEEDS:
         plural = "training" if seeds == 1 else "trainings"
@@ -38,16 +39,16 @@ def decide(
         )
     close = equivalence_p < alpha
     if p_value < alpha:
-        small = f"; the difference is real, but surely smaller than the margin of {margin:g}"
+        small = f"; the difference is real, but surely smaller than the margin of {margin:g}{over}"
         return (
             "better" if difference > 0 else "worse",
             f"p = {p_value:.2g} is below {alpha:g}{small if close else ''}",
         )
     if close:
-        return "equivalent", f"the difference is surely smaller than the margin of {margin:g}"
+        return "equivalent", f"the difference is surely smaller than the margin of {margin:g}{over}"
     return (
         "cannot tell",
-        f"the data are compatible with no difference and with one beyond the margin of {margin:g}",
+        f"the data are compatible with no difference and with one beyond the margin of {margin:g}{over}",
     )
 
 
