@@ -29,7 +29,8 @@ def decide(
 ) -> tuple[Verdict, str]:
     """The verdict and the reason for it in one sentence.
 
-    over: what the margin is about, where that is not the difference itself. seeds: the smaller number of trainings of the two sides; None where the claim is not about trainings (two saved models).
+    over: what the margin is about, where that is not the difference itself. seeds: the smaller number of trainings of the two
+    sides; None where the claim is not about trainings (two saved models).
     """
     if seeds is not None and seeds < MIN_SEEDS:
         plural = "training" if seeds == 1 else "trainings"
