@@ -105,9 +105,7 @@ class DeviceNoise(Noise):
         found: list[tuple[NDArray[np.int64], ...]] = []
         for b, (tiles, heads, queries, _) in zip(buckets, shapes, strict=True):
             trial, start, low, high = np.zeros((4, tiles, heads, queries), dtype=np.int64)
-            tops = b.slots if first_only else b.starts
-            placed = zip(b.sequences, b.tiles, tops, b.starts, b.lengths, strict=True)
-            for sequence, tile, top, left, n in placed:
+            for sequence, tile, top, left, n in b.corners(first_only):
                 rows = 1 if first_only else n
                 here = (tile, slice(None), slice(top, top + rows))
                 # [heads, rows]: head after head, each row n numbers.

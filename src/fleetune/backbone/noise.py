@@ -13,7 +13,7 @@ Not covered: a GPU, which draws for itself (device_noise.py).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -62,6 +62,12 @@ class Blocks:
     def slots(self) -> NDArray[np.int64]:
         """Each sequence's number within its tile, [S]."""
         return np.arange(len(self.tiles)) - np.searchsorted(self.tiles, self.tiles)
+
+    def corners(self, first_only: bool) -> Iterator[tuple[int, int, int, int, int]]:
+        """Of each sequence: its number, tile, first row, first column, tokens. first_only: one row for each, by its slot."""
+        rows = self.slots if first_only else self.starts
+        tiles, columns, counts = self.tiles.tolist(), self.starts.tolist(), self.lengths.tolist()
+        yield from zip(self.sequences.tolist(), tiles, rows.tolist(), columns, counts, strict=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,9 +174,7 @@ def _corners(buckets: Sequence[Blocks], first_only: bool) -> list[tuple[int, int
     """Of each sequence of the pass, in its order: bucket, tile, first row, first column, tokens."""
     found: dict[int, tuple[int, int, int, int, int]] = {}
     for number, b in enumerate(buckets):
-        rows = b.slots if first_only else b.starts
-        placed = (b.sequences, b.tiles, rows, b.starts, b.lengths)
-        for sequence, *corner in zip(*(values.tolist() for values in placed), strict=True):
+        for sequence, *corner in b.corners(first_only):
             found[sequence] = (number, *corner)
     return [found[sequence] for sequence in range(len(found))]
 
