@@ -174,8 +174,8 @@ def _corners(buckets: Sequence[Blocks], first_only: bool) -> list[tuple[int, int
     """Of each sequence of the pass, in its order: bucket, tile, first row, first column, tokens."""
     found: dict[int, tuple[int, int, int, int, int]] = {}
     for number, b in enumerate(buckets):
-        for sequence, *corner in b.corners(first_only):
-            found[sequence] = (number, *corner)
+        for sequence, tile, top, left, n in b.corners(first_only):
+            found[sequence] = (number, tile, top, left, n)
     return [found[sequence] for sequence in range(len(found))]
 
 
