@@ -53,6 +53,31 @@ def test_backbone_is_counted_once_and_in_its_dtype() -> None:
     assert parameters * 4 * 1.5 < memory.backbone_bytes(engine_of("bert", torch.bfloat16)) < wide
 
 
+def test_what_never_changes_is_counted_once_for_all_that_read_it() -> None:
+    """One row of 32 numbers for each row that the head reads, in float32; one for each token that enters an upper layer."""
+    engine = engine_of("bert", torch.float32)
+    heads = [trial("head", ident=str(k), seed=k, dropout=0.0) for k in range(3)]
+    rows = len(heads[0].train.table) + len(heads[0].selection.table)
+    assert measure(engine, heads).known == rows * 32 * 4
+    upper = trial("lora", {"layers_to_transform": (1,)}, ident="upper")
+    tokens = int(upper.train.table.lengths.sum() + upper.selection.table.lengths.sum())
+    rates = measure(engine, [*heads, *MIXED[:2], upper])
+    assert rates.known == (rows + tokens) * 32 * 4
+    found = needs(engine, [*heads, upper], rates, trials=4, tokens=4096)
+    assert found.known == rates.known
+    assert found.beyond_backbone > found.states + found.known + found.training
+    assert measure(engine, MIXED[:2]).known == 0, "these read everything through the encoder"
+
+
+def test_what_would_not_be_kept_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = engine_of("bert", torch.float32)
+    head = trial("head", dropout=0.0)
+    selection = len(head.selection.table) * 32 * 4
+    monkeypatch.setattr(memory, "MOST_BYTES", selection)
+    assert len(head.train.table) * 32 * 4 > selection
+    assert measure(engine, [head]).known == selection
+
+
 # -- measured -------------------------------------------------------------------------------------
 
 

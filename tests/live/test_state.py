@@ -117,6 +117,6 @@ def test_the_plan_of_a_folder_knows_what_is_done(made: Made) -> None:
 def test_news_are_told_once() -> None:
     """Ten cohorts of one trial each have one reason."""
     now = State(Plan(trials=2, tokens=10))
-    needs = Needs(0, 0, 0, 0)
+    needs = Needs(0, 0, 0, 0, 0)
     first, second = (Planned(Limits(1, 8), needs, why) for why in (("alone",), ("alone", "small")))
     assert [now.news(first), now.news(second), now.news(first)] == [["alone"], ["small"], []]

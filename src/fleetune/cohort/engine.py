@@ -70,11 +70,16 @@ class Engine:
 
         dropout: the rate that replaces the backbone's own; 0 in evaluation.
         """
+        lowest = self.highest_entry(owned, dropout=dropout)
+        return lowest if lowest != 0 and self.known.holds(rows.table, lowest) else 0
+
+    def highest_entry(self, owned: Owned, *, dropout: float | None) -> Entry:
+        """The same as `entry`, if there is memory for what never changes."""
         lowest = owned.lowest_layer
         if dropout != 0.0 or lowest == 0:
             return 0
         can = self.backbone.can_skip if lowest is None else self.backbone.can_enter
-        return lowest if can and self.known.holds(rows.table, lowest) else 0
+        return lowest if can else 0
 
     def logits_of(
         self, owned: Sequence[Owned], rows: Sequence[Rows], noise: Noise | None, entry: Entry

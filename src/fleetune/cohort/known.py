@@ -56,10 +56,14 @@ class Known:
         assert values is not None, "only what it holds can be asked for"
         return values[_places(table, entry, rows)]
 
-    def _tried(self, table: TokenTable, entry: Entry) -> Tensor | None:
+    def size(self, table: TokenTable, entry: Entry) -> int:
+        """Bytes of a table's values, whether it holds them or not."""
         count = len(table) if entry is None else int(table.lengths.sum())
         dtype = self._backbone.head_dtype if entry is None else self._backbone.dtype
-        size = count * int(self._backbone.config.hidden_size) * torch.finfo(dtype).bits // 8
+        return count * int(self._backbone.config.hidden_size) * torch.finfo(dtype).bits // 8
+
+    def _tried(self, table: TokenTable, entry: Entry) -> Tensor | None:
+        size = self.size(table, entry)
         if self._bytes + size > MOST_BYTES:
             return None
         try:

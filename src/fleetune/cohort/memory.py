@@ -3,9 +3,10 @@
 Notation: K trials, P trainable parameters of one, T tokens of a pass, L tokens of a sequence. Formulas: docs/scaling.md.
 
 A cohort holds (1) the backbone's weights, and the values that trials start from; (2) for each trial its parameters, their
-gradients, AdamW's two moments and the best epoch's copy; (3) while a pass runs, what its backward needs, which grows with
-the tokens. (1) and (2) are counted; (3) depends on family, methods and every kernel on the way, so it is not modelled but
-measured: small passes of these very methods through this backbone, every allocation counted, give a rate by the token.
+gradients, AdamW's two moments and the best epoch's copy; (3) for trials that enter above what never changes, its values
+(known.py); (4) while a pass runs, what its backward needs, which grows with the tokens. (1) to (3) are counted; (4) depends
+on family, methods and every kernel on the way, so it is not modelled but measured: small passes of these very methods
+through this backbone, every allocation counted, give a rate by the token.
 
 Not covered: what the process holds besides (torch, the tables of tokens, compiled kernels), and what other processes take
 meanwhile. Where a prediction fails, `Cohort` makes its passes smaller.
@@ -27,6 +28,7 @@ from torch.utils._pytree import tree_leaves
 from fleetune.backbone.device_noise import noise_on
 from fleetune.backbone.noise import Noise, NoiseKey
 from fleetune.cohort.engine import Engine
+from fleetune.cohort.known import MOST_BYTES, Entry
 from fleetune.cohort.owned import Owned
 from fleetune.cohort.trial import Rows, Trial, TrialInput
 from fleetune.data.packing import Packed, pack
@@ -65,6 +67,8 @@ class Rates:
     evaluation: Line
     length: int
     """Tokens of the sequences that were measured: attention's share of the rate grows with them."""
+    known: int
+    """Bytes, at whatever number of trials and tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +79,8 @@ class Needs:
     """Weights in their compute dtype, and the values that trials start from in float32 (float64 in float64)."""
     states: int
     """Of all trials that train at once."""
+    known: int
+    """Values that never change, of every table that one of them reads above the encoder's first layer."""
     training: int
     """The largest training pass."""
     evaluation: int
@@ -83,7 +89,8 @@ class Needs:
     @property
     def beyond_backbone(self) -> int:
         """What is still to be had once the backbone is loaded."""
-        return round((self.states + max(self.training, self.evaluation)) * (1 + OVERHEAD))
+        passes = max(self.training, self.evaluation)
+        return round((self.states + self.known + passes) * (1 + OVERHEAD))
 
     @property
     def total(self) -> int:
@@ -106,6 +113,22 @@ def state_bytes(given: TrialInput, engine: Engine) -> int:
     accumulates = given.settings.gradient_accumulation_steps > 1
     count = count_parameters(given.method, engine.sites).total
     return count * wide * (COPIES + accumulates)
+
+
+def known_bytes(engine: Engine, inputs: Sequence[TrialInput], owned: Sequence[Owned]) -> int:
+    """Of the tables that these trials read above the encoder's first layer; owned: their states.
+
+    Their training tables too, though dropout may send them through all of the encoder: a trial's own rows may be scored at
+    its end.
+    """
+    sizes: dict[tuple[int, Entry], int] = {}
+    for given, own in zip(inputs, owned, strict=True):
+        entry = engine.highest_entry(own, dropout=0.0)
+        for rows in (given.train, given.selection):
+            if len(rows) and entry != 0:
+                sizes[id(rows.table), entry] = engine.known.size(rows.table, entry)
+    # A table that alone is too large goes through the encoder; of the others whatever fits is kept, in the order asked for.
+    return min(sum(size for size in sizes.values() if size <= MOST_BYTES), MOST_BYTES)
 
 
 def typical_length(rows: Rows) -> int:
@@ -134,6 +157,7 @@ def needs(
     return Needs(
         backbone_bytes(engine),
         sum(states[: trials + parked]),
+        rates.known,
         rates.training.at(round(alive * padding), lanes),
         rates.evaluation.at(round(min(tokens, sum(judged)) * padding)) if any(judged) else 0,
     )
@@ -180,7 +204,8 @@ def measure(engine: Engine, inputs: Sequence[TrialInput]) -> Rates:
 
     Each distinct method takes part once, with as many tokens as every other. No trial is changed, nor is the backbone.
     """
-    kinds = list({repr(given.method): given for given in inputs}.values())
+    distinct = {repr(given.method): given for given in inputs}
+    kinds = list(distinct.values())
     length = max(typical_length(given.train) for given in kinds)
     owned = [engine.start(given) for given in kinds]
     rate = max((k.settings.dropout for k in kinds if k.settings.dropout is not None), default=None)
@@ -203,7 +228,9 @@ def measure(engine: Engine, inputs: Sequence[TrialInput]) -> Rates:
         Line(max(low - (high - low) / (t1 - t0) * t0, 0.0), (high - low) / (t1 - t0))
         for low, high in zip(first, second, strict=True)
     ]
-    return Rates(lines[0], lines[1], length)
+    state_of = dict(zip(distinct, owned, strict=True))
+    known = known_bytes(engine, inputs, [state_of[repr(given.method)] for given in inputs])
+    return Rates(lines[0], lines[1], length, known)
 
 
 def _even(trials: int, rows: int, length: int) -> Packed:
