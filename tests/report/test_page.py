@@ -430,6 +430,7 @@ def test_ranges(numbers: list[int], wanted: str) -> None:
 )
 def test_p_values(value: float, wanted: str) -> None:
     assert words.p_value(value) == wanted
+    assert words.p_equals(value) == (f"p {wanted}" if "<" in wanted else f"p = {wanted}")
 
 
 def contrast(a: str, b: str) -> float:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fleetune.report.tables import comparison, duration, grid
+from fleetune.report.words import p_equals, p_value
 
 
 def planned(found: Mapping[str, Any]) -> str:
@@ -96,7 +97,7 @@ def _verdicts(verdicts: Sequence[Mapping[str, Any]]) -> str:
             f"{v['method']} against {v['reference']}",
             f"{100 * v['difference']:+.2f}",
             f"[{100 * v['low']:.2f}, {100 * v['high']:.2f}]",
-            f"{v['p_adjusted']:.3f}",
+            p_value(v["p_adjusted"]),
             "-" if v["detectable"] is None else f"{100 * v['detectable']:.1f}",
             f"{v['probability_better']:.2f}",
             v["verdict"] + (" (optimistic)" if v["optimistic"] else ""),
@@ -127,7 +128,7 @@ def _over_tasks(compared: Sequence[Mapping[str, Any]]) -> str:
             f"{c['method']} against {c['reference']}",
             f"{100 * c['difference']:+.2f}",
             f"{c['wins']}, {c['losses']}, {c['ties']}",
-            f"{c['p_adjusted']:.3f}",
+            p_value(c["p_adjusted"]),
             c["verdict"] + (" (optimistic)" if c["optimistic"] else ""),
         ]
         for c in compared
@@ -171,11 +172,11 @@ def _rank(study: Mapping[str, Any]) -> str:
     if trend is not None:
         lines.append(
             f"  slope for each doubling of r: {100 * trend['slope']:+.2f} points [{100 * trend['low']:.2f}, "
-            f"{100 * trend['high']:.2f}], p = {trend['p_value']:.3f}: {trend['verdict']}"
+            f"{100 * trend['high']:.2f}], {p_equals(trend['p_value'])}: {trend['verdict']}"
         )
         lines += [
             f"  r={_rank_of(c['method'])} against r={study['reference']}: {100 * c['difference']:+.2f} points "
-            f"[{100 * c['low']:.2f}, {100 * c['high']:.2f}], p (Holm) = {c['p_adjusted']:.3f}: {c['verdict']}"
+            f"[{100 * c['low']:.2f}, {100 * c['high']:.2f}], {p_equals(c['p_adjusted'], 'p (Holm)')}: {c['verdict']}"
             for c in trend["contrasts"]
         ]
     return "\n".join(lines)

@@ -88,6 +88,12 @@ def p_value(value: float) -> str:
     return "< 0.0001" if value < 1e-4 else f"{value:.2g}" if value < 0.1 else f"{value:.2f}"
 
 
+def p_equals(value: float, name: str = "p") -> str:
+    """`p = 0.031`, `p < 0.0001`."""
+    told = p_value(value)
+    return f"{name} {told if told.startswith('<') else f'= {told}'}"
+
+
 def setting(value: Any) -> str:
     """A setting's value as the user would write it."""
     if isinstance(value, float):
@@ -226,8 +232,7 @@ def _sentence(v: Facts, several: bool) -> str:
         text += f", over {plural(v['seeds'], 'seed')} and {plural(v['n'], 'example')}"
     p = v["p_adjusted"] if v["p_adjusted"] is not None else v["p_value"]
     if p is not None:
-        told = p_value(p)
-        text += f", {'adjusted ' if v['p_adjusted'] is not None else ''}p {'' if '<' in told else '= '}{told}"
+        text += f", {p_equals(p, 'p' if v['p_adjusted'] is None else 'adjusted p')}"
     if v["verdict"] == "cannot tell" and v["detectable"] is not None:
         text += f". A difference under {percent(v['detectable'])} points was too small for this run to see"
     return f"{text}."

@@ -129,7 +129,7 @@ def holm_family(comparisons: Mapping[str, Comparison], *, family: str) -> Family
         known = c.standard_error > 0
         low, high = (c.difference - half, c.difference + half) if known else (c.low, c.high)
         members.append(Member(name, c, p, e, low, high, verdict, reason))
-    return Family(family, tuple(members), f"Holm over {m} comparisons: {family}")
+    return Family(family, tuple(members), f"Holm over {m} comparison{'s' * (m > 1)}: {family}")
 
 
 def signed_rank_p(differences: Sequence[float]) -> float:
