@@ -59,7 +59,7 @@ class EpochResult:
     step: int
     """Optimizer steps so far."""
     seconds: float
-    """Wall-clock time since the trial started; shared by all trials of its cohort."""
+    """The trial's share of its cohort's wall-clock time so far; the shares of a cohort's trials add up to that time."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -81,6 +81,12 @@ class Engine:
         can = self.backbone.can_skip if lowest is None else self.backbone.can_enter
         return lowest if can else 0
 
+    def tokens(self, owned: Owned, rows: Rows) -> int:
+        """What some rows weigh in evaluation: one each where the encoder is left out."""
+        if self.entry(owned, rows, dropout=0.0) is None:
+            return len(rows)
+        return int(rows.table.lengths[rows.rows].sum())
+
     def logits_of(
         self, owned: Sequence[Owned], rows: Sequence[Rows], noise: Noise | None, entry: Entry
     ) -> Tensor:

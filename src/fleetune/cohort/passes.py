@@ -11,6 +11,7 @@ Not covered: what happens when a pass fails, and the steps that follow (train.py
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -86,6 +87,8 @@ class Passed:
     """Each part's share of its micro-batch's mean loss, [K]."""
     gradients: tuple[tuple[Tensor, Tensor], ...]
     """Gradients still to be added, with what they are added to; none where every part is whole: then they have been."""
+    seconds: float
+    """From its first operation to its last; of a GPU, until the last was handed over."""
 
     def add_gradients(self) -> None:
         """Add them; passes do so one after the other, so that the sum has one order."""
@@ -170,6 +173,7 @@ def cut(parts: Sequence[Part], max_tokens: int, lanes: int) -> list[list[Part]]:
 
 def run_pass(engine: Engine, parts: Sequence[Part]) -> Passed:
     """One forward and one backward; each trial's gradient of its rows."""
+    began = time.perf_counter()
     trials = [part.trial for part in parts]
     owned = [trial.owned for trial in trials]
     noise = noise_on(engine.backbone.device, [part.noise_key for part in parts])
@@ -196,6 +200,5 @@ def run_pass(engine: Engine, parts: Sequence[Part]) -> Passed:
             for mine, gradient in zip(into, unused, strict=True)
             if mine is not None and gradient is not None
         )
-    return Passed(
-        tuple(parts), sums(losses, counts) / send(torch.tensor(totals), losses.device), gradients
-    )
+    means = sums(losses, counts) / send(torch.tensor(totals), losses.device)
+    return Passed(tuple(parts), means, gradients, time.perf_counter() - began)

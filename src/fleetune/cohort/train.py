@@ -15,6 +15,7 @@ Events come between rounds, never within one.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -147,7 +148,6 @@ class Cohort:
         trial = Trial(given, self.engine.start(given))
         trial.restore(*state)
         if parked:
-            trial.pause()
             self.parked[trial.id] = trial
         else:
             self.active.append(trial)
@@ -174,14 +174,13 @@ class Cohort:
                 trial = Trial(given, self.engine.start(given))
                 if given.spec.id in self.checkpoints:
                     trial.restore(*self.checkpoints.pop(given.spec.id))
-            else:
-                trial.go_on()
             self.active.append(trial)
             yield Started(trial)
             if trial.ended and not trial.at_epoch_end:  # a checkpoint taken after the last epoch
                 yield from self._leave(trial)
 
     def _round(self) -> Iterator[Event]:
+        began = time.perf_counter()
         lanes = self.engine.lanes
         waiting = micro_batches(self.engine, self.active)
         limit = self.max_tokens
@@ -202,6 +201,7 @@ class Cohort:
                 else:
                     failed[group[0].trial.id] = (group[0].trial, _too_large(group[0]))
         failed |= self._step(passed, failed.keys())
+        _charge(time.perf_counter() - began, _work(passed))
         for trial, reason in failed.values():
             yield from self._fail(trial, reason)
         yield from self._drop()
@@ -285,9 +285,12 @@ class Cohort:
         found: dict[str, NDArray[Any] | str] = {}
         waiting = list(judged)
         while waiting:
+            began = time.perf_counter()
             group = _first_evaluation(waiting, self.max_eval_tokens)
             logits = self._try_predict(group)
             if logits is not None:
+                tokens = [self.engine.tokens(t.owned, t.given.selection) for t in group]
+                _charge(time.perf_counter() - began, list(zip(group, tokens, strict=True)))
                 found.update({t.id: own for t, own in zip(group, logits, strict=True)})
             elif len(group) > 1 or _eval_rows(group[0], self.max_eval_tokens) > 1:
                 held = sum(_eval_tokens(trial, self.max_eval_tokens) for trial in group)
@@ -315,7 +318,6 @@ class Cohort:
 
     def _park(self, trial: Trial) -> None:
         self.active.remove(trial)
-        trial.pause()
         self.parked[trial.id] = trial
 
     def _drop(self) -> Iterator[Event]:
@@ -332,6 +334,22 @@ class Cohort:
         trial.best_state()
         self.schedule.left(trial.id, failed=False)
         yield TrialDone(trial)
+
+
+def _work(passed: Sequence[Passed]) -> list[tuple[Trial, float]]:
+    """What each pass took, divided among its parts by their tokens."""
+    found: list[tuple[Trial, float]] = []
+    for one in passed:
+        tokens = sum(part.tokens for part in one.parts)
+        found += [(part.trial, one.seconds * part.tokens / tokens) for part in one.parts]
+    return found
+
+
+def _charge(seconds: float, work: Sequence[tuple[Trial, float]]) -> None:
+    """Divide time among trials by what was done for each."""
+    total = sum(amount for _, amount in work)
+    for trial, amount in work:
+        trial.seconds += seconds * amount / total
 
 
 def _first_evaluation(waiting: Sequence[Trial], max_tokens: int) -> list[Trial]:

@@ -6,7 +6,6 @@ A trial knows nothing of its mates. What it does next depends on its own specifi
 from __future__ import annotations
 
 import math
-import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,8 +78,8 @@ class Trial:
         self.results: list[EpochResult] = []
         self.best: list[Tensor] = owned.snapshot()
         self.best_epoch = 0
-        self.seconds_before = 0.0
-        self.started: float | None = time.monotonic()
+        self.seconds = 0.0
+        """Its share of the wall-clock time that its cohort has trained and evaluated (`Cohort` divides it)."""
         self._order: tuple[int, NDArray[np.int64]] | None = None
 
     @property
@@ -95,20 +94,6 @@ class Trial:
     @property
     def ended(self) -> bool:
         return self.step >= self.last_step
-
-    @property
-    def seconds(self) -> float:
-        """Wall-clock time in a place of the cohort."""
-        running = 0.0 if self.started is None else time.monotonic() - self.started
-        return self.seconds_before + running
-
-    def pause(self) -> None:
-        """The trial leaves its place for a while; its clock stands still."""
-        self.seconds_before, self.started = self.seconds, None
-
-    def go_on(self) -> None:
-        """The trial has a place again."""
-        self.started = time.monotonic()
 
     def batch(self) -> NDArray[np.int64]:
         """Rows of the next micro-batch, in the epoch's own order."""
@@ -225,7 +210,7 @@ class Trial:
         for i, grad in enumerate(self.owned.grads):
             if f"grad.{i}" in tensors:
                 grad.copy_(tensors[f"grad.{i}"])
-        self.best_epoch, self.seconds_before = numbers["best_epoch"], numbers["seconds"]
+        self.best_epoch, self.seconds = numbers["best_epoch"], numbers["seconds"]
         self.results = [EpochResult(**result) for result in numbers["results"]]
 
     def _refuse_misfits(self, tensors: dict[str, Tensor]) -> None:

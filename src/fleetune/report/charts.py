@@ -305,7 +305,7 @@ def cost(task: Facts, what: str, name: str) -> Drawn:
     if what == "memory":
         note += " Parameters, gradients and optimizer of one trial; encoder and activations are shared by a cohort."
     if what == "time":
-        note += " Trials of one cohort share their passes, so their times are those of the cohort."
+        note += " A pass's time is divided among its trials by their tokens."
     return draw(name, title, told, plot, note=note)
 
 

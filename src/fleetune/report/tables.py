@@ -45,6 +45,8 @@ def comparison(facts: dict[str, Any]) -> str:
     header = ["method", "metric", "test", "95% interval", "n", "seeds", "encoder", "head", "time"]
     table = grid(header, rows, right=(2, 4, 6, 7, 8))
     notes = sorted({f"{e['metric']}: {e['how']}" for e in facts["estimates"]})
+    if len(facts["trials"]) > 1:
+        notes.append("time: mean of a training, as its share of its cohort's")
     if facts["study"]["optimistic"]:
         notes.insert(0, 'OPTIMISTIC: protocol "paper" chose the epoch on these same test examples')
     return "\n".join([table, *(f"  {note}" for note in notes)])
