@@ -15,7 +15,7 @@ from fleetune.cohort import known
 from fleetune.cohort.engine import Engine
 from fleetune.cohort.known import Entry
 from fleetune.cohort.passes import cut, micro_batches
-from fleetune.cohort.train import Cohort, EpochDone
+from fleetune.cohort.train import Advanced, Cohort, EpochDone
 from fleetune.cohort.trial import Trial, TrialInput
 from fleetune.data.packing import pack
 from tests.cohort.test_isolation import HEAD, trial
@@ -182,3 +182,16 @@ def test_without_memory_for_the_values_the_encoder_is_used(
     monkeypatch.setattr(engine.backbone, "entering", refuse)
     assert entry(engine, given) == 0
     assert outcome(engine, [given]).keys() == {given.spec.id}
+
+
+def test_progress_counts_what_left_the_encoder_out() -> None:
+    """A plan counts all tokens of all epochs, so what is told of a round does too."""
+    given = [trial("head", seed, num_train_epochs=3) for seed in range(2)]
+    engine = engine_of(tiny_model("bert").double())
+    told = [
+        e.tokens
+        for e in Cohort(engine, given, size=8, max_tokens=200).run()
+        if isinstance(e, Advanced)
+    ]
+    rows = given[0].train
+    assert sum(told) == 2 * 3 * int(rows.table.lengths[rows.rows].sum())

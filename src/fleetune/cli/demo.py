@@ -32,7 +32,8 @@ def demo(
     settings = Settings(
         data=DataSettings(task="demo-sentiment"),
         methods=(
-            MethodSettings("head", training={"learning_rate": 5e-3}),
+            # Without dropout what the head reads of a row never changes, so the encoder sees each row once.
+            MethodSettings("head", training={"learning_rate": 5e-3, "dropout": 0.0}),
             MethodSettings("bitfit", training={"learning_rate": 3e-3}),
             MethodSettings("lora", {"r": 8, "lora_alpha": 16.0}, {"learning_rate": 2e-3}),
         ),

@@ -52,6 +52,7 @@ class Advanced:
     rows: int
     """Examples of all of them together."""
     tokens: int
+    """Of these examples, whether they went through the encoder or only what is known of them did."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,7 +209,8 @@ class Cohort:
         if self.max_tokens < limit:
             yield PassesShrunk(self.max_tokens, self.max_eval_tokens)
         parts = [part for one in passed for part in one.parts]
-        rows, tokens = sum(len(part.rows) for part in parts), sum(part.tokens for part in parts)
+        rows = sum(len(part.rows) for part in parts)
+        tokens = sum(int(part.lengths.sum()) for part in parts)
         yield Advanced(tuple(self.active), rows, tokens)
 
     def _step(
