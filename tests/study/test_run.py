@@ -356,6 +356,25 @@ def test_other_settings_are_refused_with_the_difference(made: Made, change, name
     assert tree(made.run) == before
 
 
+def test_the_same_rows_in_another_place_are_the_same_run(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Moved files, and paths as they read from another folder; other rows under such a path are refused all the same."""
+    before = tree(made.run)
+    monkeypatch.chdir(tmp_path)
+    for name in ("train.csv", "test.csv"):
+        shutil.copy(made.folder / name, name)
+    moved = replace(
+        settings(made.folder, made.backbone).data, file="train.csv", test_file="test.csv"
+    )
+    given = replace(settings(made.folder, made.backbone), data=moved)
+    assert train(made.run, given).skipped == len(IDS)
+    assert (made.run / "study.toml").read_bytes() == before["study.toml"]
+    write_csv(tmp_path / "test.csv", 24, seed=8)
+    with pytest.raises(RefusedError, match="data: "):
+        train(made.run, given)
+
+
 def test_other_data_and_another_backbone_are_refused(made: Made, tmp_path: Path) -> None:
     from tests.backbone.hub import save_tiny
 

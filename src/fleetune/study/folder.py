@@ -16,6 +16,9 @@ from fleetune.errors import DataError, RefusedError
 from fleetune.study import journal
 
 STUDY = "study.toml"
+# Where the rows lie, which is another path in another folder. Whether they are the same rows is said by their checksum
+# (machine.py).
+_PLACES = ("file", "test_file", "data_dir")
 ENVIRONMENT = "environment.json"
 TRIALS = "trials"
 CHECKPOINTS = "checkpoints"
@@ -100,13 +103,17 @@ def refuse_changes(path: Path, text: str) -> None:
     changed = [
         f"  {key}: {old.get(key, 'unset')!r} there, {new.get(key, 'unset')!r} now"
         for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key)
+        if old.get(key) != new.get(key) and not _is_place(key)
     ]
     if changed:
         listing = "\n".join(changed)
         raise RefusedError(
             f"{path.parent}: holds a run with other settings; give another --output-dir, or the same settings to go on\n{listing}"
         )
+
+
+def _is_place(key: str) -> bool:
+    return key.startswith("data.") and key.rpartition(".")[2] in _PLACES
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
