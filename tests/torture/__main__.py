@@ -60,7 +60,12 @@ def main(words: Sequence[str]) -> int:
 
 def _quiet() -> None:
     """One thread, offline, a token cache of its own: before torch is imported."""
-    os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+    os.environ.update(
+        OMP_NUM_THREADS="1",
+        HF_HUB_OFFLINE="1",
+        HF_HUB_DISABLE_PROGRESS_BARS="1",
+        TOKENIZERS_PARALLELISM="false",
+    )
     os.environ["FLEETUNE_CACHE"] = tempfile.mkdtemp(prefix="torture-cache-")
 
 
@@ -78,8 +83,9 @@ def _try(row: Any, count: int, minutes: float) -> dict[str, Any]:
                 tried += 1
                 passed += not told
                 failures += [told] if told else []
-                sys.stderr.write(f"\r{row.name}: {passed} of {tried}/{count}   ")
-                sys.stderr.flush()
+                if sys.stderr.isatty():
+                    sys.stderr.write(f"\r{row.name}: {passed} of {tried}/{count}   ")
+                    sys.stderr.flush()
                 if time.monotonic() - began > 60 * minutes:
                     count = tried
                     break
@@ -87,7 +93,8 @@ def _try(row: Any, count: int, minutes: float) -> dict[str, Any]:
             count, cut = tried, True
         except Exception:
             failures.append(traceback.format_exc(limit=-6))
-    sys.stderr.write("\n" + "".join(f"  {told}\n" for told in failures[:MOST_FAILURES_KEPT]))
+    told = [f"{row.name}: {passed} of {tried}/{count}", *failures[:MOST_FAILURES_KEPT]]
+    sys.stderr.write(("\r" if sys.stderr.isatty() else "") + "\n  ".join(told) + "\n")
     return {
         "count": count,
         "passed": passed,
