@@ -106,7 +106,7 @@ def at_every_point_of_other_commands(folder: Path, count: int) -> Iterator[str]:
     run, tried = shop.whole(), 0
     outputs = {
         "report": ["report", str(run), "--output"],
-        "predict": ["predict", str(run), "--input", str(folder / "test.csv"), "--output"],
+        "predict": ["predict", str(run), "--input", str(shop.folder / "test.csv"), "--output"],
         "export": ["export", str(run), "--format", "hf", "--output"],
         "optuna": ["export", str(run), "--format", "optuna", "--output"],
     }

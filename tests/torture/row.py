@@ -36,7 +36,7 @@ class Row:
     """Cases of the long form."""
     run: Callable[[Path, int], Iterator[str]]
     short: int = 0
-    """Cases in the default tests (test_short.py); 0 where other tests do as much."""
+    """Cases in the default tests (test_short.py); 0 where other tests do as much, or the long tests try some."""
 
 
 def rows() -> list[Row]:

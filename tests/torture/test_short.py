@@ -17,6 +17,14 @@ def test_a_few_cases_pass(row: Row, tmp_path: Path) -> None:
     assert told == [""] * row.short
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "count"), [("C2b", 4), ("C2c", 2), ("C7b", 1)])
+def test_a_few_cases_of_longer_rows_pass(name: str, count: int, tmp_path: Path) -> None:
+    """Those that no other default test stands for: their commands take seconds each."""
+    (row,) = (row for row in ROWS if row.name.startswith(f"{name} "))
+    assert list(row.run(tmp_path, count)) == [""] * count
+
+
 def test_names_are_unique_and_counts_positive() -> None:
     names = [row.name for row in ROWS]
     assert len(set(names)) == len(names)
