@@ -148,7 +148,7 @@ def unlike(found: Path, expected: Path, name: str) -> str:
 
 def recorded(shop: Workshop, words: list[str]) -> list[str]:
     """Each point that a command passes, as a kind of point: numbers and temporary names left out."""
-    notes = shop.folder / "points"
+    notes = shop.folder / "points-of-a-command"
     notes.unlink(missing_ok=True)
     ended = shop.command(words, record, str(notes)).wait()
     assert ended.code == 0, ended.err
