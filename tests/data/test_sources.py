@@ -258,3 +258,33 @@ def test_guess_in_jsonl_by_type(tmp_path: Path) -> None:
     rows = [{"score": i / 2, "said": f"some words {i}", "mood": i % 2 == 0} for i in range(4)]
     path.write_text("\n".join(map(json.dumps, rows)))
     assert guess_columns(path) == (("said",), "mood")
+
+
+@pytest.mark.parametrize(
+    ("labels", "told"),
+    [
+        ([f"{i / 7:.2f}" for i in range(100)] * 2, "100 different decimal numbers"),
+        ([f"{i}" for i in range(99)] * 2 + ["1e3", "-.5"], "101 different decimal numbers"),
+        ([f"name {i}" for i in range(40)] + ["name 0"] * 39, "79 rows of 40 classes"),
+    ],
+)
+def test_labels_that_are_no_classes_are_refused(
+    tmp_path: Path, labels: list[str], told: str
+) -> None:
+    path = write(tmp_path / "train.csv", [(f"text {i}", label) for i, label in enumerate(labels)])
+    with pytest.raises(DataError, match=rf"column label: {told}.*--label-column"):
+        dataset_from_files(path, None, None, None)
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        [f"{i / 2:.1f}" for i in range(1, 11)],  # stars
+        [f"{i}" for i in range(150)],  # numbers of intents
+        [f"v{i}.0" for i in range(30)],
+    ],
+)
+def test_names_that_only_look_like_numbers_are_classes(tmp_path: Path, labels: list[str]) -> None:
+    rows = [(f"text {i}", label) for i, label in enumerate(labels * 2)]
+    found = dataset_from_files(write(tmp_path / "train.csv", rows), None, None, None)
+    assert set(found.task.label_names) == set(labels)

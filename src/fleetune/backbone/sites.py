@@ -128,7 +128,10 @@ def empty_model(config: Any, num_labels: int = 2) -> Any:
     """The classification model of a config on the meta device: shapes without weights, in milliseconds."""
     from transformers import AutoModelForSequenceClassification
 
-    config = type(config).from_dict({**config.to_dict(), "num_labels": num_labels})
+    names = {i: f"LABEL_{i}" for i in range(num_labels)}
+    # Both maps, since `num_labels` alone is told to contradict those that the config has.
+    maps = {"id2label": names, "label2id": {name: i for i, name in names.items()}}
+    config = type(config).from_dict({**config.to_dict(), **maps})
     with torch.device("meta"):
         return AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
 

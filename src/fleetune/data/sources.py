@@ -34,6 +34,9 @@ FORMATS: dict[str, Format] = {
 
 # Up to 18 digits: more do not fit into 64 bits. "007" is a name, not a number.
 _INTEGER = re.compile(r"-?(0|[1-9][0-9]{0,17})")
+_NUMBER = re.compile(r"[-+]?([0-9]+|[0-9]*\.[0-9]+)(e[-+]?[0-9]+)?", re.IGNORECASE)
+_MANY = 20
+"""With more labels than this they may be no classes. Stars in halves, from 0.5 to 5.0, are ten."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -198,7 +201,19 @@ def _label_names(rows: RawTable) -> tuple[str, ...]:
         problem = f"{len(names)} different labels, but at most {MAX_CLASSES} classes can be trained"
         remedy = "name another column with --label-column, or join classes"
         raise DataError(str(rows.path), [f"column {rows.label_column}: {problem}; {remedy}"])
+    if len(names) > _MANY and _are_decimals(names):
+        problem = f"{len(names)} different decimal numbers are something to be measured, and own files are for classes"
+        remedy = "name another column with --label-column, or put the numbers into classes"
+        raise DataError(str(rows.path), [f"column {rows.label_column}: {problem}; {remedy}"])
+    if len(names) > _MANY and 2 * len(names) > len(rows):
+        problem = f"{len(rows)} rows of {len(names)} classes, and fewer than two rows a class cannot be learned from"
+        remedy = "name another column with --label-column, join classes, or add rows"
+        raise DataError(str(rows.path), [f"column {rows.label_column}: {problem}; {remedy}"])
     return _in_order(names)
+
+
+def _are_decimals(names: set[str]) -> bool:
+    return any("." in name for name in names) and all(_NUMBER.fullmatch(name) for name in names)
 
 
 def _in_order(names: set[str]) -> tuple[str, ...]:
