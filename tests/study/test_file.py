@@ -217,10 +217,11 @@ def test_what_is_no_toml_is_said_with_its_line(tmp_path: Path) -> None:
     path.write_text("[data\n")
     with pytest.raises(SettingsError, match=r"is not TOML.*line 1"):
         read_study(path)
-    with pytest.raises(SettingsError, match="cannot be read"):
-        read_study(tmp_path / "none.toml")
-    told = run_cli("study", tmp_path / "none.toml", "--dry-run")
+    with pytest.raises(SettingsError, match="this is a folder"):
+        read_study(tmp_path)
+    told = run_cli("study", tmp_path / "studi.toml", "--dry-run")
     assert told.code == 2 and told.out == ""
+    assert 'there is no such file, did you mean "study.toml"?' in told.err
 
 
 def test_the_schema_knows_every_method_and_its_settings() -> None:

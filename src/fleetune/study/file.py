@@ -16,7 +16,8 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from fleetune.data.load import TASK_NAMES
-from fleetune.errors import SettingsError, did_you_mean
+from fleetune.data.textfile import check_exists
+from fleetune.errors import DataError, SettingsError, did_you_mean
 from fleetune.methods.table import METHODS
 from fleetune.study.settings import (
     CONFIRM,
@@ -55,6 +56,7 @@ def read_study(path: Path, overrides: Sequence[str] = ()) -> Settings:
 def _load(path: Path) -> dict[str, Any]:
     """The content of the file. What is said of one that cannot be a study is said before anything is made of it."""
     try:
+        check_exists(path)
         with path.open("rb") as file:
             content = file.read(MOST_BYTES + 1)
         if len(content) > MOST_BYTES:
@@ -65,6 +67,8 @@ def _load(path: Path) -> dict[str, Any]:
             problem = f"is no study file: a value lies more than {MOST_LEVELS} tables deep"
             raise SettingsError(str(path), [problem])
         raw = tomllib.loads(text)
+    except DataError as error:
+        raise SettingsError(str(path), error.problems) from None
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(str(path), [f"cannot be read: {error}"]) from None
     except (ValueError, RecursionError) as error:
