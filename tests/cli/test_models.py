@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from fleetune.report.facts import run_facts, winner
+from fleetune.report.model_facts import train_of
 from fleetune.serve.predictor import Predictor
 from fleetune.study.prepare import DataSettings
 from tests import runs
@@ -189,6 +190,47 @@ def test_evaluate_a_file_gives_what_the_run_measured(made: Made) -> None:
         assert v["low"] <= v["value"] <= v["high"] and v["n"] == 24 and v["seeds"] == 1
     table = run_cli("evaluate", trial, "--data", made.folder / "test.csv")
     assert f"{100 * test['accuracy']:.2f}" in table.out and "Wilson" in table.out
+
+
+def test_evaluate_says_which_rows_the_model_was_trained_on(made: Made, tmp_path: Path) -> None:
+    """Where the run's data are at hand; a model that was taken out of its run cannot tell."""
+    trial = made.run / "trials/lora-s0"
+
+    def seen(model: Path, rows: str) -> tuple[int | None, str]:
+        found = run_cli("evaluate", model, "--data", made.folder / rows, "--json")
+        assert found.code == 0, found.err
+        return json.loads(found.out)["sets"][0]["in_train"], found.err
+
+    count, told = seen(trial, "train.csv")
+    assert count == 60 and "60 of the 60 rows of train.csv stand in train too" in told
+    count, told = seen(made.run, "test.csv")
+    assert count == 0 and "stand in train" not in told
+    shutil.copytree(trial, tmp_path / "alone")
+    assert seen(tmp_path / "alone", "train.csv")[0] is None
+
+
+def test_the_rows_of_a_run_are_found_from_any_folder(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Begun with a relative path, asked from elsewhere; not where other rows lie under that name."""
+    (tmp_path / "work").mkdir()
+    (tmp_path / "else").mkdir()
+    shutil.copy(made.folder / "train.csv", tmp_path / "work")
+    monkeypatch.chdir(tmp_path / "work")
+    found = run_cli(
+        *("train", "train.csv", "--backbone", made.backbone, "--method", "head", "--max-steps", 1),
+        *("--dtype", "float32", "--output-dir", "runs/first"),
+    )
+    assert found.code == 0, found.err
+    (trial,) = (tmp_path / "work/runs/first/trials").iterdir()
+    monkeypatch.chdir(tmp_path / "else")
+    train = train_of(trial, "train")
+    assert train is not None and len(train) == 54
+    shutil.copy(made.folder / "test.csv", "train.csv")
+    again = train_of(trial, "train")
+    assert again is not None and again.first == train.first
+    shutil.copy(made.folder / "test.csv", tmp_path / "work/train.csv")
+    assert train_of(trial, "train") is None
 
 
 def test_evaluate_on_a_task(made: Made, tmp_path: Path) -> None:

@@ -53,6 +53,7 @@ def evaluate(
 
     Example: fleetune evaluate runs/first --task demo-sentiment
     """
+    from fleetune.data.overlap import overlap_message
     from fleetune.serve.evaluation import evaluate_rows
     from fleetune.serve.predictor import Predictor
 
@@ -60,7 +61,13 @@ def evaluate(
         raise SettingsError("evaluate", ["give either --task or --data, and not both"])
     predictor = Predictor(model, dtype=dtype, device=device)
     sets = _sets(predictor, task, data_dir, data, text_column, label_column)
+    seen = None if data is None else _seen_in_training(predictor, dict(sets))
     found = [evaluate_rows(predictor, name, split) for name, split in sets]
+    for one in found:
+        overlap = (seen or {}).get(one["set"])
+        one["in_train"] = None if seen is None else overlap.rows if overlap else 0
+        if overlap:
+            say(f"note: {overlap_message(one['set'], overlap, one['n'])}")
     if as_json:
         dump({"model": str(predictor.folder), "task": task or str(data), "sets": found})
         return
@@ -80,6 +87,15 @@ def evaluate(
     ]
     out(grid(["set", "metric", "value", "95% interval", "n", "how"], rows, right=(2, 4)))
     say(f'next: fleetune predict {shlex.quote(str(model))} --text "..."')
+
+
+def _seen_in_training(predictor: Any, sets: dict[str, Any]) -> dict[str, Any] | None:
+    """The rows of own files that the model was trained or chosen on; None where the data of its run are not at hand."""
+    from fleetune.data.overlap import overlaps_with
+    from fleetune.report.model_facts import train_of
+
+    train = train_of(predictor.folder, predictor.record.task)
+    return None if train is None else overlaps_with(train, sets)
 
 
 def _sets(

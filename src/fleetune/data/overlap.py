@@ -6,7 +6,7 @@ set that Fleetune holds out itself (splits.py) has none, since rows with the sam
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from fleetune.data.base import Dataset, Split
@@ -24,11 +24,16 @@ class Overlap:
 
 def overlaps(dataset: Dataset) -> dict[str, Overlap]:
     """The overlap with train of each test set that has one."""
+    return overlaps_with(dataset.train, dataset.tests)
+
+
+def overlaps_with(train: Split, tests: Mapping[str, Split]) -> dict[str, Overlap]:
+    """The same of any rows; classes are numbered alike on both sides."""
     labels: dict[object, set[float]] = {}
-    for text, label in _rows(dataset.train):
+    for text, label in _rows(train):
         labels.setdefault(text, set()).add(label)
     found: dict[str, Overlap] = {}
-    for name, split in dataset.tests.items():
+    for name, split in tests.items():
         shared = [(text, label) for text, label in _rows(split) if text in labels]
         if shared:
             other = sum(label not in labels[text] for text, label in shared)

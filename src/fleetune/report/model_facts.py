@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from fleetune.artifact import layout
 from fleetune.artifact.load import read_json
+from fleetune.data.base import Dataset, Split
 from fleetune.errors import DataError, FleetuneError
-from fleetune.report.stored import read_predictions
+from fleetune.report.stored import read_environment, read_predictions, read_settings
 
 BINS = 10
 WORST = 20
@@ -25,6 +26,7 @@ WORST = 20
 MOST_CLASSES = 12
 _MOST_PAIRS = 10
 _MOST_TEXT = 600
+_MOST_PARENTS = 3
 
 
 def model_facts(folder: Path, facts: dict[str, Any], trial: dict[str, Any]) -> dict[str, Any]:
@@ -36,7 +38,7 @@ def model_facts(folder: Path, facts: dict[str, Any], trial: dict[str, Any]) -> d
         name, ids, labels, logits = _predictions(place / layout.PREDICTIONS)
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(str(place), [f"unreadable: {error}"]) from None
-    texts = _texts(facts, trial["task"], name) if len(labels) else {}
+    texts = _texts(folder, facts, trial["task"], name) if len(labels) else {}
     common = {
         "set": name,
         "n": len(labels),
@@ -184,12 +186,25 @@ def _far(
     ]
 
 
-def _texts(facts: dict[str, Any], task: str, name: str) -> dict[str, list[str]]:
+def _texts(run: Path, facts: dict[str, Any], task: str, name: str) -> dict[str, list[str]]:
     """Texts by row id of a test set; empty where the data is not at hand as it was."""
-    from fleetune.data.demo import DEMOS
-    from fleetune.study.prepare import DataSettings, read_dataset
+    dataset = rows_at_hand(run, *source_of(facts, task))
+    split = None if dataset is None else dataset.tests.get(name)
+    if split is None:
+        return {}
+    columns = (split.first,) if split.second is None else (split.first, split.second)
+    return {ident: [_cut(column[i]) for column in columns] for i, ident in enumerate(split.ids)}
 
-    data, checksum = source_of(facts, task)
+
+def rows_at_hand(run: Path, data: Mapping[str, Any], checksum: str) -> Dataset | None:
+    """The rows of a run's task, read again; None where that would ask a network, or they are not there as they were.
+
+    data: the task's data settings. checksum: what its rows had in the run. Paths are those of the folder where the run was
+    begun, which nobody wrote down: looked for here, and in the folders around the run's own.
+    """
+    from fleetune.data.demo import DEMOS
+    from fleetune.study.settings import PLACES, DataSettings
+
     known = {f.name for f in fields(DataSettings)}
     given: dict[str, Any] = {
         k: tuple(v) if isinstance(v, list) else v for k, v in data.items() if k in known
@@ -197,16 +212,39 @@ def _texts(facts: dict[str, Any], task: str, name: str) -> dict[str, list[str]]:
     if given.get("file"):
         given["task"] = None
     elif not given.get("data_dir") and given.get("task") not in DEMOS:
-        return {}  # it would have to be asked for on a hub
+        return None  # it would have to be asked for on a hub
+    for base in (Path(), *run.resolve().parents[:_MOST_PARENTS]):
+        places = {k: str(base / given[k]) for k in PLACES if isinstance(given.get(k), str)}
+        found = _read({**given, **places})
+        if found is not None and found.checksum == checksum:
+            return found
+        if not places:
+            break
+    return None
+
+
+def _read(given: Mapping[str, Any]) -> Dataset | None:
+    from fleetune.study.prepare import read_dataset
+    from fleetune.study.settings import DataSettings
+
     try:
-        dataset = read_dataset(DataSettings(**given))
+        return read_dataset(DataSettings(**given))
     except (FleetuneError, OSError, TypeError, ValueError):
-        return {}
-    split = dataset.tests.get(name)
-    if split is None or dataset.checksum != checksum:
-        return {}
-    columns = (split.first,) if split.second is None else (split.first, split.second)
-    return {ident: [_cut(column[i]) for column in columns] for i, ident in enumerate(split.ids)}
+        return None
+
+
+def train_of(model: Path, task: str) -> Split | None:
+    """The rows that a run trained and selected on, where they are at hand; None for a model that lies in no run.
+
+    model: a trial's folder.
+    """
+    run = model.resolve().parent.parent
+    try:
+        facts = {"study": {**read_settings(run), "environment": read_environment(run)}}
+    except FleetuneError:
+        return None
+    dataset = rows_at_hand(run, *source_of(facts, task))
+    return None if dataset is None else dataset.train
 
 
 def source_of(facts: dict[str, Any], task: str) -> tuple[dict[str, Any], str]:

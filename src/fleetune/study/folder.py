@@ -14,11 +14,9 @@ from typing import Any
 from fleetune.durable import TEMPORARY, make_folder
 from fleetune.errors import DataError, RefusedError
 from fleetune.study import journal
+from fleetune.study.settings import PLACES
 
 STUDY = "study.toml"
-# Where the rows lie, which is another path in another folder. Whether they are the same rows is said by their checksum
-# (machine.py).
-_PLACES = ("file", "test_file", "data_dir")
 ENVIRONMENT = "environment.json"
 TRIALS = "trials"
 CHECKPOINTS = "checkpoints"
@@ -113,7 +111,8 @@ def refuse_changes(path: Path, text: str) -> None:
 
 
 def _is_place(key: str) -> bool:
-    return key.startswith("data.") and key.rpartition(".")[2] in _PLACES
+    # Other rows are refused by their checksum (machine.py).
+    return key.startswith("data.") and key.rpartition(".")[2] in PLACES
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

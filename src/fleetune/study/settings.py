@@ -51,6 +51,11 @@ class DataSettings:
     protocol: str = "holdout"
 
 
+PLACES = ("file", "test_file", "data_dir")
+"""Fields of `DataSettings` that say where rows lie. That is another path in another folder; whether they are the same rows is
+said by their checksum."""
+
+
 @dataclass(frozen=True, slots=True)
 class SearchSettings:
     """How settings are searched; the same for every method."""
