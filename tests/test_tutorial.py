@@ -109,6 +109,7 @@ def test_the_tutorial_runs(tiny_everywhere: Path) -> None:
         assert (tiny_everywhere / made_by_the_page).is_file()
 
 
+@pytest.mark.slow
 def test_the_python_page_runs(tiny_everywhere: Path) -> None:
     first = next(content for language, content in blocks("tutorial.md") if language == "python")
     exec(compile(first, "tutorial.md", "exec"), {})

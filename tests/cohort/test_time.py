@@ -49,7 +49,7 @@ def test_a_pass_is_divided_by_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_trial_that_waits_pays_nothing() -> None:
     """One place: the second trial's clock does not run while the first trains, however long that takes."""
-    long = trial("lora", ident="long", num_train_epochs=40)
+    long = trial("lora", ident="long", num_train_epochs=10)
     short = trial("lora", ident="short", num_train_epochs=1)
     found = seconds([long, short], size=1, max_tokens=4096)
     assert found["short"] < found["long"]

@@ -103,6 +103,7 @@ def test_a_record_and_a_snapshot_name_no_file_outside_their_folder(
     assert after == before
 
 
+@pytest.mark.slow
 def test_a_path_is_taken_as_it_is_written(made: Made, tmp_path: Path, monkeypatch) -> None:
     """`predict --output NAME` writes the one file that the system calls by this name, or says why not; nothing expands."""
     work = tmp_path / "a" / "work"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import math
 import re
 from collections import Counter
@@ -89,6 +90,13 @@ def strange_numbers(page: Written, html: str | None = None) -> set[str]:
         for t in told
         if t.lstrip("+") not in known and t.strip(",") not in known and t not in known
     }
+
+
+def test_facts_of_the_page_are_plain_values(write: Write) -> None:
+    """They can be written as JSON: no array, no path, no number that JSON lacks."""
+    for name in ("study", "rank", "regression", "begun"):
+        page = write(name)
+        json.dumps([page.facts, page.page], allow_nan=False)
 
 
 @pytest.mark.parametrize("name", PLANS)
@@ -372,6 +380,7 @@ def test_the_same_facts_give_the_same_bytes(write: Write) -> None:
     assert render(page.facts, page.page) == page.html
 
 
+@pytest.mark.slow
 def test_a_hundred_trials_fit_in_a_megabyte(tmp_path: Path) -> None:
     plan = Plan(
         arms=[lora(r, 0.7 + r / 100) for r in (1, 2, 4, 8)],

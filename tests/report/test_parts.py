@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Callable
 from itertools import product
@@ -127,13 +126,6 @@ def test_series_differ_by_more_than_colour() -> None:
 def test_names_in_pictures_are_short_and_print() -> None:
     assert short("x" * 40) == "x" * 29 + "…"
     assert printable("a\u202eb\x00") == "a\\u202eb\\x00"
-
-
-def test_facts_of_the_page_are_plain_values(write: Write) -> None:
-    """They can be written as JSON: no array, no path, no number that JSON lacks."""
-    for name in ("study", "rank", "regression", "begun"):
-        page = write(name)
-        json.dumps([page.facts, page.page], allow_nan=False)
 
 
 def test_the_command_of_a_named_task_leaves_its_columns_to_it() -> None:

@@ -42,6 +42,7 @@ def test_the_table_says_each_verdict(made: Made) -> None:
 TASKS = ("cola", "mrpc", "qnli", "qqp", "rte", "sst2")
 
 
+@pytest.mark.slow
 def test_six_tasks_are_compared_together(tmp_path: Path) -> None:
     """By the exact signed-rank test on the differences of the means, one a task; on page and terminal too."""
     folder = write_run(

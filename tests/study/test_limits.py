@@ -70,6 +70,7 @@ def test_enough_memory_is_no_limit(wished: dict[str, dict[str, Any]]) -> None:
         assert plan["why"] == []
 
 
+@pytest.mark.slow
 def test_little_memory_makes_smaller_passes_and_says_so(
     wished: dict[str, dict[str, Any]], squeezed: tuple[Path, list[Planned]]
 ) -> None:
@@ -80,6 +81,7 @@ def test_little_memory_makes_smaller_passes_and_says_so(
         assert any("may be taken" in sentence for sentence in plan["why"])
 
 
+@pytest.mark.slow
 def test_a_resumed_run_keeps_the_limits_of_the_first_command(
     ready: Prepared, wished, squeezed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -106,6 +108,7 @@ def test_a_resumed_run_keeps_the_limits_of_the_first_command(
     assert epochs[0] == epochs[1]
 
 
+@pytest.mark.slow
 def test_what_no_longer_fits_is_planned_again(
     ready: Prepared, wished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

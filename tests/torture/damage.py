@@ -170,5 +170,5 @@ def after_damage(run: Path, damaged: Path, prepared: Prepared, expected: Path) -
 ROWS = [
     Row("C4 a journal cut at every byte of its last line", 300, torn_at_every_byte, short=300),
     Row("C4b a journal with one bit flipped", 400, flipped_bits, short=200),
-    Row("C5 damaged files of a run", 32, damaged_files, short=3),
+    Row("C5 damaged files of a run", 32, damaged_files),
 ]
