@@ -15,7 +15,7 @@ from fleetune.backbone.noise import Noise
 from fleetune.backbone.send import send
 from fleetune.backbone.sites import SiteMap, site_map
 from fleetune.cohort.kernels import keep_few_kernels
-from fleetune.cohort.known import Entry, Known
+from fleetune.cohort.known import Entry, Known, places
 from fleetune.cohort.lanes import Lanes
 from fleetune.cohort.layers import Active
 from fleetune.cohort.linear import LowRankSlot
@@ -83,9 +83,7 @@ class Engine:
 
     def tokens(self, owned: Owned, rows: Rows) -> int:
         """What some rows weigh in evaluation: one each where the encoder is left out."""
-        if self.entry(owned, rows, dropout=0.0) is None:
-            return len(rows)
-        return int(rows.table.lengths[rows.rows].sum())
+        return places(rows.table.lengths[rows.rows], self.entry(owned, rows, dropout=0.0))
 
     def logits_of(
         self, owned: Sequence[Owned], rows: Sequence[Rows], noise: Noise | None, entry: Entry

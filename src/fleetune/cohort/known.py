@@ -58,7 +58,7 @@ class Known:
 
     def size(self, table: TokenTable, entry: Entry) -> int:
         """Bytes of a table's values, whether it holds them or not."""
-        count = len(table) if entry is None else int(table.lengths.sum())
+        count = places(table.lengths, entry)
         dtype = self._backbone.head_dtype if entry is None else self._backbone.dtype
         return count * int(self._backbone.config.hidden_size) * torch.finfo(dtype).bits // 8
 
@@ -91,6 +91,11 @@ class Known:
         values = torch.empty_like(found)
         values[_places(table, entry, order)] = found
         return values
+
+
+def places(lengths: NDArray[Any], entry: Entry) -> int:
+    """How many places rows of these lengths take where they enter: one a row for the head, one a token for a layer."""
+    return len(lengths) if entry is None else int(lengths.sum())
 
 
 def _batches(lengths: NDArray[Any], rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:

@@ -25,7 +25,7 @@ from fleetune.backbone.device_noise import noise_on
 from fleetune.backbone.noise import NoiseKey
 from fleetune.backbone.send import send
 from fleetune.cohort.engine import Engine
-from fleetune.cohort.known import Entry
+from fleetune.cohort.known import Entry, places
 from fleetune.cohort.loss import sequence_losses, shares, sums
 from fleetune.cohort.trial import Trial
 
@@ -65,7 +65,7 @@ class Part:
     @property
     def tokens(self) -> int:
         """Tokens that its pass holds for it: one a row where the encoder is left out."""
-        return len(self.rows) if self.entry is None else int(self.lengths.sum())
+        return places(self.lengths, self.entry)
 
     @property
     def noise_key(self) -> NoiseKey:

@@ -18,7 +18,12 @@ from fleetune.artifact import layout
 from fleetune.artifact.load import read_json
 from fleetune.data.base import Dataset, Split
 from fleetune.errors import DataError, FleetuneError
-from fleetune.report.stored import read_environment, read_predictions, read_settings
+from fleetune.report.stored import (
+    damage_told,
+    read_environment,
+    read_predictions,
+    read_settings,
+)
 
 BINS = 10
 WORST = 20
@@ -240,10 +245,12 @@ def train_of(model: Path, task: str) -> Split | None:
     """
     run = model.resolve().parent.parent
     try:
-        facts = {"study": {**read_settings(run), "environment": read_environment(run)}}
+        with damage_told(run):
+            facts = {"study": {**read_settings(run), "environment": read_environment(run)}}
+            source = source_of(facts, task)
     except FleetuneError:
         return None
-    dataset = rows_at_hand(run, *source_of(facts, task))
+    dataset = rows_at_hand(run, *source)
     return None if dataset is None else dataset.train
 
 
