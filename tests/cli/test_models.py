@@ -207,6 +207,9 @@ def test_evaluate_says_which_rows_the_model_was_trained_on(made: Made, tmp_path:
     assert count == 0 and "stand in train" not in told
     shutil.copytree(trial, tmp_path / "alone")
     assert seen(tmp_path / "alone", "train.csv")[0] is None
+    shutil.copytree(made.run, tmp_path / "forged")
+    (tmp_path / "forged/environment.json").write_text("{}")
+    assert seen(tmp_path / "forged/trials/lora-s0", "train.csv")[0] is None
 
 
 def test_the_rows_of_a_run_are_found_from_any_folder(

@@ -194,22 +194,27 @@ def _check_request(path: Path, texts: tuple[str, ...], names: tuple[str, ...]) -
 
 def _label_names(rows: RawTable) -> tuple[str, ...]:
     names = set(rows.labels or ())
-    if len(names) < 2:
-        problem = f'only one class, "{next(iter(names))}"; at least two are needed'
+    problem = _no_classes(names, len(rows))
+    if problem is not None:
         raise DataError(str(rows.path), [f"column {rows.label_column}: {problem}"])
+    return _in_order(names)
+
+
+def _no_classes(names: set[str], rows: int) -> str | None:
+    """Why these labels cannot be trained as classes."""
+    other = "name another column with --label-column"
+    if len(names) < 2:
+        return f'only one class, "{next(iter(names))}"; at least two are needed'
     if len(names) > MAX_CLASSES:
         problem = f"{len(names)} different labels, but at most {MAX_CLASSES} classes can be trained"
-        remedy = "name another column with --label-column, or join classes"
-        raise DataError(str(rows.path), [f"column {rows.label_column}: {problem}; {remedy}"])
+        return f"{problem}; {other}, or join classes"
     if len(names) > _MANY and _are_decimals(names):
         problem = f"{len(names)} different decimal numbers are something to be measured, and own files are for classes"
-        remedy = "name another column with --label-column, or put the numbers into classes"
-        raise DataError(str(rows.path), [f"column {rows.label_column}: {problem}; {remedy}"])
-    if len(names) > _MANY and 2 * len(names) > len(rows):
-        problem = f"{len(rows)} rows of {len(names)} classes, and fewer than two rows a class cannot be learned from"
-        remedy = "name another column with --label-column, join classes, or add rows"
-        raise DataError(str(rows.path), [f"column {rows.label_column}: {problem}; {remedy}"])
-    return _in_order(names)
+        return f"{problem}; {other}, or put the numbers into classes"
+    if len(names) > _MANY and 2 * len(names) > rows:
+        problem = f"{rows} rows of {len(names)} classes, and fewer than two rows a class cannot be learned from"
+        return f"{problem}; {other}, join classes, or add rows"
+    return None
 
 
 def _are_decimals(names: set[str]) -> bool:
