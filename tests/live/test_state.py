@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from fleetune.cohort.memory import Needs
@@ -112,6 +114,17 @@ def test_the_plan_of_a_folder_knows_what_is_done(made: Made) -> None:
     assert done.ended == {f"{m}-s{s}" for m in runs.METHODS for s in (0, 1)}
     assert done.tokens_before == done.tokens == fresh.tokens
     assert not fresh.optimistic
+
+
+def test_steps_that_end_within_an_epoch_are_what_is_planned(made: Made, tmp_path: Path) -> None:
+    """`max_steps` asks for less than an epoch, or for more than a whole one; nothing is left to wait for at the end."""
+    for steps in (2, 6):
+        given = runs.settings(made.folder, made.backbone, ["head", "lora"], max_steps=steps)
+        prepared, folder = prepare(given), tmp_path / str(steps)
+        now = State(plan_of(prepared, folder))
+        runs.train(folder, prepared, now.follow)
+        # Which rows a last step takes depends on the seed, and rows have 7 to 12 tokens.
+        assert now.tokens == pytest.approx(now.plan.tokens, rel=0.1), steps
 
 
 def test_news_are_told_once() -> None:

@@ -345,6 +345,20 @@ def test_a_dry_run_writes_nothing(made: Made, tmp_path: Path, own_environment: P
     assert (tree(tmp_path), tree(own_environment)) == before
 
 
+def test_a_dry_run_counts_the_steps_that_are_asked_for(made: Made, tmp_path: Path) -> None:
+    """Two steps are a part of an epoch, and cost as much of it."""
+    study = tmp_path / "study.toml"
+    study.write_text(studies.text(made))
+    asked = ("study", study, "--dry-run", "--json")
+    epoch = json.loads(run_cli(*asked, "--set", "training.num_train_epochs=1").out)
+    steps = json.loads(run_cli(*asked, "--set", "training.max_steps=2").out)
+    share = 2 * 8 / 54  # rows of two steps, and rows of an epoch: of 60 a tenth selects
+    for one, other in zip(epoch["arms"], steps["arms"], strict=True):
+        assert one["search"]["epochs"] == other["search"]["epochs"]
+        for phase in ("search", "confirm"):
+            assert other[phase]["tokens"] == pytest.approx(share * one[phase]["tokens"], rel=1e-3)
+
+
 def test_the_dry_run_says_what_the_run_does(whole, ready: Prepared) -> None:
     from fleetune.study.estimate import estimate
 

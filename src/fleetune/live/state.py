@@ -28,7 +28,7 @@ from fleetune.cohort.trial import Rows, Trial
 from fleetune.errors import DataError
 from fleetune.study import estimate, journal
 from fleetune.study.prepare import Prepared
-from fleetune.study.rows import epochs_of
+from fleetune.study.rows import epochs_of, length_of
 from fleetune.study.stage import ENDINGS
 
 # Speed is that of the last so many rounds, so that it follows a cohort that grows or shrinks.
@@ -63,9 +63,8 @@ class Best:
 def plan_of(prepared: Prepared, folder: Path, device: str = "cpu") -> Plan:
     """What is to do in a run's folder, and how much of it an earlier command has done."""
     if prepared.inputs:
-        work = [(epochs_of(given), _epoch_tokens(given.train)) for given in prepared.inputs]
-        trials, epochs = len(work), sum(n for n, _ in work)
-        tokens = sum(n * size for n, size in work)
+        trials, epochs = len(prepared.inputs), sum(epochs_of(given) for given in prepared.inputs)
+        tokens = round(sum(length_of(g) * _epoch_tokens(g.train) for g in prepared.inputs))
     else:
         totals = estimate.estimate(prepared, device)["totals"]
         trials, epochs, tokens = totals["trials"], totals["epochs"], totals["tokens"]

@@ -22,7 +22,7 @@ from fleetune.study import plan
 from fleetune.study.checkpoints import KEPT
 from fleetune.study.prepare import DTYPES, Prepared, PreparedTask
 from fleetune.study.propose import propose
-from fleetune.study.rows import FOLDS, divisions, epochs_of, settle, trial_input
+from fleetune.study.rows import FOLDS, divisions, epochs_of, length_of, settle, trial_input
 from fleetune.study.search import ETA, Budget, rungs
 from fleetune.study.settings import CONFIRM, SEARCH
 from fleetune.study.space import Arm
@@ -102,8 +102,9 @@ def _arm(prepared: Prepared, task: PreparedTask, arm: Arm, budget: Budget) -> di
         SEARCH: {"trials": budget.trials * folds, "epochs": folds * search_epochs(budget, epochs)},
         CONFIRM: {"trials": len(settings.seeds), "epochs": len(settings.seeds) * epochs},
     }
+    whole = length_of(probe) / epochs  # below 1 where the last epoch is not a whole one
     for phase in found.values():
-        phase["tokens"] = phase["epochs"] * kept
+        phase["tokens"] = round(phase["epochs"] * whole * kept)
     per_token = 2 * _linear_weights(task.sites)
     backward = 1 if counted.encoder else 0
     trained = sum(phase["tokens"] for phase in found.values())

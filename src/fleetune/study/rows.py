@@ -158,6 +158,12 @@ def trial_input(
 
 def epochs_of(given: TrialInput) -> int:
     """Evaluations of a whole training: its epochs, a last partial one included."""
-    n = len(given.train)
-    whole_training = given.settings.total_steps(n) / given.settings.steps_per_epoch(n)
-    return max(math.ceil(whole_training), 1)
+    return max(math.ceil(length_of(given)), 1)
+
+
+def length_of(given: TrialInput) -> float:
+    """A whole training in epochs; no whole number where `max_steps` or part of an epoch ends it."""
+    n, settings = len(given.train), given.settings
+    whole, steps = divmod(settings.total_steps(n), settings.steps_per_epoch(n))
+    per_step = settings.per_device_train_batch_size * settings.gradient_accumulation_steps
+    return whole + min(steps * per_step / n, 1.0)
