@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from fleetune.artifact import layout
 from fleetune.errors import DataError, EnvironmentProblem, FleetuneError
+from fleetune.stats.rank import effective_rank
 
 Tensors = dict[str, NDArray[Any]]
 _LAYER = re.compile(r"\.(\d+)\.")
@@ -62,7 +63,7 @@ def movement(folder: Path, facts: dict[str, Any]) -> dict[str, Any] | None:
 def singular_values(folder: Path, facts: dict[str, Any]) -> list[dict[str, Any]]:
     """One record a rank: the singular values of scale * B A over sites and trials, and their effective rank.
 
-    Effective rank: exp of the entropy of the values' shares (Roy and Vetterli 2007); between 1 and r.
+    Effective rank: the entropy rank of `stats.rank`, between 1 and r.
     """
     trials = _reported(facts, "lora")
     found: list[dict[str, Any]] = []
@@ -77,19 +78,12 @@ def singular_values(folder: Path, facts: dict[str, Any]) -> list[dict[str, Any]]
                 "median": np.median(rows, 0).tolist(),
                 "low": np.quantile(rows, 0.1, axis=0).tolist(),
                 "high": np.quantile(rows, 0.9, axis=0).tolist(),
-                "effective_rank": float(np.mean([effective_rank(row) for row in rows])),
+                "effective_rank": float(np.mean([effective_rank(row).entropy for row in rows])),
                 "updates": len(rows),
                 "trials": len(mine),
             }
         )
     return found
-
-
-def effective_rank(values: NDArray[Any]) -> float:
-    """exp of the entropy of the singular values' shares; 0 where all of them are 0."""
-    shares = values / values.sum() if values.sum() > 0 else values
-    shares = shares[shares > 0]
-    return float(np.exp(-(shares * np.log(shares)).sum())) if shares.size else 0.0
 
 
 def _reported(facts: dict[str, Any], method: str) -> list[dict[str, Any]]:

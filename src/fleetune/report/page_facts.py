@@ -18,6 +18,7 @@ from fleetune.report import inside_facts, model_facts
 from fleetune.report.again import again
 from fleetune.report.facts import winner
 from fleetune.report.tables import labels
+from fleetune.stats.budget import expected_best
 from fleetune.study import journal
 
 # Below this many trials a share of importance is mostly noise (Hutter et al. 2014 fit forests to hundreds).
@@ -178,7 +179,7 @@ def search_facts(facts: dict[str, Any]) -> list[dict[str, Any]]:
                 "greater_is_better": higher,
                 "stopped": sum(t["status"] == "stopped" for t in mine),
                 "trials": rows,
-                "expected_best": expected_best([r["score"] for r in rows], higher),
+                "expected_best": best_by_budget([r["score"] for r in rows], higher),
                 "importance": importance(rows, varying),
                 "needed_for_importance": LEAST_FOR_IMPORTANCE,
             }
@@ -195,16 +196,15 @@ def _varying(trials: Sequence[dict[str, Any]]) -> list[str]:
     return [k for k in names if len({repr(_settings(t)[k]) for t in trials}) > 1]
 
 
-def expected_best(scores: Sequence[float], higher: bool) -> list[float]:
-    """The expected best of k = 1 .. n trials drawn with replacement from these n.
-
-    Source: Dodge et al. 2019 (arXiv:1909.03004), the biased estimator, which errs on the low side for large k.
-    """
-    values = np.sort(scores if higher else -np.asarray(scores))
-    n = len(values)
-    place = np.arange(1, n + 1)
-    best = [float(np.sum(values * ((place / n) ** k - ((place - 1) / n) ** k))) for k in place]
-    return best if higher else [-value for value in best]
+def best_by_budget(scores: Sequence[float], higher: bool) -> dict[str, list[float]]:
+    """The expected best of k = 1 .. n of these n trials, and its band (`stats.budget`), in the metric's own direction."""
+    sign = 1.0 if higher else -1.0
+    curve = expected_best(sign * np.asarray(scores))
+    low, high = (curve.low, curve.high) if higher else (curve.high, curve.low)
+    return {
+        key: [sign * value for value in values]
+        for key, values in (("expected", curve.expected), ("low", low), ("high", high))
+    }
 
 
 def importance(rows: Sequence[dict[str, Any]], names: Sequence[str]) -> dict[str, float] | None:

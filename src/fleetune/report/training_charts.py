@@ -193,7 +193,7 @@ def history(search: Sequence[Facts], name: str) -> Drawn:
 
 def budget(search: Sequence[Facts], name: str) -> Drawn:
     """Expected best selection score against the number of trials."""
-    shown = [s for s in search if len(s["expected_best"]) > 1]
+    shown = [s for s in search if len(s["expected_best"]["expected"]) > 1]
     title = "Expected best against budget"
     if not shown:
         return Absent(title, "it takes two searched trials of a method" if search else NO_SEARCH)
@@ -201,32 +201,33 @@ def budget(search: Sequence[Facts], name: str) -> Drawn:
 
     def plot(axes: Any) -> None:
         for i, s in enumerate(shown):
-            at = range(1, len(s["expected_best"]) + 1)
-            axes.plot(
-                at,
-                [scale(metric) * v for v in s["expected_best"]],
-                label=short(searched(s, several)),
-                markersize=4,
-                **style(i),
+            best, low, high = (
+                [scale(metric) * v for v in s["expected_best"][key]]
+                for key in ("expected", "low", "high")
             )
-        axes.set_xlim(0.5, max(len(s["expected_best"]) for s in shown) + 0.5)
+            at, looks = range(1, len(best) + 1), style(i)
+            axes.fill_between(at, low, high, color=looks["color"], alpha=0.12, linewidth=0)
+            axes.plot(at, best, label=short(searched(s, several)), markersize=4, **looks)
+        axes.set_xlim(0.5, max(len(s["expected_best"]["expected"]) for s in shown) + 0.5)
         axes.set_xlabel("trials spent on the method")
         axes.set_ylabel(axis_name(f"expected best {metric}"))
         axes.xaxis.get_major_locator().set_params(integer=True)
         legend(axes, [searched(s, several) for s in shown])
 
     told = "; ".join(
-        f"{searched(s, several)}: {score(s['expected_best'][0], metric)} with one trial, "
-        f"{score(s['expected_best'][-1], metric)} with {len(s['expected_best'])}"
+        f"{searched(s, several)}: {score(best[0], metric)} with one trial, "
+        f"{score(best[-1], metric)} with {len(best)}"
         for s in shown
+        for best in (s["expected_best"]["expected"],)
     )
     return draw(
         name,
         title,
         told,
         plot,
-        note="What the best of so many trials is expected to score (Dodge et al. 2019). A curve still rising says that "
-        "the search was short.",
+        note="What the best of so many trials is expected to score (Dodge et al. 2019), each budget with a 95% band by a "
+        "bootstrap over the trials, too narrow at its right end, where all hangs on the few best ones. A curve still rising "
+        "says that the search was short.",
     )
 
 
