@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 import re
 from pathlib import Path
@@ -15,16 +14,9 @@ from fleetune.artifact import layout
 from fleetune.artifact.card import exported_card
 from fleetune.artifact.check import TOLERANCE, logits_of, padded_inputs
 from fleetune.artifact.layout import ModelRecord
-from fleetune.artifact.load import (
-    check_against,
-    check_backbone,
-    check_length,
-    find_backbone_of,
-    load_saved,
-)
+from fleetune.artifact.load import open_saved
 from fleetune.artifact.merge import merge_into
 from fleetune.backbone.load import quiet
-from fleetune.backbone.sites import site_map
 from fleetune.data.base import Split
 from fleetune.data.tokens import tokenize
 from fleetune.durable import as_json, new_folder, plain_mode, put, sha256
@@ -47,15 +39,9 @@ def export_hf(folder: Path, output: Path) -> None:
     """
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise RefusedError(f"{output}: exists and is no empty folder; give --output a new folder")
-    saved = load_saved(folder)
-    record = saved.record
-    backbone = find_backbone_of(record)
-    check_backbone(record, backbone.checksum, folder)
-    check_length(record, backbone.max_length, folder)
-    kind = "regression" if record.regression else "single_label_classification"
-    model, fresh = backbone.classifier(record.num_labels, record.label_names, problem_type=kind)
-    low_rank = check_against(saved, site_map(model, fresh))
-    merged = merge_into(copy.deepcopy(model), saved.tensors, low_rank)
+    opened = open_saved(folder)
+    record, backbone = opened.saved.record, opened.backbone
+    merged = merge_into(opened.model, opened.saved.tensors, opened.low_rank)
     if output.exists():
         output.rmdir()
     with new_folder(output) as staging, quiet():

@@ -16,7 +16,7 @@ from torch import Tensor
 from fleetune.artifact import layout
 from fleetune.artifact.layout import ModelRecord
 from fleetune.backbone.load import Backbone, find_backbone
-from fleetune.backbone.sites import SiteMap
+from fleetune.backbone.sites import SiteMap, site_map
 from fleetune.backbone.weights import refuse_pickle, refuse_pickled
 from fleetune.data.metrics import metrics_of
 from fleetune.durable import sha256
@@ -37,6 +37,35 @@ class SavedModel:
     record: ModelRecord
     method: Method
     tensors: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class OnBackbone:
+    """A saved trial beside the model that it was trained on, whose own values nothing has changed yet."""
+
+    saved: SavedModel
+    backbone: Backbone
+    model: Any
+    """A transformers classifier, float32."""
+    fresh: frozenset[str]
+    """Its parameters that the backbone's checkpoint does not hold."""
+    low_rank: tuple[LowRank, ...]
+
+
+def open_saved(folder: Path) -> OnBackbone:
+    """Read a trial's folder and open its backbone, each checked against the other.
+
+    Raises what `load_saved` and `find_backbone` raise; RefusedError for another backbone, DataError for tensors that do not
+    belong on it.
+    """
+    saved = load_saved(folder)
+    record = saved.record
+    backbone = _find_backbone_of(record)
+    _check_backbone(record, backbone.checksum, folder)
+    check_length(record, backbone.max_length, folder)
+    kind = "regression" if record.regression else "single_label_classification"
+    model, fresh = backbone.classifier(record.num_labels, record.label_names, problem_type=kind)
+    return OnBackbone(saved, backbone, model, fresh, check_against(saved, site_map(model, fresh)))
 
 
 def load_saved(folder: Path) -> SavedModel:
@@ -144,7 +173,7 @@ def _wrong_fields(record: Any) -> list[str]:
     return problems
 
 
-def find_backbone_of(record: ModelRecord) -> Backbone:
+def _find_backbone_of(record: ModelRecord) -> Backbone:
     """The backbone that a model was trained on. A folder is looked for where it lay, from whatever folder the command runs."""
     lies = Path(record.backbone_source)
     name = record.backbone_source if lies.is_absolute() else record.backbone
@@ -197,7 +226,7 @@ def check_length(record: ModelRecord, limit: int, folder: Path) -> None:
         raise DataError(str(folder / layout.RECORD), [f"damaged: {rule}; restore it from a copy"])
 
 
-def check_backbone(record: ModelRecord, checksum: str, folder: Path) -> None:
+def _check_backbone(record: ModelRecord, checksum: str, folder: Path) -> None:
     """RefusedError where the backbone at hand is not the one that the model was trained on."""
     if checksum != record.backbone_checksum:
         raise RefusedError(

@@ -6,7 +6,7 @@ import difflib
 import inspect
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
 
@@ -77,11 +77,6 @@ SaveSteps = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines instead of a table.")]
-
-
-def register_on(app: typer.Typer, command: Callable[..., Any], name: str) -> None:
-    """Add a command under a name."""
-    app.command(name)(command)
 
 
 def with_training_flags(command: Callable[..., None]) -> Callable[..., None]:
@@ -255,7 +250,3 @@ def visible_json(text: str) -> str:
 def split_names(values: Sequence[str]) -> list[str]:
     """`bitfit,lora` as two names."""
     return [part.strip() for value in values for part in value.split(",") if part.strip()]
-
-
-def without_none(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in values.items() if v is not None}

@@ -24,6 +24,7 @@ from fleetune.report.stored import (
     read_predictions,
     read_settings,
 )
+from fleetune.stats.intervals import wilson
 
 BINS = 10
 WORST = 20
@@ -124,30 +125,21 @@ def calibration(truth: NDArray[Any], shares: NDArray[Any]) -> dict[str, Any]:
     """
     confidence, right = shares.max(1), shares.argmax(1) == truth
     at = np.minimum((confidence * BINS).astype(np.int64), BINS - 1)
-    bins = [
-        {
-            "low": i / BINS,
-            "high": (i + 1) / BINS,
-            "n": int((at == i).sum()),
-            "confidence": float(confidence[at == i].mean()),
-            "accuracy": float(right[at == i].mean()),
-            **_wilson(int(right[at == i].sum()), int((at == i).sum())),
-        }
-        for i in range(BINS)
-        if (at == i).any()
-    ]
+    bins = [_bin(i, confidence[at == i], right[at == i]) for i in range(BINS) if (at == i).any()]
     gaps = [b["n"] / len(truth) * abs(b["confidence"] - b["accuracy"]) for b in bins]
     return {"bins": bins, "error": float(np.sum(gaps)), "n": len(truth)}
 
 
-def _wilson(right: int, n: int) -> dict[str, float]:
-    """The 95 % interval of a share. Source: Wilson 1927; unlike the normal interval it holds up at 0, at 1 and for few."""
-    z, share = 1.959964, right / n
-    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z * np.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+def _bin(number: int, confidence: NDArray[Any], right: NDArray[np.bool_]) -> dict[str, Any]:
+    low, high = wilson(float(right.sum()), len(right))
     return {
-        "accuracy_low": max(float(middle - half), 0.0),
-        "accuracy_high": min(float(middle + half), 1.0),
+        "low": number / BINS,
+        "high": (number + 1) / BINS,
+        "n": len(right),
+        "confidence": float(confidence.mean()),
+        "accuracy": float(right.mean()),
+        "accuracy_low": low,
+        "accuracy_high": high,
     }
 
 

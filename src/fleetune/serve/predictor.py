@@ -6,7 +6,6 @@ the same engine and dtype as in training; `dtype` overrides it.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,16 +16,8 @@ from numpy.typing import NDArray
 
 from fleetune.artifact import layout
 from fleetune.artifact.layout import ModelRecord
-from fleetune.artifact.load import (
-    check_against,
-    check_backbone,
-    check_length,
-    find_backbone_of,
-    load_saved,
-    read_record,
-)
+from fleetune.artifact.load import check_length, open_saved, read_record
 from fleetune.backbone.load import find_backbone
-from fleetune.backbone.sites import site_map
 from fleetune.backbone.weights import refuse_pickle, refuse_pickled
 from fleetune.cohort.engine import Engine
 from fleetune.cohort.owned import Owned
@@ -143,19 +134,13 @@ def model_folder(path: Path) -> Path:
 
 
 def _from_trial(folder: Path, dtype: str | None, device: str) -> tuple[ModelRecord, Any, Owned]:
-    saved = load_saved(folder)
-    record = saved.record
-    backbone = find_backbone_of(record)
-    check_backbone(record, backbone.checksum, folder)
-    check_length(record, backbone.max_length, folder)
-    kind = "regression" if record.regression else "single_label_classification"
-    model, fresh = backbone.classifier(record.num_labels, record.label_names, problem_type=kind)
-    low_rank = check_against(saved, site_map(model, fresh))
-    engine = Engine(
-        model, fresh, dtype=DTYPES[resolve_dtype(dtype or record.dtype, device)], device=device
-    )
-    values = {name: t.to(device) for name, t in saved.tensors.items()}
-    return record, (engine, backbone.tokenizer), Owned(values, low_rank, engine.sites)
+    opened = open_saved(folder)
+    record = opened.saved.record
+    compute = DTYPES[resolve_dtype(dtype or record.dtype, device)]
+    engine = Engine(opened.model, opened.fresh, dtype=compute, device=device)
+    values = {name: t.to(device) for name, t in opened.saved.tensors.items()}
+    owned = Owned(values, opened.low_rank, engine.sites)
+    return record, (engine, opened.backbone.tokenizer), owned
 
 
 def _from_export(folder: Path, dtype: str | None, device: str) -> tuple[ModelRecord, Any, Owned]:
@@ -173,8 +158,3 @@ def _from_export(folder: Path, dtype: str | None, device: str) -> tuple[ModelRec
         model, dtype=DTYPES[resolve_dtype(dtype or record.dtype, device)], device=device
     )
     return record, (engine, backbone.tokenizer), Owned({}, (), engine.sites)
-
-
-def as_lines(predictions: Sequence[Prediction]) -> str:
-    """Predictions as JSON, one list."""
-    return json.dumps([p.as_json() for p in predictions], ensure_ascii=False)

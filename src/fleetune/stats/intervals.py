@@ -39,7 +39,7 @@ def accuracy_estimate(correct: NDArray[np.bool_], *, optimistic: bool = False) -
     seeds, n = correct.shape
     value = float(correct.mean())
     if seeds == 1:
-        low, high = _wilson(value * n, n)
+        low, high = wilson(value * n, n)
         return Estimate(value, low, high, n, 1, "95% Wilson over examples, one seed", optimistic)
     parts = (
         (float(correct.mean(1).var(ddof=1)) / seeds, seeds - 1),
@@ -48,7 +48,7 @@ def accuracy_estimate(correct: NDArray[np.bool_], *, optimistic: bool = False) -
     half = _half_width(parts)
     if half == 0.0:
         # Every seed right, or wrong, on every example: no spread to go by, and no certainty either.
-        low, high = _wilson(value * n, n)
+        low, high = wilson(value * n, n)
         return Estimate(
             value, low, high, n, seeds, "95% Wilson over examples, seeds agree", optimistic
         )
@@ -63,8 +63,11 @@ def accuracy_estimate(correct: NDArray[np.bool_], *, optimistic: bool = False) -
     )
 
 
-def _wilson(right: float, n: int) -> tuple[float, float]:
-    """Wilson's interval; its ends hold the share even where rounding would leave it out."""
+def wilson(right: float, n: int) -> tuple[float, float]:
+    """The 95 % interval of a share (Wilson 1927): unlike the normal one it holds up at 0, at 1 and for few examples.
+
+    Its ends hold the share even where rounding would leave it out.
+    """
     found = stats.binomtest(round(right), n).proportion_ci(LEVEL, method="wilson")
     share = round(right) / n
     return min(float(found.low), share), max(float(found.high), share)
