@@ -13,6 +13,9 @@ COLOURS = {
     "adapters": "#009e73",
 }
 
+WIDEST = 4
+"""Groups beside one another; more begin a new band below."""
+
 
 def draw(told: dict[str, Any], path: Path) -> Path | None:
     """Write the picture; None where matplotlib is not installed."""
@@ -25,22 +28,28 @@ def draw(told: dict[str, Any], path: Path) -> Path | None:
     from matplotlib import pyplot
 
     groups = list(dict.fromkeys(row["group"] for row in told["summary"]))
-    wide = max(len(groups), 1)
-    figure, axes = pyplot.subplots(2, wide, figsize=(3.6 * wide, 6.4), squeeze=False)
+    wide = min(max(len(groups), 1), WIDEST)
+    bands = -(-len(groups) // wide) or 1
+    size = (3.6 * wide, 6.4 * bands)
+    figure, axes = pyplot.subplots(2 * bands, wide, figsize=size, squeeze=False)
+    for ax in axes.flat:
+        ax.set_visible(False)
+    lines: dict[str, Any] = {}
     for i, group in enumerate(groups):
         rows = [row for row in told["summary"] if row["group"] == group]
-        _speed(axes[0][i], group, rows)
-        _cost(axes[1][i], rows)
-    axes[0][0].set_ylabel("examples a second")
-    axes[1][0].set_ylabel("seconds a trial and step")
-    lines: dict[str, Any] = {}
-    for ax in axes[0]:
-        handles, names = ax.get_legend_handles_labels()
+        band, column = divmod(i, wide)
+        speed, cost = axes[2 * band][column], axes[2 * band + 1][column]
+        _speed(speed, group, rows)
+        _cost(cost, rows)
+        for ax, unit in ((speed, "examples a second"), (cost, "seconds a trial and step")):
+            ax.set_visible(True)
+            ax.set_ylabel(unit if column == 0 else "")
+        handles, names = speed.get_legend_handles_labels()
         lines |= dict(zip(names, handles, strict=True))
     figure.legend(
         lines.values(), lines.keys(), loc="upper center", ncols=3, fontsize=8, frameon=False
     )
-    figure.tight_layout(rect=(0, 0, 1, 0.93))
+    figure.tight_layout(rect=(0, 0, 1, 1 - 0.07 / bands))
     figure.savefig(path, metadata={"Date": None})
     pyplot.close(figure)
     return path
@@ -70,11 +79,10 @@ def _speed(ax: Any, group: str, rows: list[dict[str, Any]]) -> None:
 
 def _cost(ax: Any, rows: list[dict[str, Any]]) -> None:
     sizes = [row["trials"] for row in rows]
-    ax.plot(
-        sizes, [row["seconds_per_trial_step"]["median"] for row in rows], marker="o", color="#0072b2"
-    )  # fmt: skip
+    seconds = [row["seconds_per_trial_step"]["median"] for row in rows]
+    ax.plot(sizes, seconds, marker="o", color="#0072b2")
     _axes(ax, sizes)
-    ax.set_ylim(bottom=0)
+    ax.set_ylim(0, 1.1 * max(seconds))
     ax.set_xlabel("trials in a cohort")
 
 
