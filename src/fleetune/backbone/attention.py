@@ -2,8 +2,8 @@
 
 Registered with transformers' `AttentionInterface` under the name `fleetune_packed`, so that the models' own attention
 modules call it. On the way in `[1, heads, T, d]`; the tokens are laid into tiles (`stream.Bucket`), attended bucket by
-bucket with a gradient of our own, and put back. Sliding windows follow transformers: tokens i and j see each other where
-`|i - j| <= sliding_window - 1`.
+bucket with a gradient of our own, and put back. On a GPU they are attended as they lie (varlen.py). Sliding windows follow
+transformers: tokens i and j see each other where `|i - j| <= sliding_window - 1`.
 
 Notation: T tokens, d width of a head, b tiles of a bucket, L places of a tile, Q queries of a tile (L, or one a sequence
 where only first tokens are read), P places of all tiles.
@@ -23,8 +23,11 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
+from fleetune.backbone.laid import site_words
+from fleetune.backbone.rows import Drawing
 from fleetune.backbone.send import send
 from fleetune.backbone.stream import Bucket, Current, Stream
+from fleetune.backbone.varlen import Asked, attend
 
 NAME = "fleetune_packed"
 
@@ -54,8 +57,14 @@ def packed_attention(
     first_only = stream.first_tokens_only and bool(getattr(module, "fleetune_reads_first", False))
     noise = stream.noise
     drawn = noise is not None and any(noise.rates(dropout))
-    if not drawn and sliding_window is None and flash_suits(query, scale):
-        return _flash(query, key, value, stream, first_only), None
+    if stream.laid is not None:
+        drawing = None
+        if noise is not None and drawn:
+            levels = stream.laid.levels_of(noise.rates(dropout))
+            drawing = Drawing(stream.laid.keys, levels, site_words(site, call))
+        asked = Asked(stream.laid, scale, sliding_window, first_only, drawing)
+        rows = (x[0].transpose(0, 1) for x in (query, key, value))
+        return attend(*rows, asked).unsqueeze(0), None
     places = _places(stream, query.shape[1], first_only)
     masks = [
         _mask(stream, i, sliding_window, first_only, query) for i in range(len(stream.buckets))
@@ -72,43 +81,6 @@ def packed_attention(
         drops = [*made]
     rows = (x[0].transpose(0, 1) for x in (query, key, value))
     return _PackedAttention.apply(*rows, places, masks, drops, scale).unsqueeze(0), None  # type: ignore[no-any-return]
-
-
-def flash_suits(query: Tensor, scale: float) -> bool:
-    """Whether torch's attention over packed sequences can be asked: on a GPU, where no gradient is wanted.
-
-    Its gradient adds in an order that changes from run to run, and it takes no multipliers for dropout.
-    """
-    wide = query.shape[-1]
-    return (
-        query.is_cuda
-        and query.dtype in (torch.bfloat16, torch.float16)
-        and wide % 8 == 0
-        and wide <= 256
-        and scale == wide**-0.5
-        and not (torch.is_grad_enabled() and query.requires_grad)
-    )
-
-
-def _flash(query: Tensor, key: Tensor, value: Tensor, stream: Stream, first_only: bool) -> Tensor:
-    """`packed_attention` by one kernel that reads the packed sequences as they lie; no tiles, no padding."""
-    from torch.nn.attention.varlen import varlen_attn
-
-    if ("ends",) not in stream.kept:
-        offsets = stream.sequence_offsets.astype(np.int32)
-        each = np.arange(stream.n_sequences + 1, dtype=np.int32)
-        stream.kept["ends",] = send(offsets, stream.device), send(each, stream.device)
-    ends, firsts = stream.kept["ends",]
-    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
-    longest = stream.longest
-    if not first_only:
-        whole = varlen_attn(q, k, v, ends, ends, longest, longest)
-        assert isinstance(whole, Tensor)  # what a call without `return_aux` gives
-        return whole.unsqueeze(0)
-    asked = q.index_select(0, stream.first_tokens)
-    found = varlen_attn(asked, k, v, firsts, ends, 1, longest)
-    assert isinstance(found, Tensor)
-    return torch.zeros_like(q).index_copy_(0, stream.first_tokens, found).unsqueeze(0)
 
 
 @dataclass(frozen=True, slots=True)

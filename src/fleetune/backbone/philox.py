@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 ROUNDS = 10
-_LOW = 0xFFFFFFFF
+LOW = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _STEPS = (0x9E3779B9, 0xBB67AE85)
 
@@ -77,7 +77,7 @@ def word(keys: Tensor, numbers: Tensor) -> Tensor:
     """The 32 bits with such a number in the stream of a key, as int64; both are int64 and broadcast."""
     place, block = numbers & 3, numbers >> 2
     zero = torch.zeros((), dtype=torch.int64, device=numbers.device)
-    words = philox((block & _LOW, (block >> 32) & _LOW, zero, zero), keys)
+    words = philox((block & LOW, (block >> 32) & LOW, zero, zero), keys)
     found = words[3]
     for i in (2, 1, 0):
         found = torch.where(place == i, words[i], found)
@@ -91,11 +91,11 @@ Words = tuple[Tensor, Tensor, Tensor, Tensor]
 def philox(counter: Words, keys: Tensor) -> Words:
     """The four words of a counter under a key of 64 bits."""
     c0, c1, c2, c3 = counter
-    k0, k1 = keys & _LOW, (keys >> 32) & _LOW
+    k0, k1 = keys & LOW, (keys >> 32) & LOW
     for _ in range(ROUNDS):
         # A product of two 32-bit words wraps round in int64, which keeps all of its 64 bits.
         a, b = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
-        high_a, high_b = (a >> 32) & _LOW, (b >> 32) & _LOW
-        c0, c1, c2, c3 = high_b ^ c1 ^ k0, b & _LOW, high_a ^ c3 ^ k1, a & _LOW
-        k0, k1 = (k0 + _STEPS[0]) & _LOW, (k1 + _STEPS[1]) & _LOW
+        high_a, high_b = (a >> 32) & LOW, (b >> 32) & LOW
+        c0, c1, c2, c3 = high_b ^ c1 ^ k0, b & LOW, high_a ^ c3 ^ k1, a & LOW
+        k0, k1 = (k0 + _STEPS[0]) & LOW, (k1 + _STEPS[1]) & LOW
     return c0, c1, c2, c3

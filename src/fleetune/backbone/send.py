@@ -14,5 +14,7 @@ def send(values: NDArray[Any] | Tensor, device: torch.device) -> Tensor:
     found = values if isinstance(values, Tensor) else torch.from_numpy(values)
     if device.type == "cpu":
         return found
+    # What a graph would copy again and again must not be made here (cohort/graphs.py).
+    assert not torch.cuda.is_current_stream_capturing(), "a pass that is captured sends nothing"
     # From ordinary memory a copy waits until the device has done all before it.
     return found.pin_memory().to(device, non_blocking=True)

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fleetune.backbone.laid import Laid
 from fleetune.backbone.noise import Blocks, Noise, TrialRows
 from fleetune.backbone.send import send
 
@@ -92,6 +93,10 @@ class Stream:
     device: torch.device
     noise: Noise | None = None
     first_tokens_only: bool = False
+    laid: Laid | None = None
+    """The same on a GPU that does all trials at once (`laid.py`); packed layout only."""
+    spare: int = 0
+    """Rows at the end that hold no token; they count as the last trial's."""
     pooled: Tensor | None = None
     """What the head reads of each sequence, [B, D], where it is known already: then no encoder runs."""
     entry: tuple[int, Tensor] | None = None
@@ -126,14 +131,19 @@ class Stream:
 
     @cached_property
     def n_token_rows(self) -> int:
-        """Rows of the hidden states before pooling: T packed, B * L padded."""
-        return self.n_tokens if self.layout == "packed" else self.n_sequences * self.longest
+        """Rows of the hidden states before pooling: T and the spare ones packed, B * L padded."""
+        return (
+            self.n_tokens + self.spare
+            if self.layout == "packed"
+            else self.n_sequences * self.longest
+        )
 
     @cached_property
     def token_bounds(self) -> list[int]:
         """Where each trial's token rows start, and their number at the end, [K + 1]."""
         if self.layout == "packed":
-            return self.sequence_offsets[self.trial_offsets].tolist()
+            found: list[int] = self.sequence_offsets[self.trial_offsets].tolist()
+            return [*found[:-1], found[-1] + self.spare]
         return (self.trial_offsets * self.longest).tolist()
 
     @cached_property
@@ -193,6 +203,8 @@ class Stream:
     @cached_property
     def first_tokens(self) -> Tensor:
         """The packed row of each sequence's first token, [B]."""
+        if self.laid is not None:
+            return self.laid.first_tokens
         return send(self.sequence_offsets[:-1], self.device)
 
     @cached_property

@@ -14,12 +14,13 @@ from torch import Tensor
 from fleetune.backbone.noise import Noise
 from fleetune.backbone.send import send
 from fleetune.backbone.sites import SiteMap, site_map
+from fleetune.cohort.graphs import Graphs
 from fleetune.cohort.kernels import keep_few_kernels
 from fleetune.cohort.known import Entry, Known, places
 from fleetune.cohort.lanes import Lanes
 from fleetune.cohort.layers import Active
-from fleetune.cohort.linear import LowRankSlot
 from fleetune.cohort.open import OpenBackbone
+from fleetune.cohort.own import Stacks, active_of
 from fleetune.cohort.owned import Owned, initial_values
 from fleetune.cohort.trial import Rows, TrialInput
 from fleetune.data.packing import Packed, pack
@@ -52,6 +53,9 @@ class Engine:
         self.backbone = OpenBackbone(model, dtype, torch.device(device))
         self.lanes = Lanes(self.backbone.device)
         self.known = Known(self.backbone, self.lanes)
+        self._stacks = Stacks(self.backbone, self.sites) if self.backbone.quick else None
+        self.graphs = None if self._stacks is None else Graphs(self.backbone, self._stacks)
+        """On a GPU: whole passes."""
 
     def owned(self, method: Method, seed: int) -> Owned:
         """The starting state of a trial."""
@@ -85,23 +89,27 @@ class Engine:
         """What some rows weigh in evaluation: one each where the encoder is left out."""
         return places(rows.table.lengths[rows.rows], self.entry(owned, rows, dropout=0.0))
 
+    def active(self, owned: Sequence[Owned]) -> Active:
+        """What some trials own, for a pass of theirs."""
+        return active_of(owned) if self._stacks is None else self._stacks.active(owned)
+
     def logits_of(
-        self, owned: Sequence[Owned], rows: Sequence[Rows], noise: Noise | None, entry: Entry
+        self, active: Active, rows: Sequence[Rows], noise: Noise | None, entry: Entry
     ) -> Tensor:
         """Logits [B, C] of rows that all enter at the same place; trial k's own are `rows[k]`."""
         if entry == 0:
-            return self.logits(owned, _packed(rows), noise)
+            return self.backbone.forward(_packed(rows), active, noise)
         found = [self.known.of(one.table, entry, one.rows) for one in rows]
         values = send(torch.cat(found), self.backbone.device)
         if entry is not None:
             packed = _packed(rows)
-            return self.backbone.from_layer(entry, values, packed, active_of(owned), noise)
+            return self.backbone.from_layer(entry, values, packed, active, noise)
         trials = np.cumsum([0, *(len(one) for one in rows)])
-        return self.backbone.from_pooled(values, trials, active_of(owned), noise)
+        return self.backbone.from_pooled(values, trials, active, noise)
 
     def logits(self, owned: Sequence[Owned], packed: Packed, noise: Noise | None) -> Tensor:
         """Logits [B, C] of a packed stream whose k-th trial owns `owned[k]`."""
-        return self.backbone.forward(packed, active_of(owned), noise)
+        return self.backbone.forward(packed, self.active(owned), noise)
 
     def predict(
         self, owned: Sequence[Owned], rows: Sequence[Rows], batch_sizes: Sequence[int]
@@ -139,7 +147,7 @@ class Engine:
             mine = [owned[k] for k, _ in one]
             parts = [replace(rows[k], rows=rows[k].rows[batch]) for k, batch in one]
             with torch.inference_mode():
-                logits = self.logits_of(mine, parts, None, entry)
+                logits = self.logits_of(self.active(mine), parts, None, entry)
             return np.split(logits.cpu().numpy(), np.cumsum([len(p) for p in parts])[:-1])
 
         found: dict[int, list[NDArray[Any]]] = {k: [] for k in members}
@@ -162,20 +170,6 @@ class _Drawer:
 
     def get_submodule(self, name: str) -> Any:
         return self._leaves[name]
-
-
-def active_of(owned: Sequence[Owned]) -> Active:
-    """What some trials own, by leaf, as the leaves look it up."""
-    tensors: dict[str, list[Tensor | None]] = {}
-    low_rank: dict[str, list[LowRankSlot | None]] = {}
-    for k, one in enumerate(owned):
-        factors = {f"{f.site}.lora_{side}" for f in one.low_rank for side in "AB"}
-        for name, tensor in one.tensors.items():
-            if name not in factors:
-                tensors.setdefault(name, [None] * len(owned))[k] = tensor
-        for site, slot in one.slots().items():
-            low_rank.setdefault(site, [None] * len(owned))[k] = slot
-    return Active(tensors, low_rank)
 
 
 def _packed(rows: Sequence[Rows]) -> Packed:

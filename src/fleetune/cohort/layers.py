@@ -23,10 +23,13 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
+from fleetune.backbone.laid import Laid, site_words
 from fleetune.backbone.noise import Blocks
+from fleetune.backbone.rows import Drawing, dropped
 from fleetune.backbone.stream import Current, Stream
-from fleetune.cohort.grouped import grouped_linear, suits
+from fleetune.cohort.grouped import grouped_bias, grouped_linear
 from fleetune.cohort.linear import LowRankSlot, cohort_linear
+from fleetune.cohort.tables import Tables
 
 
 @dataclass(frozen=True)
@@ -34,11 +37,13 @@ class Active:
     """What the trials of a pass own, by leaf.
 
     owned: for each parameter name that some trial owns, the tensor of each trial, None where it owns none, [K].
-    low_rank: the same for the low-rank factors, by the name of the linear leaf.
+    low_rank: the same for the low-rank factors, by the name of the linear leaf. tables: all of it that belongs to the
+    encoder, stacked, and then nothing of it is in the other two.
     """
 
     owned: dict[str, list[Tensor | None]]
     low_rank: dict[str, list[LowRankSlot | None]]
+    tables: Tables | None = None
 
 
 class Leaf(nn.Module):
@@ -70,14 +75,21 @@ class CohortLinear(Leaf):
         low_rank = active.low_rank.get(self.name)
         weights, biases = self.owned("weight"), self.owned("bias")
         rows = x.reshape(-1, x.shape[-1])
+        if active.tables is not None and (stacked := active.tables.at(self.name)) is not None:
+            assert stream.laid is not None
+            whose = stream.laid.rows(len(rows))
+            drawing = self._drawing(stacked.dropout, stream, stream.laid)
+            asks = active.tables.asks
+            y = grouped_linear(rows, self.weight, self.bias, stacked, whose, drawing, asks)
+            return y.view(*x.shape[:-1], self.out_features)
         if weights is None and biases is None and low_rank is None:
             y = functional.linear(rows, self.weight, self.bias)
             return y.view(*x.shape[:-1], self.out_features)
         bounds = stream.bounds(rows.shape[0])
-        if weights is None and suits(rows, self.weight):
-            mask = self._dropout_of_all(low_rank, stream, rows)
-            y = grouped_linear(rows, self.weight, self.bias, bounds, biases, low_rank, mask)
-            return y.view(*x.shape[:-1], self.out_features)
+        if weights is not None and biases is not None and (n := _even(bounds)) is not None:
+            y = _each_its_own(rows.view(-1, n, self.in_features), weights, biases)
+            if y is not None:
+                return y.view(*x.shape[:-1], self.out_features)
         masks = self._dropout(low_rank, stream, rows, bounds)
         if weights is None:
             y = cohort_linear(rows, self.weight, self.bias, bounds, biases, low_rank, masks)
@@ -118,17 +130,12 @@ class CohortLinear(Leaf):
             masks[k] = noise.rows(k, slot.dropout, drawn, existing, before, name, call)
         return masks
 
-    def _dropout_of_all(
-        self, low_rank: list[LowRankSlot | None] | None, stream: Stream, rows: Tensor
-    ) -> Tensor | None:
-        """The same of all trials, [N, D]: 1 where a trial drops nothing; None where nobody does."""
-        rates = [0.0 if slot is None else slot.dropout for slot in low_rank or []]
-        if stream.noise is None or not any(rates):
+    def _drawing(self, rates: tuple[float, ...], stream: Stream, laid: Laid) -> Drawing | None:
+        """The dropout of the low-rank updates' input for all trials; None where nobody drops any."""
+        if stream.noise is None or not rates:
             return None
         name = f"{self.name}.lora"
-        whose = stream.trial_rows(rows.shape[0])
-        call = stream.next_call(name)
-        return stream.noise.every(rates, torch.empty_like(rows), whose, name, call)
+        return Drawing(laid.keys, laid.levels_of(rates), site_words(name, stream.next_call(name)))
 
 
 class CohortLayerNorm(Leaf):
@@ -142,9 +149,15 @@ class CohortLayerNorm(Leaf):
 
     def forward(self, x: Tensor) -> Tensor:
         weights, biases = self.owned("weight"), self.owned("bias")
+        tables: Tables | None = self.current.active.tables
+        rows = x.reshape(-1, x.shape[-1])
+        if tables is not None and (stacked := tables.at(self.name)) is not None:
+            laid = self.current.require().laid
+            assert laid is not None
+            y = self._norm(rows, self.weight, None)
+            return grouped_bias(y, stacked, laid.rows(len(rows)), tables.asks).view(x.shape)
         if weights is None and biases is None:
             return self._norm(x, self.weight, self.bias)
-        rows = x.reshape(-1, x.shape[-1])
         bounds = self.current.require().bounds(rows.shape[0])
         if weights is None:
             assert biases is not None
@@ -191,6 +204,10 @@ class CohortDropout(Leaf):
             noise.attention(self.p, [blocks], stream.trial_offsets, [ones], self.name, call)
             return x * ones
         rows = x.reshape(-1, x.shape[-1])
+        if (laid := stream.laid) is not None:
+            words = site_words(self.name, call)
+            drawing = Drawing(laid.keys, laid.levels_of(rates), words)
+            return dropped(rows, laid.rows(len(rows)), drawing).view(x.shape)
         whose = stream.trial_rows(rows.shape[0])
         kept = noise.every(rates, torch.empty_like(rows), whose, self.name, call)
         return x * kept.view(x.shape)
@@ -244,6 +261,23 @@ def by_slices(rows: Tensor, bounds: Sequence[int], run: Callable[[Tensor, int], 
     """Run each trial's rows on their own and lay the results end to end."""
     parts = [run(rows[bounds[k] : bounds[k + 1]], k) for k in range(len(bounds) - 1)]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _even(bounds: Sequence[int]) -> int | None:
+    """How many rows each trial has, where all have as many, and there are several trials."""
+    counts = set(np.diff(bounds).tolist())
+    return counts.pop() if len(counts) == 1 and len(bounds) > 2 else None
+
+
+def _each_its_own(
+    x: Tensor, weights: Sequence[Tensor | None], biases: Sequence[Tensor | None]
+) -> Tensor | None:
+    """Rows [K, n, D] through each trial's own weight and bias, in one product on a GPU; None where some have none."""
+    own = [w.to(x.dtype) for w in weights if w is not None]
+    shifts = [b.to(x.dtype) for b in biases if b is not None]
+    if not x.is_cuda or len(own) < len(x) or len(shifts) < len(x):
+        return None
+    return torch.baddbmm(torch.stack(shifts)[:, None], x, torch.stack(own).transpose(1, 2))
 
 
 def _or(owned: Tensor | None, shared: Tensor | None) -> Any:

@@ -24,6 +24,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttenti
 
 from fleetune.backbone import attention
 from fleetune.backbone.families import Family, family_of
+from fleetune.backbone.laid import Laid, Levels, arrays, laid
 from fleetune.backbone.noise import Noise
 from fleetune.backbone.send import send
 from fleetune.backbone.stream import Current, Stream
@@ -34,6 +35,7 @@ from fleetune.cohort.layers import (
     CohortLinear,
     CohortOther,
 )
+from fleetune.cohort.tables import ALIGNED
 from fleetune.data.packing import Packed
 
 
@@ -58,6 +60,8 @@ class OpenBackbone:
         self._whole = False
         self._seen: Tensor | None = None
         self.model = model.requires_grad_(False).eval().to(device)
+        self.quick = suits(self.model, self.family, dtype, device)
+        self._levels: dict[tuple[float, ...], Levels] = {}
         self._cast()
         self._swap()
         if self.family.layout == "packed":
@@ -117,7 +121,30 @@ class OpenBackbone:
         """The layout of one pass over these tokens."""
         narrows = self.narrows and not self._whole
         layout = self.family.layout
-        return Stream(packed.offsets, packed.trials, layout, self.device, noise, narrows)
+        where = None
+        if self.quick:
+            keys = None if noise is None else [(key.seed, key.step) for key in noise.keys]
+            found = arrays(packed.offsets, packed.trials, keys)
+            on_device = {name: send(one, self.device) for name, one in found.items()}
+            where = self.laid(on_device, int(packed.lengths.max()))
+        return Stream(packed.offsets, packed.trials, layout, self.device, noise, narrows, where)
+
+    def laid(self, on_device: dict[str, Tensor], longest: int) -> Laid:
+        """A pass by its arrays on the device (`laid.arrays`)."""
+        return laid(on_device, longest, self._levels)
+
+    def bias_of(self, leaf: str) -> Tensor | None:
+        """The backbone's own bias of a leaf."""
+        return getattr(self.model.get_submodule(leaf), "bias", None)
+
+    def forward_laid(
+        self, ids: Tensor, positions: Tensor, types: Tensor | None, stream: Stream, active: Active
+    ) -> Tensor:
+        """As `forward`, of a stream that lies on the device. ids, positions (from the family's first on), types: [T]."""
+        inputs: dict[str, Tensor | None] = {"input_ids": ids[None], "position_ids": positions[None]}
+        if types is not None and self.takes_types:
+            inputs["token_type_ids"] = types[None]
+        return self._logits(stream, active, inputs).logits  # type: ignore[no-any-return]
 
     def forward(self, packed: Packed, active: Active, noise: Noise | None = None) -> Tensor:
         """Logits of every sequence, [B, C], in float32 (float64 when computing in float64).
@@ -175,12 +202,15 @@ class OpenBackbone:
         self, packed: Packed, active: Active, noise: Noise | None, **known: Any
     ) -> tuple[Any, Stream]:
         """known: fields of the stream."""
-        self.current.stream = stream = replace(self.stream(packed, noise), **known)
-        self.current.active = active
+        stream = replace(self.stream(packed, noise), **known)
+        return self._logits(stream, active, self._inputs(packed, stream)), stream
+
+    def _logits(self, stream: Stream, active: Active, inputs: dict[str, Tensor | None]) -> Any:
+        self.current.stream, self.current.active = stream, active
         # Attention asks `training` for its dropout rate and draws nothing itself.
-        self.model.train(noise is not None)
+        self.model.train(stream.noise is not None)
         try:
-            return self.model(**self._inputs(packed, stream)), stream
+            return self.model(**inputs)
         finally:
             self.current.stream = None
             self.current.active = None
@@ -295,10 +325,24 @@ class OpenBackbone:
     def _means(self, rows: Tensor) -> Tensor:
         """The mean over each sequence's tokens: [1, T, D] to [B, 1, D]."""
         stream = self.current.require()
+        if stream.laid is not None:
+            # One order of additions; `index_add` has none on a GPU.
+            cuts = stream.laid.offsets.long()
+            return torch.segment_reduce(rows[0], "mean", offsets=cuts, axis=0, unsafe=True)[:, None]
         sums = rows.new_zeros((stream.n_sequences, rows.shape[-1]))
         sums = sums.index_add(0, stream.sequence_of_token, rows[0])
         counts = send(stream.lengths, sums.device).to(sums.dtype)
         return (sums / counts[:, None])[:, None]
+
+
+def suits(model: nn.Module, family: Family, dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether the kernels for a GPU take this model: packed, in bfloat16, widths that fill 16 bytes."""
+    widths = [w for m in model.modules() if type(m) is nn.Linear for w in m.weight.shape]
+    # The last one is the number of classes, which the encoder does not have.
+    aligned = all(width % ALIGNED == 0 for width in widths[:-2])
+    return (
+        device.type == "cuda" and dtype == torch.bfloat16 and family.layout == "packed" and aligned
+    )
 
 
 _LAYER = re.compile(r"(?:.*\.)?layers?\.\d+")

@@ -39,8 +39,9 @@ class Owned:
     """The trainable state of one trial.
 
     tensors: each parameter by name, a leaf that requires grad; low-rank factors are `SITE.lora_A` and `SITE.lora_B`.
-    flats, grads: the buffers that they are views of: with decay, without. lowest_layer: the first encoder layer that
-    depends on it, 0 where the embeddings do; None where only the head does.
+    flats, grads: the buffers that they are views of: with decay, without. places: where each parameter starts in the two,
+    laid end to end. lowest_layer: the first encoder layer that depends on it, 0 where the embeddings do; None where only
+    the head does.
     """
 
     def __init__(
@@ -54,6 +55,8 @@ class Owned:
         self.flats = [_flat([values[n] for n in names]) for names in groups]
         self.grads = [torch.zeros_like(flat) for flat in self.flats]
         self.tensors: dict[str, Tensor] = {}
+        self.places: dict[str, int] = {}
+        before = 0
         for names, flat, grad in zip(groups, self.flats, self.grads, strict=True):
             at = 0
             for name in names:
@@ -61,8 +64,9 @@ class Owned:
                 view = flat[at : at + size].view(shape).requires_grad_()
                 # A gradient that is there is added to in place, so what backward gives lands in the flat buffer.
                 view.grad = grad[at : at + size].view(shape)
-                self.tensors[name] = view
+                self.tensors[name], self.places[name] = view, before + at
                 at += size
+            before += len(flat)
 
     def slots(self) -> dict[str, LowRankSlot]:
         """The low-rank factors by site."""

@@ -25,9 +25,12 @@ from fleetune.backbone.device_noise import noise_on
 from fleetune.backbone.noise import NoiseKey
 from fleetune.backbone.send import send
 from fleetune.cohort.engine import Engine
+from fleetune.cohort.graphs import Work
 from fleetune.cohort.known import Entry, places
-from fleetune.cohort.loss import sequence_losses, shares, sums
+from fleetune.cohort.loss import Targets, sequence_losses, sums
+from fleetune.cohort.tables import Tables
 from fleetune.cohort.trial import Trial
+from fleetune.data.packing import pack
 
 # From so many trials a lane on, one trial more or less on a lane makes little difference.
 EVEN_ENOUGH = 4
@@ -87,11 +90,15 @@ class Passed:
     """Each part's share of its micro-batch's mean loss, [K]."""
     gradients: tuple[tuple[Tensor, Tensor], ...]
     """Gradients still to be added, with what they are added to; none where every part is whole: then they have been."""
+    tables: Tables | None
+    """On a GPU, those that trials own stacked."""
     seconds: float
     """From its first operation to its last; of a GPU, until the last was handed over."""
 
     def add_gradients(self) -> None:
         """Add them; passes do so one after the other, so that the sum has one order."""
+        if self.tables is not None:
+            self.tables.add_gradients()
         for into, gradient in self.gradients:
             into.add_(gradient)
 
@@ -176,29 +183,49 @@ def run_pass(engine: Engine, parts: Sequence[Part]) -> Passed:
     began = time.perf_counter()
     trials = [part.trial for part in parts]
     owned = [trial.owned for trial in trials]
+    whole = all(part.is_whole for part in parts)
+    targets = Targets(
+        np.concatenate([part.trial.given.train.labels[part.rows] for part in parts]),
+        tuple(len(part.rows) for part in parts),
+        tuple(part.total for part in parts),
+        tuple(trial.group_size for trial in trials),
+    )
+    graphs = engine.graphs
+    if graphs is not None and whole and parts[0].entry == 0 and graphs.takes(owned):
+        work = Work(
+            tuple(owned),
+            tuple(trial.given for trial in trials),
+            pack([(part.trial.given.train.table, part.rows) for part in parts]),
+            tuple(part.noise_key for part in parts),
+            targets,
+            max(trial.longest for trial in trials),
+        )
+        return Passed(tuple(parts), graphs.run(work), (), None, time.perf_counter() - began)
     noise = noise_on(engine.backbone.device, [part.noise_key for part in parts])
     rows = [replace(part.trial.given.train, rows=part.rows) for part in parts]
-    logits = engine.logits_of(owned, rows, noise, parts[0].entry)
-    labels = [part.trial.given.train.labels[part.rows] for part in parts]
-    losses = sequence_losses(logits, labels, [trial.given for trial in trials])
-    counts, totals = [len(part.rows) for part in parts], [part.total for part in parts]
+    active = engine.active(owned)
+    logits = engine.logits_of(active, rows, noise, parts[0].entry)
+    on = {name: send(values, logits.device) for name, values in targets.arrays().items()}
+    given = [trial.given for trial in trials]
+    losses = sequence_losses(logits, on["labels"], targets.counts, given)
     # A sequence's loss reaches its own trial's parameters only, so one backward gives every trial its own gradient.
-    weights = shares(counts, totals, [trial.group_size for trial in trials], losses)
+    weights = on["weights"].to(losses.dtype)
     gradients: tuple[tuple[Tensor, Tensor], ...] = ()
-    if all(part.is_whole for part in parts):
+    if whole and active.tables is None:
         losses.backward(weights)
     else:
         # Another lane may hold the rest of the same trial, so nothing is added to its gradients here.
         trained = [
             t for own in {t.id: t.owned for t in trials}.values() for t in own.tensors.values()
         ]
-        found = torch.autograd.grad(losses, trained, weights, allow_unused=True)
+        asks = [] if active.tables is None else [active.tables.asks]
+        found = torch.autograd.grad(losses, [*trained, *asks], weights, allow_unused=True)
         into: list[Tensor | None] = [tensor.grad for tensor in trained]
-        unused: list[Tensor | None] = list(found)
+        unused: list[Tensor | None] = list(found[: len(trained)])
         gradients = tuple(
             (mine, gradient)
             for mine, gradient in zip(into, unused, strict=True)
             if mine is not None and gradient is not None
         )
-    means = sums(losses, counts) / send(torch.tensor(totals), losses.device)
-    return Passed(tuple(parts), means, gradients, time.perf_counter() - began)
+    means = sums(losses, on["counts"]) / on["totals"]
+    return Passed(tuple(parts), means, gradients, active.tables, time.perf_counter() - began)

@@ -243,8 +243,9 @@ class Cohort:
         """One pass; None where memory did not suffice: then every gradient is as it was before."""
         undo: Undo | None = None
         try:
-            # Parts of micro-batches add nothing yet, so there is nothing to undo.
-            undo = Undo(part.trial for part in group) if group[0].is_whole else None
+            # Parts of micro-batches add nothing yet, and passes on a GPU add at their end, so there is nothing to undo.
+            adds = group[0].is_whole and self.engine.graphs is None
+            undo = Undo(part.trial for part in group) if adds else None
             return run_pass(self.engine, group)
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):

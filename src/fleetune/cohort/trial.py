@@ -81,6 +81,8 @@ class Trial:
         self.seconds = 0.0
         """Its share of the wall-clock time that its cohort has trained and evaluated (`Cohort` divides it)."""
         self._order: tuple[int, NDArray[np.int64]] | None = None
+        self.longest = int(given.train.table.lengths[given.train.rows].max(initial=1))
+        """Tokens of its longest training row."""
 
     @property
     def id(self) -> str:

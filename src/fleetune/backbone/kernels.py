@@ -1,0 +1,392 @@
+"""The Triton kernels of rows.py and varlen.py, which say what they compute and hold their references.
+
+Imported on CUDA devices only, where torch brings Triton along. Every sum has one order: no atomic additions.
+
+Notation: N rows, W columns, K trials; of attention B sequences, H heads, d width of a head, D the power of two that holds it.
+"""
+
+# pyright: reportMissingImports=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUntypedFunctionDecorator=false, reportUnknownParameterType=false, reportUnknownArgumentType=false
+# pyright: reportMissingParameterType=false, reportIndexIssue=false
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+import triton
+import triton.language as tl
+
+from fleetune.backbone.philox import ROUNDS
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fleetune.backbone.laid import Rows
+    from fleetune.backbone.rows import Drawing
+    from fleetune.backbone.varlen import Asked
+
+_ROWS = 16
+_QUADS = 64
+_COLUMNS = 256
+_SUM_ROWS = 64
+_SUM_COLUMNS = 64
+_LEAST_PROGRAMS = 32
+
+
+# -- rows of activations --------------------------------------------------------------------------
+
+
+def dropped(x: Tensor, rows: Rows, drawing: Drawing) -> Tensor:
+    """As `rows.multiplied`; x is contiguous, W a multiple of 4."""
+    count, width = x.shape
+    out = torch.empty_like(x)
+    levels = drawing.levels
+    grid = (triton.cdiv(count, _ROWS), triton.cdiv(width // 4, _QUADS))
+    _dropped[grid](
+        x, out, rows.trial, rows.place, drawing.keys, levels.thresholds, levels.scales,
+        count, width, *drawing.site, _ROWS, _QUADS, ROUNDS,
+    )  # fmt: skip
+    return out
+
+
+@triton.jit
+def _kept(key, counter, site_low, site_high, rounds: tl.constexpr):
+    """The upper 16 bits of the four words of each counter [M, Q], as [M, 4 Q]; key broadcasts."""
+    low = (counter & 0xFFFFFFFF).to(tl.uint32)
+    high = ((counter >> 32) & 0xFFFFFFFF).to(tl.uint32)
+    zero = tl.zeros_like(low)
+    key = key + tl.zeros_like(counter)
+    w0, w1, w2, w3 = tl.philox(
+        key, low, high, zero + site_low.to(tl.uint32), zero + site_high.to(tl.uint32), rounds
+    )
+    # Joined in this order, the four words of a counter become neighbours.
+    words = tl.join(tl.join(w0, w2), tl.join(w1, w3))
+    return (tl.reshape(words, (counter.shape[0], 4 * counter.shape[1])) >> 16).to(tl.int32)
+
+
+@triton.jit(do_not_specialize=["site_low", "site_high", "count"])
+def _dropped(
+    x, out, trials, places, keys, thresholds, scales, count, width, site_low, site_high,
+    m: tl.constexpr, quads: tl.constexpr, rounds: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0) * m + tl.arange(0, m)
+    here = row < count
+    trial = tl.load(trials + row, mask=here, other=0)
+    place = tl.load(places + row, mask=here, other=0).to(tl.int64)
+    quad = tl.program_id(1) * quads + tl.arange(0, quads)
+    counter = place[:, None] * (width // 4) + quad[None, :]
+    key = tl.load(keys + trial)[:, None]
+    drawn = _kept(key, counter, site_low, site_high, rounds)
+    column = tl.program_id(1) * quads * 4 + tl.arange(0, 4 * quads)
+    at = row.to(tl.int64)[:, None] * width + column[None, :]
+    inside = here[:, None] & (column < width)[None, :]
+    value = tl.load(x + at, mask=inside, other=0.0)
+    # The scale is rounded to the dtype of x, the product then too.
+    scale = tl.load(scales + trial).to(value.dtype)[:, None].to(tl.float32)
+    kept = drawn >= tl.load(thresholds + trial)[:, None]
+    # A product and not a choice: what is not finite stays so.
+    value = value.to(tl.float32) * tl.where(kept, scale, 0.0)
+    tl.store(out + at, value.to(out.dtype.element_ty), mask=inside)
+
+
+def add_bias(y: Tensor, table: Tensor, rows: Rows) -> None:
+    """As `rows.add_bias`; y is contiguous."""
+    count, width = y.shape
+    grid = (triton.cdiv(count, _ROWS), triton.cdiv(width, _COLUMNS))
+    _add_bias[grid](y, table, rows.trial, count, width, _ROWS, _COLUMNS)
+
+
+@triton.jit(do_not_specialize=["count"])
+def _add_bias(y, table, trials, count, width, m: tl.constexpr, n: tl.constexpr):
+    row = tl.program_id(0) * m + tl.arange(0, m)
+    column = tl.program_id(1) * n + tl.arange(0, n)
+    inside = (row < count)[:, None] & (column < width)[None, :]
+    trial = tl.load(trials + row, mask=row < count, other=0)
+    at = row.to(tl.int64)[:, None] * width + column[None, :]
+    bias = tl.load(table + trial.to(tl.int64)[:, None] * width + column[None, :], mask=inside)
+    value = tl.load(y + at, mask=inside).to(tl.float32) + bias.to(tl.float32)
+    tl.store(y + at, value.to(y.dtype.element_ty), mask=inside)
+
+
+def sums(values: Tensor, rows: Rows) -> Tensor:
+    """As `rows.sums`; values are contiguous."""
+    width, trials = values.shape[1], len(rows.ends)
+    # Few trials would leave most of the device idle: each one's rows then go to several programs.
+    shares = max(1, _LEAST_PROGRAMS // trials)
+    out = values.new_empty(trials, shares, width, dtype=torch.float32)
+    grid = (trials, shares, triton.cdiv(width, _SUM_COLUMNS))
+    _sums[grid](values, out, rows.ends, width, shares, _SUM_ROWS, _SUM_COLUMNS)
+    return out[:, 0] if shares == 1 else out.sum(1)
+
+
+@triton.jit
+def _sums(values, out, ends, width, shares, m: tl.constexpr, n: tl.constexpr):
+    trial, share = tl.program_id(0), tl.program_id(1)
+    start = tl.load(ends + trial - 1, mask=trial > 0, other=0)
+    end = tl.load(ends + trial)
+    column = tl.program_id(2) * n + tl.arange(0, n)
+    total = tl.zeros((m, n), tl.float32)
+    for first in range(start + share * m, end, shares * m):
+        row = first + tl.arange(0, m)
+        inside = (row < end)[:, None] & (column < width)[None, :]
+        at = row.to(tl.int64)[:, None] * width + column[None, :]
+        total += tl.load(values + at, mask=inside, other=0.0).to(tl.float32)
+    at = (trial * shares + share) * width + column
+    tl.store(out + at, tl.sum(total, 0), mask=column < width)
+
+
+# -- attention ------------------------------------------------------------------------------------
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, asked: Asked) -> tuple[Tensor, Tensor]:
+    """As `varlen.attend`, and the logarithm of each softmax's sum, [T, H], float32."""
+    rows, heads, _ = q.shape
+    out = torch.zeros(q.shape, dtype=q.dtype, device=q.device)
+    sums = torch.zeros(rows, heads, dtype=torch.float32, device=q.device)
+    common, sizes = _common(asked, q)
+    grid = _grid(asked, heads, sizes["m"], asked.first_only)
+    _forward[grid](q, k, v, out, sums, *_strides(q, k, v, out), *common, **sizes)
+    return out, sums
+
+
+def attend_backward(
+    q: Tensor, k: Tensor, v: Tensor, out: Tensor, sums: Tensor, grad: Tensor, asked: Asked
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of query, key and value."""
+    heads = q.shape[1]
+    to_q, to_k, to_v = (torch.zeros(q.shape, dtype=q.dtype, device=q.device) for _ in range(3))
+    spread = torch.empty_like(sums)
+    common, sizes = _common(asked, q)
+    grid = _grid(asked, heads, sizes["m"], asked.first_only)
+    given = _strides(q, k, v, out, grad, to_q)
+    _to_query[grid](q, k, v, out, grad, to_q, sums, spread, *given, *common, **sizes)
+    grid = _grid(asked, heads, sizes["n"], False)
+    given = _strides(q, k, v, grad, to_k, to_v)
+    _to_key_value[grid](q, k, v, grad, to_k, to_v, sums, spread, *given, *common, **sizes)
+    return to_q, to_k, to_v
+
+
+def _grid(asked: Asked, heads: int, block: int, first_only: bool) -> tuple[int, int, int]:
+    blocks = 1 if first_only else triton.cdiv(asked.laid.longest, block)
+    return len(asked.laid.whose), heads, blocks
+
+
+def _strides(*tensors: Tensor) -> list[int]:
+    """Of rows and heads; the last axis has neighbours."""
+    return [stride for tensor in tensors for stride in tensor.stride()[:2]]
+
+
+def _common(asked: Asked, q: Tensor) -> tuple[list[Any], dict[str, Any]]:
+    """What all three kernels take behind their own arguments, and what each is compiled for."""
+    laid, drawing = asked.laid, asked.drawing
+    heads, width = q.shape[1:]
+    block = 16 if laid.longest <= 16 else 32 if laid.longest <= 32 else 64
+    if drawing is None:
+        draws = [laid.keys, laid.keys, laid.keys, 0, 0]  # not read
+    else:
+        levels = drawing.levels
+        draws = [drawing.keys, levels.thresholds, levels.scales, *drawing.site]
+    common = [laid.offsets, laid.whose, laid.before, *draws, asked.scale]
+    sizes = {
+        "heads": heads,
+        "width": width,
+        "d": max(16, triton.next_power_of_2(width)),
+        "m": block,
+        "n": block,
+        "window": asked.window or 0,
+        "first": asked.first_only,
+        "drops": drawing is not None,
+        "rounds": ROUNDS,
+        "num_warps": 4 if block > 32 else 2,
+    }
+    return common, sizes
+
+
+_STILL = ["site_low", "site_high"]
+
+
+@triton.jit
+def _block(start, rows, row_stride, d: tl.constexpr):
+    """Where rows of one head lie, [M, D]."""
+    return (start + rows).to(tl.int64)[:, None] * row_stride + tl.arange(0, d)[None, :]
+
+
+@triton.jit
+def _visible(row, column, count, window: tl.constexpr):
+    seen = (column < count)[None, :] & (row >= 0)[:, None]
+    if window > 0:
+        apart = row[:, None] - column[None, :]
+        seen = seen & (apart < window) & (apart > -window)
+    return seen
+
+
+@triton.jit
+def _multipliers(
+    row, first_column, count, asking, head, heads: tl.constexpr, before, key, threshold, scale,
+    site_low, site_high, n: tl.constexpr, rounds: tl.constexpr,
+):  # fmt: skip
+    """Of rows [M] and n columns from a multiple of four on."""
+    blocks = (count + 3) // 4
+    own = heads * before + (head * asking + row).to(tl.int64) * blocks
+    quad = first_column // 4 + tl.arange(0, n // 4)
+    drawn = _kept(key, own[:, None] + quad[None, :], site_low, site_high, rounds)
+    return tl.where(drawn >= threshold, scale, 0.0)
+
+
+@triton.jit(do_not_specialize=_STILL)
+def _forward(
+    q, k, v, out, sums, q_row, q_head, k_row, k_head, v_row, v_head, o_row, o_head,
+    offsets, whose, before, keys, thresholds, scales, site_low, site_high, scale,
+    heads: tl.constexpr, width: tl.constexpr, d: tl.constexpr, m: tl.constexpr, n: tl.constexpr,
+    window: tl.constexpr, first: tl.constexpr, drops: tl.constexpr, rounds: tl.constexpr,
+):  # fmt: skip
+    sequence, head, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    start = tl.load(offsets + sequence)
+    count = tl.load(offsets + sequence + 1) - start
+    asking = count
+    if first:
+        asking = 1
+    if part * m >= asking:
+        return
+    row = part * m + tl.arange(0, m)
+    fits = (tl.arange(0, d) < width)[None, :]
+    mine = (row < asking)[:, None] & fits
+    query = tl.load(q + head * q_head + _block(start, row, q_row, d), mask=mine, other=0.0)
+    if drops:
+        trial = tl.load(whose + sequence)
+        key, threshold = tl.load(keys + trial), tl.load(thresholds + trial)
+        factor, earlier = tl.load(scales + trial), tl.load(before + sequence)
+    top = tl.full((m,), -1.0e30, tl.float32)
+    total = tl.zeros((m,), tl.float32)
+    found = tl.zeros((m, d), tl.float32)
+    for low in range(0, count, n):
+        column = low + tl.arange(0, n)
+        theirs = (column < count)[:, None] & fits
+        kb = tl.load(k + head * k_head + _block(start, column, k_row, d), mask=theirs, other=0.0)
+        vb = tl.load(v + head * v_head + _block(start, column, v_row, d), mask=theirs, other=0.0)
+        scores = tl.dot(query, tl.trans(kb)) * scale
+        scores = tl.where(_visible(row, column, count, window), scores, -1.0e30)
+        higher = tl.maximum(top, tl.max(scores, 1))
+        p = tl.exp(scores - higher[:, None])
+        shrunk = tl.exp(top - higher)
+        total = total * shrunk + tl.sum(p, 1)
+        if drops:
+            p = p * _multipliers(
+                row, low, count, asking, head, heads, earlier, key, threshold, factor,
+                site_low, site_high, n, rounds,
+            )  # fmt: skip
+        found = found * shrunk[:, None] + tl.dot(p.to(vb.dtype), vb)
+        top = higher
+    found = found / total[:, None]
+    tl.store(
+        out + head * o_head + _block(start, row, o_row, d),
+        found.to(out.dtype.element_ty),
+        mask=mine,
+    )
+    tl.store(sums + (start + row) * heads + head, top + tl.log(total), mask=row < asking)
+
+
+@triton.jit(do_not_specialize=_STILL)
+def _to_query(
+    q, k, v, out, grad, to_q, sums, spread,
+    q_row, q_head, k_row, k_head, v_row, v_head, o_row, o_head, g_row, g_head, t_row, t_head,
+    offsets, whose, before, keys, thresholds, scales, site_low, site_high, scale,
+    heads: tl.constexpr, width: tl.constexpr, d: tl.constexpr, m: tl.constexpr, n: tl.constexpr,
+    window: tl.constexpr, first: tl.constexpr, drops: tl.constexpr, rounds: tl.constexpr,
+):  # fmt: skip
+    sequence, head, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    start = tl.load(offsets + sequence)
+    count = tl.load(offsets + sequence + 1) - start
+    asking = count
+    if first:
+        asking = 1
+    if part * m >= asking:
+        return
+    row = part * m + tl.arange(0, m)
+    fits = (tl.arange(0, d) < width)[None, :]
+    mine = (row < asking)[:, None] & fits
+    query = tl.load(q + head * q_head + _block(start, row, q_row, d), mask=mine, other=0.0)
+    gave = tl.load(out + head * o_head + _block(start, row, o_row, d), mask=mine, other=0.0)
+    given = tl.load(grad + head * g_head + _block(start, row, g_row, d), mask=mine, other=0.0)
+    logs = tl.load(sums + (start + row) * heads + head, mask=row < asking, other=0.0)
+    shared = tl.sum(gave.to(tl.float32) * given.to(tl.float32), 1)
+    tl.store(spread + (start + row) * heads + head, shared, mask=row < asking)
+    if drops:
+        trial = tl.load(whose + sequence)
+        key, threshold = tl.load(keys + trial), tl.load(thresholds + trial)
+        factor, earlier = tl.load(scales + trial), tl.load(before + sequence)
+    found = tl.zeros((m, d), tl.float32)
+    for low in range(0, count, n):
+        column = low + tl.arange(0, n)
+        theirs = (column < count)[:, None] & fits
+        kb = tl.load(k + head * k_head + _block(start, column, k_row, d), mask=theirs, other=0.0)
+        vb = tl.load(v + head * v_head + _block(start, column, v_row, d), mask=theirs, other=0.0)
+        scores = tl.dot(query, tl.trans(kb)) * scale
+        p = tl.exp(scores - logs[:, None])
+        p = tl.where(_visible(row, column, count, window), p, 0.0)
+        to_p = tl.dot(given, tl.trans(vb))
+        if drops:
+            to_p = to_p * _multipliers(
+                row, low, count, asking, head, heads, earlier, key, threshold, factor,
+                site_low, site_high, n, rounds,
+            )  # fmt: skip
+        to_scores = p * (to_p - shared[:, None])
+        found += tl.dot(to_scores.to(kb.dtype), kb)
+    at = to_q + head * t_head + _block(start, row, t_row, d)
+    tl.store(at, (found * scale).to(to_q.dtype.element_ty), mask=mine)
+
+
+@triton.jit(do_not_specialize=_STILL)
+def _to_key_value(
+    q, k, v, grad, to_k, to_v, sums, spread,
+    q_row, q_head, k_row, k_head, v_row, v_head, g_row, g_head, s_row, s_head, t_row, t_head,
+    offsets, whose, before, keys, thresholds, scales, site_low, site_high, scale,
+    heads: tl.constexpr, width: tl.constexpr, d: tl.constexpr, m: tl.constexpr, n: tl.constexpr,
+    window: tl.constexpr, first: tl.constexpr, drops: tl.constexpr, rounds: tl.constexpr,
+):  # fmt: skip
+    sequence, head, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    start = tl.load(offsets + sequence)
+    count = tl.load(offsets + sequence + 1) - start
+    if part * n >= count:
+        return
+    asking = count
+    if first:
+        asking = 1
+    column = part * n + tl.arange(0, n)
+    fits = (tl.arange(0, d) < width)[None, :]
+    theirs = (column < count)[:, None] & fits
+    kb = tl.load(k + head * k_head + _block(start, column, k_row, d), mask=theirs, other=0.0)
+    vb = tl.load(v + head * v_head + _block(start, column, v_row, d), mask=theirs, other=0.0)
+    if drops:
+        trial = tl.load(whose + sequence)
+        key, threshold = tl.load(keys + trial), tl.load(thresholds + trial)
+        factor, earlier = tl.load(scales + trial), tl.load(before + sequence)
+    for_k = tl.zeros((n, d), tl.float32)
+    for_v = tl.zeros((n, d), tl.float32)
+    for low in range(0, asking, m):
+        row = low + tl.arange(0, m)
+        mine = (row < asking)[:, None] & fits
+        query = tl.load(q + head * q_head + _block(start, row, q_row, d), mask=mine, other=0.0)
+        given = tl.load(grad + head * g_head + _block(start, row, g_row, d), mask=mine, other=0.0)
+        logs = tl.load(sums + (start + row) * heads + head, mask=row < asking, other=0.0)
+        shared = tl.load(spread + (start + row) * heads + head, mask=row < asking, other=0.0)
+        scores = tl.dot(query, tl.trans(kb)) * scale
+        p = tl.exp(scores - logs[:, None])
+        p = tl.where(_visible(row, column, count, window) & (row < asking)[:, None], p, 0.0)
+        to_p = tl.dot(given, tl.trans(vb))
+        used = p
+        if drops:
+            multiplier = _multipliers(
+                row, part * n, count, asking, head, heads, earlier, key, threshold, factor,
+                site_low, site_high, n, rounds,
+            )  # fmt: skip
+            used = p * multiplier
+            to_p = to_p * multiplier
+        for_v += tl.dot(tl.trans(used.to(given.dtype)), given)
+        to_scores = p * (to_p - shared[:, None])
+        for_k += tl.dot(tl.trans(to_scores.to(query.dtype)), query)
+    at = head * s_head + _block(start, column, s_row, d)
+    tl.store(to_k + at, (for_k * scale).to(to_k.dtype.element_ty), mask=theirs)
+    at = head * t_head + _block(start, column, t_row, d)
+    tl.store(to_v + at, for_v.to(to_v.dtype.element_ty), mask=theirs)

@@ -1,0 +1,147 @@
+"""Where the rows of a pass lie, as a GPU reads it: whose each row is, which of the trial's, and where each trial's end.
+
+A pass on a GPU is laid out on the processor, all of it before the first kernel, and sent in one piece; nothing in the pass
+asks for more. So the same kernels can run again on the next pass's numbers (cohort/graphs.py).
+
+Rows at the end of the stream may hold no token ("spare"): they belong to the last trial, take the token that pads, are
+seen by no sequence and have no gradient, so they change nothing.
+
+Notation: K trials, B sequences, T rows of tokens with the spare ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fleetune.backbone.noise import level
+from fleetune.backbone.send import send
+from fleetune.seeds import digest
+
+Arrays = dict[str, NDArray[np.generic]]
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Rows of activations of all trials, end to end."""
+
+    trial: Tensor
+    """Whose each row is, [N], int32."""
+    place: Tensor
+    """Its number among the rows of its trial, [N], int32."""
+    ends: Tensor
+    """Where each trial's rows end, [K], int32."""
+
+
+@dataclass(frozen=True, slots=True)
+class Levels:
+    """What a dropout drops, for each trial."""
+
+    thresholds: Tensor
+    """A number of 16 bits below it is dropped, [K], int32."""
+    scales: Tensor
+    """What is kept is multiplied by it, [K], float32."""
+
+
+@dataclass(frozen=True, slots=True)
+class Laid:
+    """One pass on its device."""
+
+    tokens: Rows
+    sequences: Rows
+    offsets: Tensor
+    """Where each sequence's tokens start, and their end, [B + 1], int32."""
+    whose: Tensor
+    """The trial of each sequence, [B], int32."""
+    before: Tensor
+    """Words of 128 bits, a head, that the trial's earlier sequences take for attention's dropout, [B], int64."""
+    first_tokens: Tensor
+    """The row of each sequence's first token, [B], int64."""
+    keys: Tensor
+    """Of each trial's dropout in this pass, [K], int64; zero without dropout."""
+    longest: int
+    """No sequence has more tokens."""
+    levels: dict[tuple[float, ...], Levels] = field(default_factory=dict[tuple[float, ...], Levels])
+    """What was sent of dropout rates before; shared by the passes of an engine."""
+
+    def rows(self, count: int) -> Rows:
+        """Whose so many rows are."""
+        # Token rows first, as in Stream.bounds.
+        return self.tokens if count == len(self.tokens.trial) else self.sequences
+
+    def levels_of(self, rates: Sequence[float]) -> Levels:
+        """The levels of each trial's rate; sent once."""
+        key = tuple(rates)
+        if key not in self.levels:
+            found = [level(rate) for rate in rates]
+            device = self.keys.device
+            self.levels[key] = Levels(
+                send(np.asarray([threshold for threshold, _ in found], np.int32), device),
+                send(np.asarray([scale for _, scale in found], np.float32), device),
+            )
+        return self.levels[key]
+
+
+def arrays(
+    offsets: NDArray[np.int64],
+    trials: NDArray[np.int64],
+    keys: Sequence[tuple[int, int]] | None,
+    spare: int = 0,
+) -> Arrays:
+    """The arrays of a pass. offsets, trials: as in `Packed`; keys: seed and step of each trial's dropout."""
+    lengths, counts = np.diff(offsets), np.diff(trials)
+    ends = offsets[trials[1:]].copy()
+    ends[-1:] += spare
+    whose = np.repeat(np.arange(len(counts)), counts)
+    words = lengths * quads(lengths)
+    before = np.cumsum(words) - words
+    return {
+        **{f"tokens.{name}": value for name, value in _rows(ends).items()},
+        **{f"sequences.{name}": value for name, value in _rows(trials[1:]).items()},
+        "offsets": offsets.astype(np.int32),
+        "whose": whose.astype(np.int32),
+        "before": before - before[trials[:-1].clip(max=max(len(before) - 1, 0))][whose],
+        "first_tokens": offsets[:-1].astype(np.int64),
+        "keys": np.zeros(len(counts), np.int64) if keys is None else _keys(keys),
+    }
+
+
+def laid(on_device: Mapping[str, Tensor], longest: int, levels: dict[tuple[float, ...], Levels]) -> Laid:  # fmt: skip
+    """The pass whose arrays these are."""
+    rows = {
+        part: Rows(*(on_device[f"{part}.{name}"] for name in ("trial", "place", "ends")))
+        for part in ("tokens", "sequences")
+    }
+    others = {n: on_device[n] for n in ("offsets", "whose", "before", "first_tokens", "keys")}
+    return Laid(**rows, **others, longest=longest, levels=levels)
+
+
+def quads(widths: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Words of 128 bits that rows of such widths take: a number of 32 bits a column, the last ones left over."""
+    return (widths + 3) // 4
+
+
+@cache
+def site_words(*name: str | int) -> tuple[int, int]:
+    """Two words of 31 bits that stand for a place in the model."""
+    found = digest(0, "site", *name)
+    low, high = (int.from_bytes(found[i : i + 4], "little") for i in (0, 4))
+    return low & 0x7FFFFFFF, high & 0x7FFFFFFF
+
+
+def _rows(ends: NDArray[np.int64]) -> Arrays:
+    counts = np.diff(ends, prepend=0)
+    trial = np.repeat(np.arange(len(counts)), counts)
+    place = np.arange(len(trial)) - np.repeat(ends - counts, counts)
+    found = {"trial": trial, "place": place, "ends": ends}
+    return {name: value.astype(np.int32) for name, value in found.items()}
+
+
+def _keys(keys: Sequence[tuple[int, int]]) -> NDArray[np.int64]:
+    words = b"".join(digest(seed, "dropout", step)[:8] for seed, step in keys)
+    return np.frombuffer(words, np.int64).copy()

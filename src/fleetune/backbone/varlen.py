@@ -1,0 +1,101 @@
+"""Attention over sequences of any length that lie end to end, with dropout and a gradient, for a GPU.
+
+Triton kernels (kernels.py) work through each sequence and head in blocks, keep the scores on the chip and nothing but the
+logarithm of each softmax's sum in memory; the gradient works the probabilities out once more. torch's own kernel for this
+(`torch.nn.attention.varlen`) takes no dropout whose bits a trial could draw again in other company, and its gradient adds in an
+order that changes from run to run. Here every sum has one order, and dropout draws as rows.py does: number j of row i of a
+head is column j of row (head * rows + i) behind what the trial's earlier sequences took.
+
+Source: Dao 2023, "FlashAttention-2" (arXiv:2307.08691). Reference, for the tests: `reference` below, a plain loop.
+Notation: T rows of tokens, H heads, d width of a head.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fleetune.backbone.laid import Laid
+from fleetune.backbone.rows import Drawing, keeps
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What does not change between forward and backward."""
+
+    laid: Laid
+    scale: float
+    window: int | None
+    """Tokens see each other where |i - j| <= window - 1; None: all of a sequence."""
+    first_only: bool
+    """Only the first token of each sequence asks; the other rows are zero."""
+    drawing: Drawing | None
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, asked: Asked) -> Tensor:
+    """softmax(scale Q K^T), dropped out, times V, within each sequence; all [T, H, d]. Rows of no sequence are zero."""
+    if not query.is_cuda:
+        return reference(query, key, value, asked)
+    return _Attention.apply(query, key, value, asked)  # type: ignore[no-any-return]
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, asked: Asked) -> Tensor:
+        from fleetune.backbone import kernels
+
+        q, k, v = (_rows(x) for x in (query, key, value))
+        out, sums = kernels.attend(q, k, v, asked)
+        ctx.asked = asked
+        ctx.save_for_backward(q, k, v, out, sums)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        from fleetune.backbone import kernels
+
+        return *kernels.attend_backward(*ctx.saved_tensors, _rows(grads[0]), ctx.asked), None
+
+
+def _rows(x: Tensor) -> Tensor:
+    """Neighbours of the last axis must be neighbours in memory; nothing else is asked."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def reference(query: Tensor, key: Tensor, value: Tensor, asked: Asked) -> Tensor:
+    """As `attend`, sequence by sequence."""
+    laid, heads = asked.laid, query.shape[1]
+    out = torch.zeros_like(query)
+    offsets = laid.offsets.tolist()
+    for number, (low, high) in enumerate(pairwise(offsets)):
+        n = high - low
+        rows = 1 if asked.first_only else n
+        q, k, v = (x[low:end].transpose(0, 1) for x, end in ((query, low + rows), (key, high), (value, high)))  # fmt: skip
+        scores = asked.scale * (q @ k.transpose(1, 2))
+        if asked.window is not None:
+            place = torch.arange(n, device=query.device)
+            far = (place[:rows, None] - place).abs() >= asked.window
+            scores = scores.masked_fill(far, float("-inf"))
+        p = scores.softmax(-1)
+        if asked.drawing is not None:
+            p = p * _multipliers(number, heads, rows, n, asked).to(p.dtype)
+        out = out.index_copy(
+            0, torch.arange(low, low + rows, device=out.device), (p @ v).transpose(0, 1)
+        )
+    return out
+
+
+def _multipliers(number: int, heads: int, rows: int, n: int, asked: Asked) -> Tensor:
+    """What a sequence's probabilities are multiplied with, [H, rows, n]."""
+    drawing, laid = asked.drawing, asked.laid
+    assert drawing is not None
+    blocks = -(-n // 4)
+    row = torch.arange(heads * rows, device=laid.keys.device).view(heads, rows, 1)
+    counters = heads * laid.before[number] + row * blocks + torch.arange(blocks, device=row.device)
+    trial = laid.whose[number].long()
+    kept = keeps(counters, trial.expand_as(counters), drawing).flatten(2)[..., :n]
+    return kept * drawing.levels.scales[trial]

@@ -1,0 +1,180 @@
+"""Whole training passes on a GPU, captured once as CUDA graphs and replayed on the next passes' numbers.
+
+A step of a small encoder is some thousands of kernels of microseconds each, and the processor cannot launch them as fast as the
+GPU runs them. A graph launches all with one call. It needs every tensor at its address and every shape as it was: so the
+rows of a pass are filled up to a fixed number (`laid.py`: "spare" rows), all that differs from pass to pass comes in one copy,
+and a pass of a form that was seen before is captured and from then on replayed. The first of a form runs as usual, which
+compiles and chooses kernels.
+
+Everything from embeddings to the sums of gradients is in the graph; the trials' steps are not.
+
+Not covered: passes that enter the encoder above its first layer, families whose sequences are means, trials that own copies of
+weights: they run kernel by kernel (passes.py). A processor: nothing is captured there.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fleetune.backbone.device_noise import DeviceNoise
+from fleetune.backbone.laid import Arrays, arrays
+from fleetune.backbone.noise import NoiseKey
+from fleetune.backbone.stream import Stream
+from fleetune.cohort.loss import Targets, sequence_losses, sums
+from fleetune.cohort.open import OpenBackbone
+from fleetune.cohort.own import Stacks
+from fleetune.cohort.owned import Owned
+from fleetune.cohort.trial import TrialInput
+from fleetune.data.packing import Packed
+
+# More forms than these are forgotten, those that were not seen for longest first. A graph holds no activations of its own: all
+# share one pool of memory.
+_MOST = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """One pass: whole micro-batches of some trials."""
+
+    owned: tuple[Owned, ...]
+    given: tuple[TrialInput, ...]
+    packed: Packed
+    keys: tuple[NoiseKey, ...]
+    targets: Targets
+    longest: int
+    """No training row of these trials has more tokens."""
+
+
+class Graphs:
+    """The passes of one engine."""
+
+    def __init__(self, backbone: OpenBackbone, stacks: Stacks) -> None:
+        self._backbone = backbone
+        self._stacks = stacks
+        self._seen: OrderedDict[tuple[object, ...], _Form] = OrderedDict()
+        self._pool: tuple[int, int] | None = None
+
+    def takes(self, owned: Sequence[Owned]) -> bool:
+        """Whether passes of these trials can be of a fixed form."""
+        return self._backbone.pooling == "first" and self._stacks.layout(owned) is not None
+
+    def run(self, work: Work) -> Tensor:
+        """Forward and backward: adds each trial's gradient to its own, and returns each trial's share of its loss, [K]."""
+        given = self._arrays(work)
+        shapes = ((name, len(values), values.dtype.str) for name, values in given.items())
+        key = (*(id(one) for one in work.owned), work.longest, *shapes)
+        form = self._seen.get(key)
+        if form is None:
+            form = self._seen[key] = _Form(given, work, self._backbone.device)
+            if len(self._seen) > _MOST:
+                self._seen.popitem(last=False)
+        self._seen.move_to_end(key)
+        form.fill(given)
+        if form.graph is None and form.ran and self._backbone.device.type == "cuda":
+            self._capture(form)
+        if form.graph is None:
+            self._step(form)
+            form.ran = True
+        else:
+            form.graph.replay()
+        assert form.losses is not None
+        # The next pass of this form writes there.
+        return form.losses.clone()
+
+    def _arrays(self, work: Work) -> Arrays:
+        """All that differs from pass to pass, by name."""
+        packed, config = work.packed, self._backbone.config
+        first = self._backbone.family.first_position(config)
+        count = int(packed.offsets[-1])
+        spare = -count % step_of(count)
+        keys = [(key.seed, key.step) for key in work.keys]
+        types = packed.type_ids if self._backbone.takes_types else None
+        fill = {"ids": int(config.pad_token_id or 0), "positions": first, "types": 0}
+        streams = {"ids": packed.ids, "positions": packed.positions + first, "types": types}
+        return {
+            **{
+                name: np.concatenate([values, np.full(spare, fill[name], values.dtype)])
+                for name, values in streams.items()
+                if values is not None
+            },
+            **arrays(packed.offsets, packed.trials, keys, spare),
+            **work.targets.arrays(),
+        }
+
+    def _step(self, form: _Form) -> None:
+        work, on = form.work, form.on_device
+        backbone = self._backbone
+        offsets = work.packed.offsets
+        stream = Stream(
+            offsets, work.packed.trials, "packed", backbone.device, DeviceNoise(work.keys), backbone.narrows,
+            backbone.laid(on, work.longest), len(on["ids"]) - int(offsets[-1]),
+        )  # fmt: skip
+        active = self._stacks.active(work.owned)
+        assert active.tables is not None
+        logits = backbone.forward_laid(on["ids"], on["positions"], on.get("types"), stream, active)
+        losses = sequence_losses(logits, on["labels"], work.targets.counts, work.given)
+        trained = [t for own in active.owned.values() for t in own if t is not None]
+        _, *found = torch.autograd.grad(
+            losses,
+            [active.tables.asks, *trained],
+            on["weights"].to(losses.dtype),
+            allow_unused=True,
+        )
+        active.tables.add_gradients()
+        pairs = [(t.grad, g) for t, g in zip(trained, found, strict=True) if g is not None]
+        torch._foreach_add_([into for into, _ in pairs], [g for _, g in pairs])  # type: ignore[arg-type]
+        form.losses = sums(losses, on["counts"]) / on["totals"]
+
+    def _capture(self, form: _Form) -> None:
+        graph = torch.cuda.CUDAGraph()
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
+        # Other threads may ask the device for what they like meanwhile.
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            self._step(form)
+        form.graph = graph
+
+
+class _Form:
+    """Passes of one shape: their arrays' place on the device, and the graph once it is there."""
+
+    def __init__(self, given: Arrays, work: Work, device: torch.device) -> None:
+        self.work = work
+        """The first one; of the others only the arrays count."""
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.ran = False
+        self.losses: Tensor | None = None
+        self._places: dict[str, tuple[int, int]] = {}
+        at = 0
+        for name, values in given.items():
+            self._places[name] = (at, at + values.nbytes)
+            at += -(-values.nbytes // 16) * 16
+        self._bytes = torch.zeros(at, dtype=torch.uint8, device=device)
+        self.on_device: dict[str, Tensor] = {}
+        for name, values in given.items():
+            low, high = self._places[name]
+            dtype = torch.from_numpy(values[:0]).dtype
+            self.on_device[name] = self._bytes[low:high].view(dtype)
+
+    def fill(self, given: Arrays) -> None:
+        """Send the arrays of a pass, all in one copy."""
+        host = torch.empty(len(self._bytes), dtype=torch.uint8, pin_memory=self._bytes.is_cuda)
+        whole = host.numpy()
+        for name, values in given.items():
+            low, high = self._places[name]
+            whole[low:high] = values.reshape(-1).view(np.uint8)
+        self._bytes.copy_(host, non_blocking=True)
+
+
+def step_of(count: int) -> int:
+    """Passes are filled up to multiples of this many rows: few forms, and few rows in vain.
+
+    A pass of many micro-batches varies with the square root of its size, so the step grows with that.
+    """
+    return max(64, 1 << round(np.log2(4 * count**0.5)))

@@ -1,0 +1,67 @@
+"""What the trials of a pass own, as the leaves look it up: tensor by tensor, or stacked on a GPU."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from fleetune.backbone.sites import SiteMap
+from fleetune.cohort.layers import Active
+from fleetune.cohort.linear import LowRankSlot
+from fleetune.cohort.open import OpenBackbone
+from fleetune.cohort.owned import Owned
+from fleetune.cohort.tables import Layout, Tables, fits, lay_out
+
+# Training and evaluation of one cohort, and those before and after a trial has left it.
+_KEPT = 4
+
+
+def active_of(owned: Sequence[Owned]) -> Active:
+    """What some trials own, tensor by tensor."""
+    tensors: dict[str, list[Tensor | None]] = {}
+    low_rank: dict[str, list[LowRankSlot | None]] = {}
+    for k, one in enumerate(owned):
+        factors = {f"{f.site}.lora_{side}" for f in one.low_rank for side in "AB"}
+        for name, tensor in one.tensors.items():
+            if name not in factors:
+                tensors.setdefault(name, [None] * len(owned))[k] = tensor
+        for site, slot in one.slots().items():
+            low_rank.setdefault(site, [None] * len(owned))[k] = slot
+    return Active(tensors, low_rank)
+
+
+class Stacks:
+    """What trials own in the encoder, stacked where it can be."""
+
+    def __init__(self, backbone: OpenBackbone, sites: SiteMap) -> None:
+        self._backbone = backbone
+        self._sites = sites
+        self._encoder = {site.name for site in sites.part("encoder")}
+        # The trials are kept too, so that no others get their identities.
+        self._kept: OrderedDict[tuple[int, ...], tuple[tuple[Owned, ...], Layout | None]] = (
+            OrderedDict()
+        )
+
+    def layout(self, owned: Sequence[Owned]) -> Layout | None:
+        """Where what these trials own stands; None where it cannot be stacked."""
+        key = tuple(id(one) for one in owned)
+        if key not in self._kept:
+            found = None
+            if fits(owned, self._sites):
+                backbone = self._backbone
+                found = lay_out(owned, self._sites, backbone.bias_of, backbone.device)
+            self._kept[key] = (tuple(owned), found)
+            if len(self._kept) > _KEPT:
+                self._kept.popitem(last=False)
+        self._kept.move_to_end(key)
+        return self._kept[key][1]
+
+    def active(self, owned: Sequence[Owned]) -> Active:
+        """What these trials own, stacked where it can be."""
+        layout, whole = self.layout(owned), active_of(owned)
+        if layout is None:
+            return whole
+        head = {n: t for n, t in whole.owned.items() if n.rpartition(".")[0] not in self._encoder}
+        return Active(head, {}, Tables(layout, owned, self._backbone.dtype))

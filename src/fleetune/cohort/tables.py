@@ -1,0 +1,227 @@
+"""What the trials of a pass own in the encoder, stacked leaf by leaf, for a GPU.
+
+A trial owns hundreds of small tensors, and on a GPU each call costs more than the work on one of them. So a pass gathers
+all that its trials own into one buffer in the compute dtype, in which every leaf has its biases as [K, E] and its
+low-rank factors as [K, R, D] and [K, R, E], ranks filled up with zeros; a few operations, however many trials and leaves
+there are. What backward finds is added up in a buffer of the same places in float32, and goes back to the trials' own
+gradients in as few.
+
+Notation: K trials, D input width and E output width of a leaf, R the largest rank at it, filled up to a multiple of 8.
+Not covered: trials that own a copy of a weight, or a bias at a leaf that is neither linear nor a layer norm (`fits`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fleetune.backbone.send import send
+from fleetune.backbone.sites import SiteMap
+from fleetune.cohort.owned import Owned
+from fleetune.methods.base import LowRank
+
+# What the grouped products ask of a row: 16 bytes, eight numbers of bfloat16.
+ALIGNED = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Stacked:
+    """What all trials own at one leaf. Gradients are added to the second of each pair."""
+
+    bias: tuple[Tensor, Tensor] | None
+    """[K, E]; the backbone's own where a trial has none. None where nobody has one."""
+    down: tuple[Tensor, Tensor] | None
+    """A, [K, R, D]; zero where a trial has none."""
+    up: tuple[Tensor, Tensor] | None
+    """B times the trial's scale, [K, R, E]."""
+    dropout: tuple[float, ...] = ()
+    """Of the input of each trial's low-rank update, [K]; empty where nobody drops any."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """One leaf's part of the buffer."""
+
+    at: int
+    shape: tuple[int, ...]
+
+    def of(self, buffer: Tensor) -> Tensor:
+        return buffer[self.at : self.at + int(np.prod(self.shape))].view(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where everything stands; the same for as long as the same trials share passes.
+
+    Buffers are gathered from all trials' flat tensors, the backbone's biases and a zero, laid end to end.
+    """
+
+    index: Tensor
+    """For each place of the buffer where it comes from, int32."""
+    factor: Tensor
+    """What it is multiplied with: a trial's scale in B, else 1; float32."""
+    back: Tensor
+    """For each number of the trials' flat tensors its place in the buffer, the last for what is not there, int32."""
+    back_factor: Tensor
+    shared: Tensor
+    """The backbone's biases and a zero, float32."""
+    biases: dict[str, _Place]
+    factors: dict[str, tuple[_Place, _Place]]
+    dropout: dict[str, tuple[float, ...]]
+
+
+def fits(owned: Sequence[Owned], sites: SiteMap) -> bool:
+    """Whether all that some trials own in the encoder can be stacked."""
+    kinds = {site.name: site.kind for site in sites.part("encoder")}
+    factors = {f"{f.site}.lora_{side}" for one in owned for f in one.low_rank for side in "AB"}
+    head = {site.name for site in sites.part("head")}
+    if any(f.site in head for one in owned for f in one.low_rank):
+        return False
+    for name in {name for one in owned for name in one.tensors} - factors:
+        leaf, _, own = name.rpartition(".")
+        if leaf in kinds and (own != "bias" or kinds[leaf] not in ("linear", "layer_norm")):
+            return False
+    return True
+
+
+def lay_out(
+    owned: Sequence[Owned], sites: SiteMap, bias_of: Callable[[str], Tensor | None], device: torch.device
+) -> Layout:  # fmt: skip
+    """Lay out what `fits`. bias_of: the backbone's own bias of a leaf."""
+    return _Builder(owned, sites, bias_of).layout(device)
+
+
+class _Builder:
+    def __init__(
+        self, owned: Sequence[Owned], sites: SiteMap, bias_of: Callable[[str], Tensor | None]
+    ) -> None:
+        self.owned = owned
+        self.bias_of = bias_of
+        self.bases = np.cumsum([0, *(sum(len(flat) for flat in one.flats) for one in owned)])
+        encoder = {site.name: site for site in sites.part("encoder")}
+        names = {name for one in owned for name in one.tensors if name.endswith(".bias")}
+        self.biased = [s for name, s in encoder.items() if f"{name}.bias" in names]
+        self.low_rank: list[dict[str, LowRank]] = [
+            {f.site: f for f in one.low_rank} for one in owned
+        ]
+        self.ranked = [s for s in encoder.values() if any(s.name in own for own in self.low_rank)]
+        self.shared: list[Tensor] = []
+        self.n_shared = 0
+        self.index: list[NDArray[np.int32]] = []
+        self.factor: list[NDArray[np.float32]] = []
+        self.size = 0
+
+    def layout(self, device: torch.device) -> Layout:
+        biases = {site.name: self._bias(site.name) for site in self.biased}
+        factors = {
+            s.name: (self._factor(s.name, s.d_in, "A"), self._factor(s.name, s.d_out, "B"))
+            for s in self.ranked
+        }
+        dropout = {
+            s.name: tuple(own[s.name].dropout if s.name in own else 0.0 for own in self.low_rank)
+            for s in self.ranked
+        }
+        nothing = np.zeros(0, np.int32)
+        index = np.concatenate([nothing, *self.index])
+        factor = np.concatenate([nothing.astype(np.float32), *self.factor])
+        count = int(self.bases[-1])
+        zero = count + self.n_shared
+        index = np.where(index < 0, zero, index).astype(np.int32)
+        mine = np.flatnonzero(index < count)
+        back = np.full(count, self.size, np.int32)
+        back[index[mine]] = mine
+        back_factor = np.ones(count, np.float32)
+        back_factor[index[mine]] = factor[mine]
+        return Layout(
+            *(send(found, device) for found in (index, factor, back, back_factor)),
+            shared=torch.cat([*self.shared, torch.zeros(1, device=device)]),
+            biases=biases,
+            factors=factors,
+            dropout=dropout,
+        )
+
+    def _bias(self, leaf: str) -> _Place:
+        name, shared = f"{leaf}.bias", self.bias_of(leaf)
+        (width,) = next(one.tensors[name].shape for one in self.owned if name in one.tensors)
+        rest = np.full(width, -1)
+        if shared is not None:
+            rest = int(self.bases[-1]) + self.n_shared + np.arange(width)
+            self.shared.append(shared.detach().float())
+            self.n_shared += width
+        own = [self._numbers(k, name) for k in range(len(self.owned))]
+        return self._put(np.stack([rest if numbers is None else numbers for numbers in own]))
+
+    def _factor(self, leaf: str, width: int, side: str) -> _Place:
+        ranks = [own[leaf].r if leaf in own else 0 for own in self.low_rank]
+        index = np.full((len(ranks), -(-max(ranks) // ALIGNED) * ALIGNED, width), -1)
+        factor = np.ones(index.shape, np.float32)
+        for k, rank in enumerate(ranks):
+            if rank:
+                numbers = self._numbers(k, f"{leaf}.lora_{side}")
+                assert numbers is not None
+                index[k, :rank] = numbers if side == "A" else numbers.T
+                factor[k] = 1.0 if side == "A" else self.low_rank[k][leaf].scale
+        return self._put(index, factor)
+
+    def _numbers(self, k: int, name: str) -> NDArray[np.int64] | None:
+        """Where each number of a trial's tensor stands among all."""
+        one = self.owned[k]
+        if name not in one.tensors:
+            return None
+        shape = one.tensors[name].shape
+        return self.bases[k] + one.places[name] + np.arange(shape.numel()).reshape(shape)
+
+    def _put(self, index: NDArray[np.int64], factor: NDArray[np.float32] | None = None) -> _Place:
+        place = _Place(self.size, index.shape)
+        self.index.append(index.reshape(-1).astype(np.int32))
+        self.factor.append(
+            np.ones(index.size, np.float32) if factor is None else factor.reshape(-1)
+        )
+        self.size += index.size
+        return place
+
+
+class Tables:
+    """The tables of one pass. dtype: that of the encoder."""
+
+    def __init__(self, layout: Layout, owned: Sequence[Owned], dtype: torch.dtype) -> None:
+        self.layout = layout
+        self._owned = owned
+        with torch.no_grad():
+            whole = torch.cat([*(f for one in owned for f in one.flats if len(f)), layout.shared])
+            gathered = whole.index_select(0, layout.index)
+            self._values = gathered.mul_(layout.factor).to(dtype)
+        self._gradients: Tensor | None = None
+        # Leaves of the lowest layer have no other input that a gradient would be asked of.
+        self.asks = layout.shared.new_zeros((), requires_grad=torch.is_grad_enabled())
+
+    def at(self, leaf: str) -> Stacked | None:
+        """What the trials own at a leaf; None where none owns any."""
+        bias, factors = self.layout.biases.get(leaf), self.layout.factors.get(leaf)
+        if bias is None and factors is None:
+            return None
+        down, up = factors or (None, None)
+        dropout = self.layout.dropout.get(leaf, ())
+        pairs = (None if place is None else self._pair(place) for place in (bias, down, up))
+        return Stacked(*pairs, dropout if any(dropout) else ())
+
+    def _pair(self, place: _Place) -> tuple[Tensor, Tensor]:
+        if self._gradients is None:
+            # One more for what is not in the tables.
+            self._gradients = self.layout.shared.new_zeros(len(self._values) + 1)
+        return place.of(self._values), place.of(self._gradients)
+
+    def add_gradients(self) -> None:
+        """Add what backward has found to the gradients of the trials."""
+        if self._gradients is None:
+            return
+        found = self._gradients.index_select(0, self.layout.back).mul_(self.layout.back_factor)
+        into = [grad for one in self._owned for grad in one.grads]
+        parts = found.split([len(grad) for grad in into])
+        pairs = [(grad, part) for grad, part in zip(into, parts, strict=True) if len(grad)]
+        torch._foreach_add_([grad for grad, _ in pairs], [part for _, part in pairs])
