@@ -52,6 +52,8 @@ def packed_attention(
     current: Current = module.fleetune_current  # type: ignore[assignment]
     site: str = module.fleetune_site  # type: ignore[assignment]
     stream = current.require()
+    # Not x[0], whose gradient would fill a tensor with zeros and copy into it.
+    rows = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     call = stream.next_call(site)
     first_only = stream.first_tokens_only and bool(getattr(module, "fleetune_reads_first", False))
@@ -63,7 +65,6 @@ def packed_attention(
             levels = stream.laid.levels_of(noise.rates(dropout))
             drawing = Drawing(stream.laid.keys, levels, site_words(site, call))
         asked = Asked(stream.laid, scale, sliding_window, first_only, drawing)
-        rows = (x[0].transpose(0, 1) for x in (query, key, value))
         return attend(*rows, asked).unsqueeze(0), None
     places = _places(stream, query.shape[1], first_only)
     masks = [
@@ -79,7 +80,6 @@ def packed_attention(
         offsets, buckets = stream.trial_offsets, stream.buckets
         noise.attention(dropout, buckets, offsets, made, site, call, first_only=first_only)
         drops = [*made]
-    rows = (x[0].transpose(0, 1) for x in (query, key, value))
     return _PackedAttention.apply(*rows, places, masks, drops, scale).unsqueeze(0), None  # type: ignore[no-any-return]
 
 

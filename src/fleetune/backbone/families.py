@@ -39,6 +39,11 @@ class Family:
     """Inside the base model, the last layer's attention, and the module after it that takes (attended, residual) and where
     all but the first token of each sequence may be left out, since nothing later reads them. None: all are computed."""
 
+    @property
+    def like_bert(self) -> bool:
+        """Whether its layers are BERT's, module by module (cohort/blocks.py)."""
+        return self.narrows == _LIKE_BERT
+
     def first_position(self, config: Any) -> int:
         """The position number of a sequence's first token."""
         return int(config.pad_token_id) + 1 if self.positions_after_padding else 0

@@ -69,6 +69,12 @@ class Laid:
     levels: dict[tuple[float, ...], Levels] = field(default_factory=dict[tuple[float, ...], Levels])
     """What was sent of dropout rates before; shared by the passes of an engine."""
 
+    @property
+    def block(self) -> int:
+        """How many rows of a sequence attention works on at once: what holds most sequences, 16 to 64."""
+        typical = len(self.tokens.trial) / max(len(self.whose), 1)
+        return 16 if typical <= 16 else 32 if typical <= 32 else 64
+
     def rows(self, count: int) -> Rows:
         """Whose so many rows are."""
         # Token rows first, as in Stream.bounds.
@@ -98,7 +104,7 @@ def arrays(
     ends = offsets[trials[1:]].copy()
     ends[-1:] += spare
     whose = np.repeat(np.arange(len(counts)), counts)
-    words = lengths * quads(lengths)
+    words = lengths * eighths(lengths)
     before = np.cumsum(words) - words
     return {
         **{f"tokens.{name}": value for name, value in _rows(ends).items()},
@@ -121,9 +127,9 @@ def laid(on_device: Mapping[str, Tensor], longest: int, levels: dict[tuple[float
     return Laid(**rows, **others, longest=longest, levels=levels)
 
 
-def quads(widths: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Words of 128 bits that rows of such widths take: a number of 32 bits a column, the last ones left over."""
-    return (widths + 3) // 4
+def eighths(widths: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Words of 128 bits that rows of such widths take: a number of 16 bits a column, the last ones left over."""
+    return (widths + 7) // 8
 
 
 @cache

@@ -1,6 +1,6 @@
 """What a GPU does with rows of activations of all trials at once: dropout, adding each trial's bias, sums by trial.
 
-Each has a Triton kernel (kernels.py) and, for any other device and for the tests, its reference by operations on tensors.
+Each has a Triton kernel (kernels/rows.py) and, for any other device and for the tests, its reference by operations on tensors.
 Dropout draws what it needs from Philox4x32-10 where it needs it, forward and again backward: no mask is kept. The key is the
 trial's, the counter the place in its rows and the site; so a trial drops the same activations alone and in company.
 
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fleetune.backbone import send
 from fleetune.backbone.laid import Levels, Rows
 from fleetune.backbone.philox import LOW, philox
 
@@ -47,8 +48,8 @@ class _Dropped(torch.autograd.Function):
 
 def multiplied(x: Tensor, rows: Rows, drawing: Drawing) -> Tensor:
     """x times 0 where a number is dropped, the scale elsewhere; [N, W], no gradient."""
-    if x.is_cuda and x.shape[1] % 4 == 0:
-        from fleetune.backbone import kernels
+    if send.by_kernels(x) and x.shape[1] % 8 == 0:
+        from fleetune.backbone.kernels import rows as kernels
 
         return kernels.dropped(x.contiguous(), rows, drawing)
     return x * multipliers(x, rows, drawing)
@@ -57,7 +58,7 @@ def multiplied(x: Tensor, rows: Rows, drawing: Drawing) -> Tensor:
 def multipliers(x: Tensor, rows: Rows, drawing: Drawing) -> Tensor:
     """The reference: what `multiplied` multiplies with, in the dtype of x."""
     width = x.shape[1]
-    blocks = -(-width // 4)
+    blocks = -(-width // 8)
     counters = rows.place.long()[:, None] * blocks + torch.arange(blocks, device=x.device)
     mine = rows.trial.long()
     kept = keeps(counters, mine[:, None], drawing).flatten(1)[:, :width]
@@ -66,17 +67,18 @@ def multipliers(x: Tensor, rows: Rows, drawing: Drawing) -> Tensor:
 
 
 def keeps(counters: Tensor, trials: Tensor, drawing: Drawing) -> Tensor:
-    """Which numbers are kept: those of four columns a counter, in a last axis; counters and trials broadcast."""
+    """Which numbers are kept: those of eight columns a counter, in a last axis; counters and trials broadcast."""
     site = [torch.tensor(word, device=counters.device) for word in drawing.site]
     words = philox((counters & LOW, (counters >> 32) & LOW, *site), drawing.keys[trials])  # type: ignore[arg-type]
     limits = drawing.levels.thresholds[trials].long()
-    return torch.stack([(word >> 16) >= limits for word in words], dim=-1)
+    halves = [half for word in words for half in (word & 0xFFFF, word >> 16)]
+    return torch.stack([half >= limits for half in halves], dim=-1)
 
 
 def add_bias(y: Tensor, table: Tensor, rows: Rows) -> None:
     """Add to each row of y [N, W] its trial's row of a table [K, W], in place, rounding once."""
-    if y.is_cuda:
-        from fleetune.backbone import kernels
+    if send.by_kernels(y):
+        from fleetune.backbone.kernels import rows as kernels
 
         return kernels.add_bias(y, table, rows)
     y += table.index_select(0, rows.trial.long())
@@ -84,8 +86,8 @@ def add_bias(y: Tensor, table: Tensor, rows: Rows) -> None:
 
 def sums(values: Tensor, rows: Rows) -> Tensor:
     """Of rows [N, W] the sum of each trial's, [K, W], in float32 (float64 of float64); always in one order."""
-    if values.is_cuda:
-        from fleetune.backbone import kernels
+    if send.by_kernels(values):
+        from fleetune.backbone.kernels import rows as kernels
 
         return kernels.sums(values.contiguous(), rows)
     wide = values.to(torch.promote_types(values.dtype, torch.float32))

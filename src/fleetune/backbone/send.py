@@ -1,4 +1,4 @@
-"""What the processor has worked out, sent to the device without waiting for it."""
+"""What the processor has worked out, sent to the device without waiting for it; and which code the device runs."""
 
 from __future__ import annotations
 
@@ -7,6 +7,11 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+
+def by_kernels(x: Tensor) -> bool:
+    """Whether this tensor is worked on by the kernels for a GPU (kernels/), and not by their references."""
+    return x.is_cuda
 
 
 def send(values: NDArray[Any] | Tensor, device: torch.device) -> Tensor:

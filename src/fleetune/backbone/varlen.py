@@ -1,6 +1,6 @@
 """Attention over sequences of any length that lie end to end, with dropout and a gradient, for a GPU.
 
-Triton kernels (kernels.py) work through each sequence and head in blocks, keep the scores on the chip and nothing but the
+Triton kernels (kernels/attention.py) go through each sequence and head in blocks, keep the scores on the chip and only the
 logarithm of each softmax's sum in memory; the gradient works the probabilities out once more. torch's own kernel for this
 (`torch.nn.attention.varlen`) takes no dropout whose bits a trial could draw again in other company, and its gradient adds in an
 order that changes from run to run. Here every sum has one order, and dropout draws as rows.py does: number j of row i of a
@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fleetune.backbone import send
 from fleetune.backbone.laid import Laid
 from fleetune.backbone.rows import Drawing, keeps
 
@@ -38,7 +39,7 @@ class Asked:
 
 def attend(query: Tensor, key: Tensor, value: Tensor, asked: Asked) -> Tensor:
     """softmax(scale Q K^T), dropped out, times V, within each sequence; all [T, H, d]. Rows of no sequence are zero."""
-    if not query.is_cuda:
+    if not send.by_kernels(query):
         return reference(query, key, value, asked)
     return _Attention.apply(query, key, value, asked)  # type: ignore[no-any-return]
 
@@ -46,7 +47,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, asked: Asked) -> Tensor:
 class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, asked: Asked) -> Tensor:
-        from fleetune.backbone import kernels
+        from fleetune.backbone.kernels import attention as kernels
 
         q, k, v = (_rows(x) for x in (query, key, value))
         out, sums = kernels.attend(q, k, v, asked)
@@ -56,7 +57,7 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        from fleetune.backbone import kernels
+        from fleetune.backbone.kernels import attention as kernels
 
         return *kernels.attend_backward(*ctx.saved_tensors, _rows(grads[0]), ctx.asked), None
 
@@ -93,7 +94,7 @@ def _multipliers(number: int, heads: int, rows: int, n: int, asked: Asked) -> Te
     """What a sequence's probabilities are multiplied with, [H, rows, n]."""
     drawing, laid = asked.drawing, asked.laid
     assert drawing is not None
-    blocks = -(-n // 4)
+    blocks = -(-n // 8)
     row = torch.arange(heads * rows, device=laid.keys.device).view(heads, rows, 1)
     counters = heads * laid.before[number] + row * blocks + torch.arange(blocks, device=row.device)
     trial = laid.whose[number].long()

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import grouped_mm, linear
 
+from fleetune.backbone import send
 from fleetune.backbone.laid import Rows
 from fleetune.backbone.rows import Drawing, add_bias, multiplied, sums
 from fleetune.cohort.tables import Stacked
@@ -57,9 +58,17 @@ class _GroupedLinear(torch.autograd.Function):
     ) -> Tensor:
         owned, rows = plan.owned, plan.rows
         y = linear(x, weight, None if owned.bias else bias)
+        saved: list[Tensor] = []
+        if send.by_kernels(x) and owned.down and owned.up:
+            from fleetune.backbone.kernels import low_rank
+
+            own = owned.bias[0] if owned.bias else None
+            saved = [x, low_rank.add_update(y, x, own, owned.down[0], owned.up[0], rows, plan.drawing)]  # fmt: skip
+            ctx.plan = plan
+            ctx.save_for_backward(weight, *saved)
+            return y
         if owned.bias:
             add_bias(y, owned.bias[0], rows)
-        saved: list[Tensor] = []
         if owned.down and owned.up:
             down, up = owned.down[0], owned.up[0]
             used = x if plan.drawing is None else multiplied(x, rows, plan.drawing)
@@ -78,6 +87,9 @@ class _GroupedLinear(torch.autograd.Function):
         owned, rows = plan.owned, plan.rows
         weight, *saved = ctx.saved_tensors
         to_input: Tensor | None = grad @ weight if ctx.needs_input_grad[0] else None
+        if x_and_narrow := saved if send.by_kernels(grad) else None:
+            _by_kernels(grad, to_input, *x_and_narrow, plan)
+            return to_input, None, None, None, None
         if owned.down and owned.up:
             x, narrow = saved
             used = x if plan.drawing is None else multiplied(x, rows, plan.drawing)
@@ -91,6 +103,25 @@ class _GroupedLinear(torch.autograd.Function):
         if owned.bias:
             owned.bias[1].add_(sums(grad, rows))
         return to_input, None, None, None, None
+
+
+def _by_kernels(
+    grad: Tensor, to_input: Tensor | None, x: Tensor, narrow: Tensor, plan: _Plan
+) -> None:
+    """The backward of a leaf with low-rank factors on a GPU; adds to the gradient of the input."""
+    from fleetune.backbone.kernels import low_rank
+
+    owned, rows, drawing = plan.owned, plan.rows, plan.drawing
+    assert owned.down
+    assert owned.up
+    through = low_rank.add_update_backward(
+        grad, to_input, owned.down[0], owned.up[0], rows, drawing
+    )
+    owned.down[1].add_(low_rank.products(through, x, rows, drawing)[0])
+    to_up, summed = low_rank.products(narrow, grad, rows, sums=owned.bias is not None)
+    owned.up[1].add_(to_up)
+    if owned.bias and summed is not None:
+        owned.bias[1].add_(summed)
 
 
 def grouped_bias(x: Tensor, owned: Stacked, rows: Rows, asks: Tensor) -> Tensor:

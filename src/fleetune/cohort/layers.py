@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,13 +23,13 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
-from fleetune.backbone.laid import Laid, site_words
+from fleetune.backbone.laid import Rows, site_words
 from fleetune.backbone.noise import Blocks
 from fleetune.backbone.rows import Drawing, dropped
 from fleetune.backbone.stream import Current, Stream
 from fleetune.cohort.grouped import grouped_bias, grouped_linear
 from fleetune.cohort.linear import LowRankSlot, cohort_linear
-from fleetune.cohort.tables import Tables
+from fleetune.cohort.tables import Stacked, Tables
 
 
 @dataclass(frozen=True)
@@ -76,9 +76,7 @@ class CohortLinear(Leaf):
         weights, biases = self.owned("weight"), self.owned("bias")
         rows = x.reshape(-1, x.shape[-1])
         if active.tables is not None and (stacked := active.tables.at(self.name)) is not None:
-            assert stream.laid is not None
-            whose = stream.laid.rows(len(rows))
-            drawing = self._drawing(stacked.dropout, stream, stream.laid)
+            whose, drawing = self._where(stacked, stream, rows)
             asks = active.tables.asks
             y = grouped_linear(rows, self.weight, self.bias, stacked, whose, drawing, asks)
             return y.view(*x.shape[:-1], self.out_features)
@@ -106,6 +104,28 @@ class CohortLinear(Leaf):
 
         return by_slices(rows, bounds, alone).view(*x.shape[:-1], self.out_features)
 
+    def product(self, x: Tensor) -> Tensor:
+        """The rows without any bias, [N, E], whoever adds it; only where what trials own is stacked."""
+        stream, active = self.current.require(), self.current.active
+        rows = x.reshape(-1, x.shape[-1])
+        stacked = active.tables.at(self.name)
+        if stacked is None or stacked.down is None:
+            return functional.linear(rows, self.weight)
+        whose, drawing = self._where(stacked, stream, rows)
+        without = replace(stacked, bias=None)
+        return grouped_linear(rows, self.weight, None, without, whose, drawing, active.tables.asks)
+
+    def _where(self, stacked: Stacked, stream: Stream, rows: Tensor) -> tuple[Rows, Drawing | None]:
+        """Whose each row is, and the dropout of the low-rank updates' input; None where nobody drops any."""
+        laid = stream.laid
+        assert laid is not None
+        whose = laid.rows(len(rows))
+        if stream.noise is None or not stacked.dropout:
+            return whose, None
+        name = f"{self.name}.lora"
+        words = site_words(name, stream.next_call(name))
+        return whose, Drawing(laid.keys, laid.levels_of(stacked.dropout), words)
+
     def _dropout(
         self,
         low_rank: list[LowRankSlot | None] | None,
@@ -129,13 +149,6 @@ class CohortLinear(Leaf):
             drawn = torch.empty_like(part)
             masks[k] = noise.rows(k, slot.dropout, drawn, existing, before, name, call)
         return masks
-
-    def _drawing(self, rates: tuple[float, ...], stream: Stream, laid: Laid) -> Drawing | None:
-        """The dropout of the low-rank updates' input for all trials; None where nobody drops any."""
-        if stream.noise is None or not rates:
-            return None
-        name = f"{self.name}.lora"
-        return Drawing(laid.keys, laid.levels_of(rates), site_words(name, stream.next_call(name)))
 
 
 class CohortLayerNorm(Leaf):

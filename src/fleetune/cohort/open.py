@@ -28,6 +28,7 @@ from fleetune.backbone.laid import Laid, Levels, arrays, laid
 from fleetune.backbone.noise import Noise
 from fleetune.backbone.send import send
 from fleetune.backbone.stream import Current, Stream
+from fleetune.cohort.blocks import lend
 from fleetune.cohort.layers import (
     Active,
     CohortDropout,
@@ -64,6 +65,8 @@ class OpenBackbone:
         self._levels: dict[tuple[float, ...], Levels] = {}
         self._cast()
         self._swap()
+        if self.quick and self.family.like_bert:
+            lend(self.model, self.current)
         if self.family.layout == "packed":
             self.model.set_attn_implementation(attention.NAME)
             # Attention modules hand their dropout rate on only while training; the masks themselves come from the stream.

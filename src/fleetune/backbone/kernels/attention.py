@@ -1,8 +1,7 @@
-"""The Triton kernels of rows.py and varlen.py, which say what they compute and hold their references.
+"""The kernels of backbone/varlen.py, which says what they compute and holds their reference.
 
-Imported on CUDA devices only, where torch brings Triton along. Every sum has one order: no atomic additions.
-
-Notation: N rows, W columns, K trials; of attention B sequences, H heads, d width of a head, D the power of two that holds it.
+Notation: B sequences, H heads, d width of a head, D the power of two that holds it; M rows of queries and N of keys a block.
+Source: Dao 2023, "FlashAttention-2" (arXiv:2307.08691). Every sum has one order: no atomic additions.
 """
 
 # pyright: reportMissingImports=false, reportUnknownMemberType=false, reportUnknownVariableType=false
@@ -17,126 +16,13 @@ import torch
 import triton
 import triton.language as tl
 
+from fleetune.backbone.kernels.draw import drawn
 from fleetune.backbone.philox import ROUNDS
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from fleetune.backbone.laid import Rows
-    from fleetune.backbone.rows import Drawing
     from fleetune.backbone.varlen import Asked
-
-_ROWS = 16
-_QUADS = 64
-_COLUMNS = 256
-_SUM_ROWS = 64
-_SUM_COLUMNS = 64
-_LEAST_PROGRAMS = 32
-
-
-# -- rows of activations --------------------------------------------------------------------------
-
-
-def dropped(x: Tensor, rows: Rows, drawing: Drawing) -> Tensor:
-    """As `rows.multiplied`; x is contiguous, W a multiple of 4."""
-    count, width = x.shape
-    out = torch.empty_like(x)
-    levels = drawing.levels
-    grid = (triton.cdiv(count, _ROWS), triton.cdiv(width // 4, _QUADS))
-    _dropped[grid](
-        x, out, rows.trial, rows.place, drawing.keys, levels.thresholds, levels.scales,
-        count, width, *drawing.site, _ROWS, _QUADS, ROUNDS,
-    )  # fmt: skip
-    return out
-
-
-@triton.jit
-def _kept(key, counter, site_low, site_high, rounds: tl.constexpr):
-    """The upper 16 bits of the four words of each counter [M, Q], as [M, 4 Q]; key broadcasts."""
-    low = (counter & 0xFFFFFFFF).to(tl.uint32)
-    high = ((counter >> 32) & 0xFFFFFFFF).to(tl.uint32)
-    zero = tl.zeros_like(low)
-    key = key + tl.zeros_like(counter)
-    w0, w1, w2, w3 = tl.philox(
-        key, low, high, zero + site_low.to(tl.uint32), zero + site_high.to(tl.uint32), rounds
-    )
-    # Joined in this order, the four words of a counter become neighbours.
-    words = tl.join(tl.join(w0, w2), tl.join(w1, w3))
-    return (tl.reshape(words, (counter.shape[0], 4 * counter.shape[1])) >> 16).to(tl.int32)
-
-
-@triton.jit(do_not_specialize=["site_low", "site_high", "count"])
-def _dropped(
-    x, out, trials, places, keys, thresholds, scales, count, width, site_low, site_high,
-    m: tl.constexpr, quads: tl.constexpr, rounds: tl.constexpr,
-):  # fmt: skip
-    row = tl.program_id(0) * m + tl.arange(0, m)
-    here = row < count
-    trial = tl.load(trials + row, mask=here, other=0)
-    place = tl.load(places + row, mask=here, other=0).to(tl.int64)
-    quad = tl.program_id(1) * quads + tl.arange(0, quads)
-    counter = place[:, None] * (width // 4) + quad[None, :]
-    key = tl.load(keys + trial)[:, None]
-    drawn = _kept(key, counter, site_low, site_high, rounds)
-    column = tl.program_id(1) * quads * 4 + tl.arange(0, 4 * quads)
-    at = row.to(tl.int64)[:, None] * width + column[None, :]
-    inside = here[:, None] & (column < width)[None, :]
-    value = tl.load(x + at, mask=inside, other=0.0)
-    # The scale is rounded to the dtype of x, the product then too.
-    scale = tl.load(scales + trial).to(value.dtype)[:, None].to(tl.float32)
-    kept = drawn >= tl.load(thresholds + trial)[:, None]
-    # A product and not a choice: what is not finite stays so.
-    value = value.to(tl.float32) * tl.where(kept, scale, 0.0)
-    tl.store(out + at, value.to(out.dtype.element_ty), mask=inside)
-
-
-def add_bias(y: Tensor, table: Tensor, rows: Rows) -> None:
-    """As `rows.add_bias`; y is contiguous."""
-    count, width = y.shape
-    grid = (triton.cdiv(count, _ROWS), triton.cdiv(width, _COLUMNS))
-    _add_bias[grid](y, table, rows.trial, count, width, _ROWS, _COLUMNS)
-
-
-@triton.jit(do_not_specialize=["count"])
-def _add_bias(y, table, trials, count, width, m: tl.constexpr, n: tl.constexpr):
-    row = tl.program_id(0) * m + tl.arange(0, m)
-    column = tl.program_id(1) * n + tl.arange(0, n)
-    inside = (row < count)[:, None] & (column < width)[None, :]
-    trial = tl.load(trials + row, mask=row < count, other=0)
-    at = row.to(tl.int64)[:, None] * width + column[None, :]
-    bias = tl.load(table + trial.to(tl.int64)[:, None] * width + column[None, :], mask=inside)
-    value = tl.load(y + at, mask=inside).to(tl.float32) + bias.to(tl.float32)
-    tl.store(y + at, value.to(y.dtype.element_ty), mask=inside)
-
-
-def sums(values: Tensor, rows: Rows) -> Tensor:
-    """As `rows.sums`; values are contiguous."""
-    width, trials = values.shape[1], len(rows.ends)
-    # Few trials would leave most of the device idle: each one's rows then go to several programs.
-    shares = max(1, _LEAST_PROGRAMS // trials)
-    out = values.new_empty(trials, shares, width, dtype=torch.float32)
-    grid = (trials, shares, triton.cdiv(width, _SUM_COLUMNS))
-    _sums[grid](values, out, rows.ends, width, shares, _SUM_ROWS, _SUM_COLUMNS)
-    return out[:, 0] if shares == 1 else out.sum(1)
-
-
-@triton.jit
-def _sums(values, out, ends, width, shares, m: tl.constexpr, n: tl.constexpr):
-    trial, share = tl.program_id(0), tl.program_id(1)
-    start = tl.load(ends + trial - 1, mask=trial > 0, other=0)
-    end = tl.load(ends + trial)
-    column = tl.program_id(2) * n + tl.arange(0, n)
-    total = tl.zeros((m, n), tl.float32)
-    for first in range(start + share * m, end, shares * m):
-        row = first + tl.arange(0, m)
-        inside = (row < end)[:, None] & (column < width)[None, :]
-        at = row.to(tl.int64)[:, None] * width + column[None, :]
-        total += tl.load(values + at, mask=inside, other=0.0).to(tl.float32)
-    at = (trial * shares + share) * width + column
-    tl.store(out + at, tl.sum(total, 0), mask=column < width)
-
-
-# -- attention ------------------------------------------------------------------------------------
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, asked: Asked) -> tuple[Tensor, Tensor]:
@@ -181,7 +67,7 @@ def _common(asked: Asked, q: Tensor) -> tuple[list[Any], dict[str, Any]]:
     """What all three kernels take behind their own arguments, and what each is compiled for."""
     laid, drawing = asked.laid, asked.drawing
     heads, width = q.shape[1:]
-    block = 16 if laid.longest <= 16 else 32 if laid.longest <= 32 else 64
+    block = laid.block
     if drawing is None:
         draws = [laid.keys, laid.keys, laid.keys, 0, 0]  # not read
     else:
@@ -226,12 +112,12 @@ def _multipliers(
     row, first_column, count, asking, head, heads: tl.constexpr, before, key, threshold, scale,
     site_low, site_high, n: tl.constexpr, rounds: tl.constexpr,
 ):  # fmt: skip
-    """Of rows [M] and n columns from a multiple of four on."""
-    blocks = (count + 3) // 4
+    """Of rows [M] and n columns from a multiple of eight on."""
+    blocks = (count + 7) // 8
     own = heads * before + (head * asking + row).to(tl.int64) * blocks
-    quad = first_column // 4 + tl.arange(0, n // 4)
-    drawn = _kept(key, own[:, None] + quad[None, :], site_low, site_high, rounds)
-    return tl.where(drawn >= threshold, scale, 0.0)
+    eighth = first_column // 8 + tl.arange(0, n // 8)
+    numbers = drawn(key, own[:, None] + eighth[None, :], site_low, site_high, rounds)
+    return tl.where(numbers >= threshold, scale, 0.0)
 
 
 @triton.jit(do_not_specialize=_STILL)

@@ -1,0 +1,190 @@
+"""Kernels for what stands between the products of a BERT layer: one pass over the activations instead of five.
+
+residual_norm: layer norm of (dropout of (y + bias) + residual), with each trial's biases before and after. gelu: GELU of
+(y + bias). cohort/blocks.py calls them; their reference is the model's own code through the leaves of cohort/layers.py.
+
+Notation: N rows, W columns, K trials. A table has a row for each trial, or one for all.
+"""
+
+# pyright: reportMissingImports=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUntypedFunctionDecorator=false, reportUnknownParameterType=false, reportUnknownArgumentType=false
+# pyright: reportMissingParameterType=false, reportIndexIssue=false
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+import triton
+import triton.language as tl
+
+from fleetune.backbone.kernels.draw import drawn
+from fleetune.backbone.philox import ROUNDS
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fleetune.backbone.laid import Rows
+    from fleetune.backbone.rows import Drawing
+
+_ROWS = 8
+_COLUMNS = 512
+
+
+def _step(table: Tensor) -> int:
+    """From one trial's row of a table to the next one's."""
+    return table.shape[1] if len(table) > 1 else 0
+
+
+def _dropout(drawing: Drawing | None, rows: Rows) -> tuple[list[Any], bool]:
+    if drawing is None:
+        return [rows.trial, rows.trial, rows.trial, 0, 0], False  # not read
+    levels = drawing.levels
+    return [drawing.keys, levels.thresholds, levels.scales, *drawing.site], True
+
+
+def residual_norm(
+    y: Tensor, residual: Tensor, bias: Tensor, weight: Tensor, shift: Tensor, eps: float, rows: Rows,
+    drawing: Drawing | None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """The result, what was normalised, [N, W], and each row's mean and inverse deviation, [N, 2], in float32.
+
+    y, residual: [N, W], contiguous, W a multiple of 8; bias, shift: tables; weight: [W], float32.
+    """
+    count, width = y.shape
+    out, summed = torch.empty_like(y), torch.empty_like(y)
+    moments = torch.empty(count, 2, dtype=torch.float32, device=y.device)
+    draws, drops = _dropout(drawing, rows)
+    _residual_norm[(count,)](
+        y, residual, out, summed, moments, bias, _step(bias), weight, shift, _step(shift),
+        rows.trial, rows.place, *draws, width, eps, max(8, triton.next_power_of_2(width)), drops, ROUNDS,
+    )  # fmt: skip
+    return out, summed, moments
+
+
+def residual_norm_backward(
+    grad: Tensor, summed: Tensor, moments: Tensor, weight: Tensor, rows: Rows, drawing: Drawing | None
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Gradients of y and of the residual."""
+    count, width = grad.shape
+    to_residual = torch.empty_like(grad)
+    to_y = to_residual if drawing is None else torch.empty_like(grad)
+    draws, drops = _dropout(drawing, rows)
+    _residual_norm_backward[(count,)](
+        grad, summed, moments, weight, to_residual, to_y, rows.trial, rows.place, *draws, width,
+        max(8, triton.next_power_of_2(width)), drops, ROUNDS,
+    )  # fmt: skip
+    return to_y, to_residual
+
+
+_STILL = ["site_low", "site_high"]
+
+
+@triton.jit
+def _multipliers(
+    trial, place, keys, thresholds, scales, width, site_low, site_high, block: tl.constexpr, rounds: tl.constexpr
+):  # fmt: skip
+    counter = place.to(tl.int64) * (width // 8) + tl.arange(0, block // 8)
+    numbers = drawn(tl.load(keys + trial), counter[None, :], site_low, site_high, rounds)
+    kept = tl.reshape(numbers, (block,)) >= tl.load(thresholds + trial)
+    return tl.where(kept, tl.load(scales + trial), 0.0)
+
+
+@triton.jit(do_not_specialize=_STILL)
+def _residual_norm(
+    y, residual, out, summed, moments, bias, bias_step, weight, shift, shift_step, trials, places,
+    keys, thresholds, scales, site_low, site_high, width, eps,
+    block: tl.constexpr, drops: tl.constexpr, rounds: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0)
+    column = tl.arange(0, block)
+    inside = column < width
+    trial = tl.load(trials + row).to(tl.int64)
+    at = row.to(tl.int64) * width + column
+    value = tl.load(y + at, mask=inside, other=0.0).to(tl.float32)
+    value += tl.load(bias + trial * bias_step + column, mask=inside, other=0.0).to(tl.float32)
+    if drops:
+        value = value * _multipliers(
+            trial, tl.load(places + row), keys, thresholds, scales, width, site_low, site_high,
+            block, rounds,
+        )  # fmt: skip
+    value += tl.load(residual + at, mask=inside, other=0.0).to(tl.float32)
+    rounded = value.to(summed.dtype.element_ty)
+    tl.store(summed + at, rounded, mask=inside)
+    value = rounded.to(tl.float32)
+    mean = tl.sum(value, 0) / width
+    apart = tl.where(inside, value - mean, 0.0)
+    inverse = 1.0 / tl.sqrt(tl.sum(apart * apart, 0) / width + eps)
+    tl.store(moments + 2 * row, mean)
+    tl.store(moments + 2 * row + 1, inverse)
+    found = apart * inverse * tl.load(weight + column, mask=inside, other=0.0)
+    found += tl.load(shift + trial * shift_step + column, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out + at, found.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit(do_not_specialize=_STILL)
+def _residual_norm_backward(
+    grad, summed, moments, weight, to_residual, to_y, trials, places,
+    keys, thresholds, scales, site_low, site_high, width,
+    block: tl.constexpr, drops: tl.constexpr, rounds: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0)
+    column = tl.arange(0, block)
+    inside = column < width
+    at = row.to(tl.int64) * width + column
+    mean, inverse = tl.load(moments + 2 * row), tl.load(moments + 2 * row + 1)
+    value = tl.load(summed + at, mask=inside, other=0.0).to(tl.float32)
+    normal = tl.where(inside, (value - mean) * inverse, 0.0)
+    given = tl.load(grad + at, mask=inside, other=0.0).to(tl.float32)
+    given = given * tl.load(weight + column, mask=inside, other=0.0)
+    along, level = tl.sum(given * normal, 0) / width, tl.sum(given, 0) / width
+    found = (given - normal * along - level) * inverse
+    tl.store(to_residual + at, found.to(to_residual.dtype.element_ty), mask=inside)
+    if drops:
+        trial = tl.load(trials + row).to(tl.int64)
+        found = found * _multipliers(
+            trial, tl.load(places + row), keys, thresholds, scales, width, site_low, site_high,
+            block, rounds,
+        )  # fmt: skip
+        tl.store(to_y + at, found.to(to_y.dtype.element_ty), mask=inside)
+
+
+def gelu(y: Tensor, bias: Tensor, rows: Rows) -> Tensor:
+    """GELU of y + bias, [N, W]; y is contiguous, bias a table."""
+    out = torch.empty_like(y)
+    _gelu[_grid(y)](y, out, y, bias, _step(bias), rows.trial, *y.shape, _ROWS, _COLUMNS, False)
+    return out
+
+
+def gelu_backward(grad: Tensor, y: Tensor, bias: Tensor, rows: Rows) -> Tensor:
+    """The gradient of y."""
+    out = torch.empty_like(y)
+    _gelu[_grid(y)](y, out, grad, bias, _step(bias), rows.trial, *y.shape, _ROWS, _COLUMNS, True)
+    return out
+
+
+def _grid(y: Tensor) -> tuple[int, int]:
+    return triton.cdiv(y.shape[0], _ROWS), triton.cdiv(y.shape[1], _COLUMNS)
+
+
+@triton.jit(do_not_specialize=["count"])
+def _gelu(
+    y, out, grad, bias, bias_step, trials, count, width,
+    m: tl.constexpr, n: tl.constexpr, backward: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0) * m + tl.arange(0, m)
+    column = tl.program_id(1) * n + tl.arange(0, n)
+    inside = (row < count)[:, None] & (column < width)[None, :]
+    trial = tl.load(trials + row, mask=row < count, other=0).to(tl.int64)
+    at = row.to(tl.int64)[:, None] * width + column[None, :]
+    value = tl.load(y + at, mask=inside, other=0.0).to(tl.float32)
+    here = bias + trial[:, None] * bias_step + column[None, :]
+    value += tl.load(here, mask=inside, other=0.0).to(tl.float32)
+    below = 0.5 * (1.0 + tl.erf(value * 0.7071067811865476))
+    if backward:
+        given = tl.load(grad + at, mask=inside, other=0.0).to(tl.float32)
+        slope = below + value * 0.3989422804014327 * tl.exp(-0.5 * value * value)
+        found = given * slope
+    else:
+        found = value * below
+    tl.store(out + at, found.to(out.dtype.element_ty), mask=inside)
