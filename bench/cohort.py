@@ -57,6 +57,11 @@ def parser() -> argparse.ArgumentParser:
     add("--trials", type=_numbers, help="sizes of the cohorts, e.g. 1,8,32")
     add("--sides", type=lambda text: tuple(text.split(",")), help="default: all")
     add("--steps", type=int, help="optimizer steps of each trial; default 2, quick 1")
+    add(
+        "--loop-steps",
+        type=int,
+        help="of the loop and the processes, whose speed they do not change; default: --steps",
+    )
     add("--repeats", type=int, help="default 3, quick 1")
     add("--batch", type=int, default=16)
     add("--accumulation", type=int, default=4)
@@ -99,6 +104,7 @@ def setup_of(given: argparse.Namespace) -> dict[str, Any]:
     """What must be equal for two cells to stand in one table."""
     return {
         "steps": given.steps,
+        "loop_steps": given.loop_steps,
         "batch": given.batch,
         "accumulation": given.accumulation,
         "loop_trials": given.loop_trials,
@@ -114,13 +120,15 @@ def job_of(cell: Cell, given: argparse.Namespace, adapters: Path | None) -> dict
     """What bench.side is told."""
     # The loop's trials are the first of the same ones, whatever the size of the cohort beside it.
     trials = max(cell.trials, given.loop_trials) if cell.side.startswith("trainer") else cell.trials
+    in_turn = cell.side.startswith("trainer") or cell.side == "processes"
+    steps = given.loop_steps if in_turn else given.steps
     spec = {
         "task": cell.group.task,
         "data_dir": given.data_dir,
         "backbone": cell.group.backbone,
         "mix": cell.group.mix,
         "trials": max(trials, 1),
-        "rows": given.steps * given.batch * given.accumulation,
+        "rows": steps * given.batch * given.accumulation,
         "batch": given.batch,
         "accumulation": given.accumulation,
         "dtype": given.dtype,
@@ -226,6 +234,7 @@ def main(words: Sequence[str] | None = None) -> None:
     """Measure, keep, print."""
     given = parser().parse_args(words)
     given.steps = given.steps or (1 if given.quick else 2)
+    given.loop_steps = given.loop_steps or given.steps
     given.repeats = given.repeats or (1 if given.quick else 3)
     quick = ("fleetune", "trainer", "trainer-default")
     sides = given.sides or (quick if given.quick else ("fleetune", *planning.PEERS))

@@ -10,13 +10,15 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional
 from torch.testing import assert_close
 
 from fleetune.backbone import philox
-from fleetune.backbone.laid import Laid, arrays, laid, site_words
+from fleetune.backbone.laid import Laid, Rows, arrays, laid, site_words
 from fleetune.backbone.philox import Drawn, Streams, multiply
 from fleetune.backbone.rows import Drawing, add_bias, dropped, multipliers, sums
 from fleetune.backbone.varlen import Asked, attend, reference
+from fleetune.cohort import open as open_backbone
 from fleetune.cohort.engine import Engine
 from fleetune.cohort.graphs import Graphs
 from fleetune.cohort.passes import micro_batches, run_pass
@@ -24,6 +26,9 @@ from fleetune.cohort.trial import Trial, TrialInput
 from tests.cohort.outcomes import train, trial
 from tests.cohort.test_rounding import TRIALS as ROUNDED
 from tests.tiny import tiny_model
+
+if torch.cuda.is_available():
+    from fleetune.backbone.kernels import blocks, low_rank
 
 pytestmark = [
     pytest.mark.gpu,
@@ -127,10 +132,17 @@ def test_biases_and_sums_of_rows(width: int, counts: list[int]) -> None:
     assert torch.equal(y, expected)
 
 
-@pytest.mark.parametrize("drops", [False, True])
-@pytest.mark.parametrize("first_only", [False, True])
-@pytest.mark.parametrize("window", [None, 9])
-@pytest.mark.parametrize(("width", "longest"), [(64, 130), (32, 130), (8, 130), (64, 30), (64, 12)])
+@pytest.mark.parametrize(
+    ("width", "longest", "window", "first_only", "drops"),
+    [
+        (64, 130, None, False, True),
+        (64, 130, None, False, False),
+        (64, 130, None, True, True),
+        (32, 130, 9, False, True),
+        (8, 30, None, False, True),
+        (64, 12, None, False, True),
+    ],
+)
 def test_attention_is_the_loops(
     width: int, longest: int, window: int | None, first_only: bool, drops: bool
 ) -> None:
@@ -151,6 +163,126 @@ def test_attention_is_the_loops(
         assert not a[sum(lengths) :].any()
     again = torch.autograd.grad(attend(*given, asked), given, direction)
     assert all(torch.equal(a, b) for a, b in zip(found, again, strict=True))
+
+
+def by_trial(table: Tensor, rows: Rows) -> Tensor:
+    """Each row's row of a table, in float32."""
+    return table.float()[
+        rows.trial.long() if len(table) > 1 else torch.zeros_like(rows.trial).long()
+    ]
+
+
+@pytest.mark.parametrize(("drops", "tables"), [(True, 4), (False, 1)])
+def test_a_residual_norm_is_its_parts(drops: bool, tables: int) -> None:
+    """In bfloat16, against torch's operations in float32, with the same dropout."""
+    where, width = laid_out(LENGTHS, COUNTS, spare=9), 768
+    rows, count = where.tokens, sum(LENGTHS) + 9
+    drawing = Drawing(where.keys, where.levels_of([0.1, 0.2, 0.0, 0.5]), site_words("n", 1))
+    drawing = drawing if drops else None
+    y, residual, grad = (drawn(count, width) for _ in range(3))
+    bias, shift, weight = (
+        drawn(tables, width),
+        drawn(tables, width),
+        torch.rand(width, device="cuda"),
+    )
+    wide = [x.float().requires_grad_() for x in (y, residual)]
+    inner = wide[0] + by_trial(bias, rows)
+    if drawing is not None:
+        inner = inner * multipliers(inner, rows, drawing)
+    summed = functional.layer_norm(inner + wide[1], (width,), weight, None, 1e-5)
+    exact = summed + by_trial(shift, rows)
+    mine, kept, moments = blocks.residual_norm(
+        y, residual, bias, weight, shift, 1e-5, rows, drawing
+    )
+    near(mine, exact.detach())
+    found = blocks.residual_norm_backward(grad, kept, moments, weight, rows, drawing)
+    for a, b in zip(found, torch.autograd.grad(exact, wide, grad.float()), strict=True):
+        near(a, b)
+
+
+@pytest.mark.parametrize("tables", [4, 1])
+def test_an_activation_with_bias_is_its_parts(tables: int) -> None:
+    rows = laid_out(LENGTHS, COUNTS).tokens
+    y, grad, bias = drawn(sum(LENGTHS), 200), drawn(sum(LENGTHS), 200), drawn(tables, 200)
+    wide = y.float().requires_grad_()
+    exact = functional.gelu(wide + by_trial(bias, rows))
+    near(blocks.gelu(y, bias, rows), exact.detach())
+    (to_y,) = torch.autograd.grad(exact, wide, grad.float())
+    near(blocks.gelu_backward(grad, y, bias, rows), to_y)
+
+
+@pytest.mark.parametrize(
+    ("width", "out", "rank", "biased", "drops"),
+    [(768, 768, 16, True, True), (768, 3072, 8, False, False), (40, 136, 24, True, True)],
+)
+def test_low_rank_updates_are_each_trials_own(
+    width: int, out: int, rank: int, biased: bool, drops: bool
+) -> None:
+    """In bfloat16, against products in float32, row by row with the trial's own factors."""
+    where = laid_out(LENGTHS, COUNTS, spare=9)
+    rows, count = where.tokens, sum(LENGTHS) + 9
+    drawing = Drawing(where.keys, where.levels_of([0.1, 0.2, 0.0, 0.5]), site_words("l", 1))
+    x, y, grad, to_input = (
+        drawn(count, width),
+        drawn(count, out),
+        drawn(count, out),
+        drawn(count, width),
+    )
+    down, up, bias = drawn(4, rank, width) / 16, drawn(4, rank, out) / 4, drawn(4, out)
+    whose = rows.trial.long()
+    mask = multipliers(x.float(), rows, drawing) if drops else torch.ones_like(x.float())
+    used = x.float() * mask
+    narrow = torch.einsum("td,trd->tr", used, down.float()[whose])
+    exact = y.float() + torch.einsum("tr,tre->te", narrow, up.float()[whose])
+    through = torch.einsum("te,tre->tr", grad.float(), up.float()[whose])
+    back = to_input.float() + torch.einsum("tr,trd->td", through, down.float()[whose]) * mask
+    if biased:
+        exact = exact + by_trial(bias, rows)
+    given = drawing if drops else None
+    few = low_rank.add_update(y, x, bias if biased else None, down, up, rows, given)
+    near(few, narrow)
+    near(y, exact)
+    thin = low_rank.add_update_backward(grad, to_input, down, up, rows, given)
+    near(thin, through)
+    near(to_input, back)
+    to_down, none = low_rank.products(thin, x, rows, given)
+    to_up, summed = low_rank.products(few, grad, rows, sums=True)
+    assert none is None
+    assert summed is not None
+    for k in range(len(COUNTS)):
+        own = whose == k
+        if own.any():
+            near(to_down[k], through[own].T @ used[own])
+            near(to_up[k], narrow[own].T @ grad.float()[own])
+            near(summed[k], grad.float()[own].sum(0))
+        else:
+            assert not to_down[k].any()
+            assert not to_up[k].any()
+
+
+@pytest.mark.parametrize("family", ["bert", "electra", "distilbert", "modernbert"])
+def test_a_pass_by_kernels_is_that_by_references(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gradients of all trials after a pass; the references in float32 on the processor, with the same dropout."""
+    given = [one for one in TRIALS if family != "modernbert" or one.method.name != "bitfit"]
+
+    def gradients(device: str, dtype: torch.dtype) -> list[Tensor]:
+        engine = engine_on(device, dtype, family)
+        engine.lanes.count = 1
+        trials = [Trial(one, engine.start(one)) for one in given]
+        for one in trials:  # B starts at zero, and so would the gradients of A
+            torch.manual_seed(0)
+            for flat in one.owned.flats:
+                flat.add_(0.05 * torch.randn(flat.shape).to(device))
+        passed = run_pass(engine, micro_batches(engine, trials))
+        passed.add_gradients()
+        return [torch.cat(one.owned.grads).cpu() for one in trials]
+
+    mine = gradients("cuda", torch.bfloat16)
+    monkeypatch.setattr(open_backbone, "suits", lambda *_: True)
+    for a, b in zip(mine, gradients("cpu", torch.float32), strict=True):
+        near(a, b, roundings=12)
 
 
 def test_replayed_passes_are_those_that_ran(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,8 +3,8 @@
 A step of a small encoder is some thousands of kernels of microseconds each, and the processor cannot launch them as fast as the
 GPU runs them. A graph launches all with one call. It needs every tensor at its address and every shape as it was: so the
 rows of a pass are filled up to a fixed number (`laid.py`: "spare" rows), all that differs from pass to pass comes in one copy,
-and a pass of a form that was seen before is captured and from then on replayed. The first of a form runs as usual, which
-compiles and chooses kernels.
+and a pass of a new form is captured and from then on replayed. The first pass of some trials runs as usual, which compiles
+kernels and sends what stays on the device.
 
 Everything from embeddings to the sums of gradients is in the graph; the trials' steps are not.
 
@@ -76,12 +76,14 @@ class Graphs:
                 self._seen.popitem(last=False)
         self._seen.move_to_end(key)
         form.fill(given)
-        if form.graph is None and form.ran and self._backbone.device.type == "cuda":
-            self._capture(form)
-        if form.graph is None:
+        known = any(other.ran and other.work.owned == work.owned for other in self._seen.values())
+        if not known or self._backbone.device.type != "cuda":
             self._step(form)
             form.ran = True
         else:
+            if form.graph is None:
+                self._capture(form)
+            assert form.graph is not None
             form.graph.replay()
         assert form.losses is not None
         # The next pass of this form writes there.
@@ -147,8 +149,9 @@ class _Form:
     def __init__(self, given: Arrays, work: Work, device: torch.device) -> None:
         self.work = work
         """The first one; of the others only the arrays count."""
-        self.graph: torch.cuda.CUDAGraph | None = None
         self.ran = False
+        """Kernel by kernel."""
+        self.graph: torch.cuda.CUDAGraph | None = None
         self.losses: Tensor | None = None
         self._places: dict[str, tuple[int, int]] = {}
         at = 0

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,12 +38,14 @@ class Packed:
 
 def pack(parts: Sequence[tuple[TokenTable, NDArray[np.int64]]]) -> Packed:
     """Lay the given rows of each trial's table end to end; `parts` holds one pair a trial."""
-    gathered = [_gather(table, rows) for table, rows in parts]
+    # Neighbours that take rows of the same table are gathered at once.
+    runs = [list(run) for _, run in groupby(parts, key=lambda part: id(part[0]))]
+    gathered = [_gather(run[0][0], np.concatenate([rows for _, rows in run])) for run in runs]
     lengths = np.concatenate([length for _, _, length in gathered])
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     positions = np.arange(offsets[-1], dtype=np.int64) - np.repeat(offsets[:-1], lengths)
     types = [types for _, types, _ in gathered]
-    counts = [len(length) for _, _, length in gathered]
+    counts = [len(rows) for _, rows in parts]
     return Packed(
         ids=np.concatenate([ids for ids, _, _ in gathered]).astype(np.int64),
         positions=positions,

@@ -18,6 +18,7 @@ import hashlib
 import json
 import os
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +35,7 @@ _CHUNK = 1000
 _LAYOUT = "tokens 1"
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class TokenTable:
     """The tokens of a split."""
 
@@ -61,7 +62,7 @@ class TokenTable:
             return None
         return self.type_ids[self.offsets[i] : self.offsets[i + 1]]
 
-    @property
+    @cached_property
     def lengths(self) -> np.ndarray:
         """int64 [n]: tokens of each row."""
         return np.diff(self.offsets)
