@@ -121,7 +121,9 @@ class Graphs:
         assert active.tables is not None
         logits = backbone.forward_laid(on["ids"], on["positions"], on.get("types"), stream, active)
         losses = sequence_losses(logits, on["labels"], work.targets.counts, work.given)
+        slots = [slot for own in active.low_rank.values() for slot in own if slot is not None]
         trained = [t for own in active.owned.values() for t in own if t is not None]
+        trained += [t for slot in slots for t in (slot.down, slot.up)]
         _, *found = torch.autograd.grad(
             losses,
             [active.tables.asks, *trained],

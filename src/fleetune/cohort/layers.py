@@ -15,6 +15,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from torch.nn import functional
 
 from fleetune.backbone.laid import Rows, site_words
 from fleetune.backbone.noise import Blocks
-from fleetune.backbone.rows import Drawing, dropped
+from fleetune.backbone.rows import Drawing, dropped, multiplied
 from fleetune.backbone.stream import Current, Stream
 from fleetune.cohort.grouped import grouped_bias, grouped_linear
 from fleetune.cohort.linear import LowRankSlot, cohort_linear
@@ -140,6 +141,11 @@ class CohortLinear(Leaf):
             return masks
         name = f"{self.name}.lora"
         call = stream.next_call(name)
+        if (laid := stream.laid) is not None:
+            rates = [0.0 if slot is None else slot.dropout for slot in low_rank]
+            drawing = Drawing(laid.keys, laid.levels_of(rates), site_words(name, call))
+            whole = multiplied(torch.ones_like(rows), laid.rows(len(rows)), drawing)
+            return [whole[low:high] for low, high in pairwise(bounds)]
         for k, slot in enumerate(low_rank):
             if slot is None or slot.dropout == 0.0:
                 continue

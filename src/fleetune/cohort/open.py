@@ -340,9 +340,9 @@ class OpenBackbone:
 
 def suits(model: nn.Module, family: Family, dtype: torch.dtype, device: torch.device) -> bool:
     """Whether the kernels for a GPU take this model: packed, in bfloat16, widths that fill 16 bytes."""
-    widths = [w for m in model.modules() if type(m) is nn.Linear for w in m.weight.shape]
-    # The last one is the number of classes, which the encoder does not have.
-    aligned = all(width % ALIGNED == 0 for width in widths[:-2])
+    base = getattr(model, model.base_model_prefix)  # type: ignore[arg-type]
+    widths = [w for m in base.modules() if type(m) is nn.Linear for w in m.weight.shape]
+    aligned = all(width % ALIGNED == 0 for width in widths)
     return (
         device.type == "cuda" and dtype == torch.bfloat16 and family.layout == "packed" and aligned
     )

@@ -12,7 +12,7 @@ from fleetune.cohort.layers import Active
 from fleetune.cohort.linear import LowRankSlot
 from fleetune.cohort.open import OpenBackbone
 from fleetune.cohort.owned import Owned
-from fleetune.cohort.tables import Layout, Tables, fits, lay_out
+from fleetune.cohort.tables import Layout, Tables, fits, lay_out, stacked
 
 # Training and evaluation of one cohort, and those before and after a trial has left it.
 _KEPT = 4
@@ -38,7 +38,7 @@ class Stacks:
     def __init__(self, backbone: OpenBackbone, sites: SiteMap) -> None:
         self._backbone = backbone
         self._sites = sites
-        self._encoder = {site.name for site in sites.part("encoder")}
+        self._stacked = stacked(sites)
         # The trials are kept too, so that no others get their identities.
         self._kept: OrderedDict[tuple[int, ...], tuple[tuple[Owned, ...], Layout | None]] = (
             OrderedDict()
@@ -63,5 +63,6 @@ class Stacks:
         layout, whole = self.layout(owned), active_of(owned)
         if layout is None:
             return whole
-        head = {n: t for n, t in whole.owned.items() if n.rpartition(".")[0] not in self._encoder}
-        return Active(head, {}, Tables(layout, owned, self._backbone.dtype))
+        rest = {n: t for n, t in whole.owned.items() if n.rpartition(".")[0] not in self._stacked}
+        low_rank = {n: slots for n, slots in whole.low_rank.items() if n not in self._stacked}
+        return Active(rest, low_rank, Tables(layout, owned, self._backbone.dtype))

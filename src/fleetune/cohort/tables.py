@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fleetune.backbone.send import send
-from fleetune.backbone.sites import SiteMap
+from fleetune.backbone.sites import Site, SiteMap
 from fleetune.cohort.owned import Owned
 from fleetune.methods.base import LowRank
 
@@ -75,13 +75,15 @@ class Layout:
     dropout: dict[str, tuple[float, ...]]
 
 
+def stacked(sites: SiteMap) -> dict[str, Site]:
+    """The leaves whose trials' own stands in tables: those of the encoder that compute in its dtype, by name."""
+    return {site.name: site for site in sites.part("encoder") if site.role != "pooler"}
+
+
 def fits(owned: Sequence[Owned], sites: SiteMap) -> bool:
-    """Whether all that some trials own in the encoder can be stacked."""
-    kinds = {site.name: site.kind for site in sites.part("encoder")}
+    """Whether all that some trials own at these leaves can be stacked."""
+    kinds = {name: site.kind for name, site in stacked(sites).items()}
     factors = {f"{f.site}.lora_{side}" for one in owned for f in one.low_rank for side in "AB"}
-    head = {site.name for site in sites.part("head")}
-    if any(f.site in head for one in owned for f in one.low_rank):
-        return False
     for name in {name for one in owned for name in one.tensors} - factors:
         leaf, _, own = name.rpartition(".")
         if leaf in kinds and (own != "bias" or kinds[leaf] not in ("linear", "layer_norm")):
@@ -103,7 +105,7 @@ class _Builder:
         self.owned = owned
         self.bias_of = bias_of
         self.bases = np.cumsum([0, *(sum(len(flat) for flat in one.flats) for one in owned)])
-        encoder = {site.name: site for site in sites.part("encoder")}
+        encoder = stacked(sites)
         names = {name for one in owned for name in one.tensors if name.endswith(".bias")}
         self.biased = [s for name, s in encoder.items() if f"{name}.bias" in names]
         self.low_rank: list[dict[str, LowRank]] = [

@@ -141,16 +141,22 @@ def _add_update(
                     )
                 ).to(value.dtype)  # fmt: skip
             theirs = (column < width)[:, None] & (r < rank)[None, :]
-            at = (trial * rank + r[None, :]) * width + column[:, None]
-            total += tl.dot(value, tl.load(down + at, mask=theirs, other=0.0))
+            factor = tl.load(
+                down + (trial * rank + r[None, :]) * width + column[:, None], mask=theirs, other=0.0
+            )
+            total += tl.dot(value, factor)
         few = total.to(narrow.dtype.element_ty)
-        at = row.to(tl.int64)[:, None] * rank + r[None, :]
-        tl.store(narrow + at, few, mask=mine[:, None] & (r < rank)[None, :])
+        thin = row.to(tl.int64)[:, None] * rank + r[None, :]
+        tl.store(narrow + thin, few, mask=mine[:, None] & (r < rank)[None, :])
         for low in range(0, out_width, n):
             column = low + tl.arange(0, n)
             theirs = (r < rank)[:, None] & (column < out_width)[None, :]
-            at = (trial * rank + r[:, None]) * out_width + column[None, :]
-            update = tl.dot(few, tl.load(up + at, mask=theirs, other=0.0))
+            factor = tl.load(
+                up + (trial * rank + r[:, None]) * out_width + column[None, :],
+                mask=theirs,
+                other=0.0,
+            )
+            update = tl.dot(few, factor)
             if biased:
                 at = trial * out_width + column
                 update += tl.load(bias + at, mask=column < out_width, other=0.0).to(tl.float32)[
@@ -185,17 +191,25 @@ def _add_update_backward(
             at = row.to(tl.int64)[:, None] * out_width + column[None, :]
             given = tl.load(grad + at, mask=inside, other=0.0)
             theirs = (column < out_width)[:, None] & (r < rank)[None, :]
-            at = (trial * rank + r[None, :]) * out_width + column[:, None]
-            total += tl.dot(given, tl.load(up + at, mask=theirs, other=0.0))
+            factor = tl.load(
+                up + (trial * rank + r[None, :]) * out_width + column[:, None],
+                mask=theirs,
+                other=0.0,
+            )
+            total += tl.dot(given, factor)
         few = total.to(through.dtype.element_ty)
-        at = row.to(tl.int64)[:, None] * rank + r[None, :]
-        tl.store(through + at, few, mask=mine[:, None] & (r < rank)[None, :])
+        thin = row.to(tl.int64)[:, None] * rank + r[None, :]
+        tl.store(through + thin, few, mask=mine[:, None] & (r < rank)[None, :])
         if asked:
             for low in range(0, width, n):
                 column = low + tl.arange(0, n)
                 theirs = (r < rank)[:, None] & (column < width)[None, :]
-                at = (trial * rank + r[:, None]) * width + column[None, :]
-                back = tl.dot(few, tl.load(down + at, mask=theirs, other=0.0))
+                factor = tl.load(
+                    down + (trial * rank + r[:, None]) * width + column[None, :],
+                    mask=theirs,
+                    other=0.0,
+                )
+                back = tl.dot(few, factor)
                 if drops:
                     back = back * _multipliers(
                         place, low, width, tl.load(keys + trial), tl.load(thresholds + trial),
