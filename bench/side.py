@@ -2,7 +2,7 @@
 
 The parent (cohort.py, memory.py) holds nothing heavy; whatever a side needs it loads here, so its peak memory is its own.
 The clock runs from the first batch to the last step: reading data, loading weights and what `Trainer` sets up before its
-first batch are left out, and a warm-up of one micro-batch comes before. (A cohort's clock holds the making of its trials.)
+first batch are left out, and a warm-up of one micro-batch (the loop on a GPU: eight of each trial) comes before. (A cohort's clock holds the making of its trials.)
 With "wait" in the job the process says `ready` and trains when it is told to, so that several of them can start at once.
 """
 
@@ -26,6 +26,7 @@ Job = dict[str, Any]
 Found = dict[str, Any]
 # run_glue.py's defaults, in the transformers repository: float32, every row padded or cut to 128 tokens.
 DEFAULT_LENGTH = 128
+WARM_GPU = 8
 TRAINER: dict[str, dict[str, Any]] = {
     "trainer": {},
     "trainer-grouped": {"grouped": True},
@@ -59,7 +60,7 @@ def fleetune(job: Job) -> Found:
         return spent
 
     before = peak_mib()
-    train([_one_batch(given) for given in inputs[:2]])
+    train([_first(given, 1) for given in inputs[:2]])
     ready(job)
     return {
         "seconds": train(inputs),
@@ -91,7 +92,10 @@ def trainer(job: Job) -> Found:
         "bf16": prepared.dtype == "bfloat16", "evaluate": False, "device": job["device"], **how
     }  # fmt: skip
     before = peak_mib()
-    train(prepared, _one_batch(chosen[0]), **settings)
+    # A GPU loads kernels as they are first asked for, and each method and length asks for its own.
+    gpu = job["device"].startswith("cuda")
+    for given in chosen if gpu else chosen[:1]:
+        train(prepared, _first(given, WARM_GPU if gpu else 1), **settings)
     ready(job)
     took = [train(prepared, given, **settings)["step_seconds"] for given in chosen]
     each = [
@@ -190,8 +194,8 @@ def _tokens(given: Any) -> int:
     return int(given.train.table.lengths[given.train.rows].sum())
 
 
-def _one_batch(given: Any) -> Any:
-    rows = given.train.rows[: given.settings.per_device_train_batch_size]
+def _first(given: Any, batches: int) -> Any:
+    rows = given.train.rows[: batches * given.settings.per_device_train_batch_size]
     return replace(given, train=with_rows(given.train, rows))
 
 
