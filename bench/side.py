@@ -2,7 +2,8 @@
 
 The parent (cohort.py, memory.py) holds nothing heavy; whatever a side needs it loads here, so its peak memory is its own.
 The clock runs from the first batch to the last step: reading data, loading weights and what `Trainer` sets up before its
-first batch are left out, and a warm-up of one micro-batch (the loop on a GPU: eight of each trial) comes before. (A cohort's clock holds the making of its trials.)
+first batch are left out, and a warm-up of one micro-batch (the loop on a GPU: eight of each trial) comes before. A cohort's
+clock holds the making of its trials.
 With "wait" in the job the process says `ready` and trains when it is told to, so that several of them can start at once.
 """
 
