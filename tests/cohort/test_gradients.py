@@ -9,8 +9,8 @@ from __future__ import annotations
 import ast
 import importlib
 from collections.abc import Callable
-from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,11 +19,15 @@ from torch import Tensor
 from torch.autograd import gradcheck
 
 import fleetune
+from fleetune.backbone import rows as backbone_rows
+from fleetune.backbone.laid import Drawing, Rows, arrays, laid
 from fleetune.backbone.noise import Noise, NoiseKey
 from fleetune.cohort import grouped
 from fleetune.cohort.layers import _add_biases
 from fleetune.cohort.linear import LowRankSlot, cohort_linear
+from fleetune.cohort.tables import Stacked
 from tests.backbone.test_attention import HEADS, WIDTH, packed, stream_of
+from tests.cohort.on_a_gpu import product
 
 ROOT = Path(fleetune.__file__).parent
 BOUNDS = [0, 3, 4, 8]
@@ -63,22 +67,63 @@ def plain_linear() -> bool:
     return linear_leaf(run)
 
 
+class ByTables(torch.autograd.Function):
+    """A leaf that adds the gradients of what trials own to tables, as a function of those tables."""
+
+    @staticmethod
+    def forward(ctx: Any, run: Any, x: Tensor, *tables: Tensor) -> Tensor:
+        ctx.run = run
+        ctx.save_for_backward(x, *tables)
+        return run(x, [(table, table) for table in tables], torch.zeros(()))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        x, *tables = ctx.saved_tensors
+        into = [torch.zeros_like(table) for table in tables]
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            asks = torch.zeros((), requires_grad=True)
+            y = ctx.run(x, list(zip(tables, into, strict=True)), asks)
+            to_x, _ = torch.autograd.grad(y, [x, asks], grads[0], allow_unused=True)
+        return None, to_x, *into
+
+
+def rows_of(bounds: list[int]) -> tuple[Rows, Drawing]:
+    """Rows of three trials, the first of which drops half of its numbers."""
+    offsets = np.asarray(bounds)
+    found = arrays(offsets, np.asarray([0, 1, 2, 3]), [(3, 0), (4, 0), (5, 0)])
+    where = laid({n: torch.from_numpy(np.ascontiguousarray(v)) for n, v in found.items()}, 4, {})
+    return where.tokens, Drawing(where.keys, where.levels_of([0.5, 0.0, 0.0]), (1, 2))
+
+
 def grouped_linear() -> bool:
     """With a loop in the place of torch's grouped product, which knows no float64."""
-    mask = torch.tensor([[0.0, 2.0, 2.0, 0.0]] * 3 + [[1.0] * 4] * 5, dtype=torch.float64)
+    rows, drawing = rows_of(BOUNDS)
+    weight, shared = draw(5, 4, seed=1).detach(), draw(5, seed=2).detach()
 
-    def product(a: Tensor, b: Tensor, *, offs: Tensor) -> Tensor:
-        parts = list(pairwise([0, *offs.tolist()]))
-        if b.dim() == 3:
-            return torch.cat([a[low:high] @ b[k] for k, (low, high) in enumerate(parts)])
-        return torch.stack([a[:, low:high] @ b[low:high] for low, high in parts])
+    def run(x: Tensor, pairs: list[tuple[Tensor, Tensor]], asks: Tensor) -> Tensor:
+        owned = Stacked(*pairs)  # type: ignore[arg-type]
+        return grouped.grouped_linear(x, weight, shared, owned, rows, drawing, asks)
 
-    def run(x, weight, shared, biases, slots) -> Tensor:  # type: ignore[no-untyped-def]
-        return grouped.grouped_linear(x, weight, shared, BOUNDS, biases, slots, mask)
-
+    tables = [draw(3, 5, seed=3), draw(3, 8, 4, seed=4), draw(3, 8, 5, seed=5)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(grouped, "grouped_mm", product)
-        return linear_leaf(run)
+        return gradcheck(lambda *given: ByTables.apply(run, *given), (draw(8, 4, seed=6), *tables))
+
+
+def grouped_bias() -> bool:
+    rows, _ = rows_of(BOUNDS)
+
+    def run(x: Tensor, pairs: list[tuple[Tensor, Tensor]], asks: Tensor) -> Tensor:
+        return grouped.grouped_bias(x * 1.0, Stacked(pairs[0], None, None), rows, asks)
+
+    given = (draw(8, 5, seed=6), draw(3, 5, seed=3))
+    return gradcheck(lambda *given: ByTables.apply(run, *given), given)
+
+
+def dropped() -> bool:
+    rows, drawing = rows_of(BOUNDS)
+    return gradcheck(lambda x: backbone_rows.dropped(x, rows, drawing), (draw(8, 5, seed=6),))
 
 
 def packed_attention() -> bool:
@@ -100,7 +145,17 @@ CHECKS: dict[str, Callable[[], bool]] = {
     "fleetune.cohort.layers._AddBiases": add_biases,
     "fleetune.cohort.linear._CohortLinear": plain_linear,
     "fleetune.cohort.grouped._GroupedLinear": grouped_linear,
+    "fleetune.cohort.grouped._GroupedBias": grouped_bias,
+    "fleetune.backbone.rows._Dropped": dropped,
     "fleetune.backbone.attention._PackedAttention": packed_attention,
+}
+
+
+# These run on a GPU alone, by Triton; tests/gpu/test_cuda.py holds them against autograd's gradient of their references.
+BY_KERNELS = {
+    "fleetune.backbone.varlen._Attention",
+    "fleetune.cohort.blocks._ResidualNorm",
+    "fleetune.cohort.blocks._BiasedGelu",
 }
 
 
@@ -117,7 +172,7 @@ def own_functions() -> set[str]:
 
 
 def test_every_gradient_of_our_own_has_a_check() -> None:
-    assert own_functions() == CHECKS.keys()
+    assert own_functions() == CHECKS.keys() | BY_KERNELS
 
 
 @pytest.mark.parametrize("name", CHECKS)

@@ -1,4 +1,4 @@
-"""The linear leaf by grouped products, as on a GPU, against the one that goes from trial to trial; both on the CPU."""
+"""Cohorts as a GPU trains them, by the references of its kernels on the CPU, against the ways of a CPU."""
 
 from __future__ import annotations
 
@@ -10,169 +10,210 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from fleetune.backbone.device_noise import DeviceNoise
+from fleetune.backbone.laid import arrays, laid
 from fleetune.cohort import layers, passes
 from fleetune.cohort.engine import Engine
-from fleetune.cohort.grouped import grouped_linear, suits
-from fleetune.cohort.linear import LowRankSlot, cohort_linear
-from fleetune.cohort.trial import TrialInput
+from fleetune.cohort.graphs import step_of
+from fleetune.cohort.own import active_of
+from fleetune.cohort.passes import micro_batches, run_pass
+from fleetune.cohort.tables import ALIGNED, Tables, fits, lay_out
+from fleetune.cohort.trial import Trial, TrialInput
+from tests.cohort.on_a_gpu import plain_engine, quick_engine
 from tests.cohort.outcomes import train, trial
-from tests.tiny import tiny_model
-
-D, E = 24, 16
-# The last but one has a single row, the second none.
-BOUNDS = [0, 9, 9, 40, 41, 57]
-# b bias, l low-rank factors, m the same behind a dropout mask, x b and l, X b and m, - nothing
-OWNED = ["bbbbb", "-----", "lllll", "mmmmm", "b-l-m", "-l--b", "xXb-l", "XXXXX", "---m-"]
+from tests.tiny import CONFIGS
 
 
-def both(
-    owned: str, dtype: torch.dtype, *, shared_bias: bool = True, spoiled: slice | None = None
-) -> list[list[Tensor]]:
-    """Output and all gradients, of the grouped leaf and of the plain one. spoiled: rows that are not finite."""
-    rng = np.random.default_rng([ord(c) for c in owned])
-
-    def draw(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        return torch.from_numpy(rng.normal(size=shape)).to(dtype).requires_grad_()
-
-    x, weight = draw(BOUNDS[-1], D, dtype=dtype), draw(E, D, dtype=dtype).detach()
-    bias = draw(E, dtype=dtype).detach() if shared_bias else None
-    biases = [draw(E) if letter in "bxX" else None for letter in owned]
-    slots = [
-        LowRankSlot(draw(k + 1, D), draw(E, k + 1), 2.0 / (k + 1), 0.5 if letter in "mX" else 0.0)
-        if letter in "lmxX"
-        else None
-        for k, letter in enumerate(owned)
-    ]
-    mask = torch.from_numpy(2.0 * rng.integers(0, 2, (BOUNDS[-1], D))).to(dtype)
-    masks: list[Tensor | None] = []
-    for k, slot in enumerate(slots):
-        own = slice(BOUNDS[k], BOUNDS[k + 1])
-        dropped = slot is not None and slot.dropout > 0
-        masks.append(mask[own] if dropped else None)
-        if not dropped:
-            mask[own] = 1.0
-    whole = mask if any(m is not None for m in masks) else None
-    owns = [b for b in biases if b is not None]
-    owns += [t for slot in slots if slot is not None for t in (slot.down, slot.up)]
-    mine = biases if any(b is not None for b in biases) else None
-    low_rank = slots if any(s is not None for s in slots) else None
-    direction = draw(BOUNDS[-1], E, dtype=dtype).detach()
-    if spoiled is not None:
-        x.data[spoiled], direction[spoiled] = torch.inf, torch.nan
-    found: list[list[Tensor]] = []
-    for y in (
-        grouped_linear(x, weight, bias, BOUNDS, mine, low_rank, whole),
-        cohort_linear(x, weight, bias, BOUNDS, mine, low_rank, masks),
-    ):
-        gradients = torch.autograd.grad(y, [x, *owns], direction)
-        found.append([y.detach(), *gradients])
-    return found
+def mixed(dropout: float) -> list[TrialInput]:
+    """Trials of all kinds, each with so much dropout."""
+    every = {"r": 9, "target_modules": "all-linear", "lora_dropout": dropout}
+    return [
+        trial("lora", {"r": 4, "lora_dropout": dropout}, ident="a", dropout=dropout, num_train_epochs=2),
+        trial("bitfit", ident="b", seed=1, dropout=dropout, num_train_epochs=2),
+        trial("head", ident="c", seed=2, dropout=dropout, num_train_epochs=2),
+        trial("lora", every, ident="d", seed=3, dropout=dropout, num_train_epochs=2),
+        trial("bitfit", {"terms": "query,output"}, ident="e", seed=4, dropout=dropout, per_device_train_batch_size=3),
+    ]  # fmt: skip
 
 
-@pytest.mark.parametrize("shared_bias", [True, False])
-@pytest.mark.parametrize("owned", OWNED)
-def test_output_and_gradients_are_those_of_the_plain_leaf(owned: str, shared_bias: bool) -> None:
-    mine, other = both(owned, torch.float32, shared_bias=shared_bias)
-    for a, b in zip(mine, other, strict=True):
-        assert a.dtype == b.dtype
-        # Sums of up to 57 products in another order.
-        assert_close(a, b, rtol=1e-5, atol=2e-5)
+TRIALS = mixed(0.1)
+PACKED = [f for f in CONFIGS if f not in ("mpnet", "deberta-v2")]
 
 
-@pytest.mark.parametrize("owned", OWNED)
-def test_in_bfloat16_both_round_the_same_values(owned: str) -> None:
-    """Each of the few roundings on the way is one of 2^-8; against float32, which the test above ties to the plain leaf."""
-    mine, plain = both(owned, torch.bfloat16)
-    for a, b in zip(mine, plain, strict=True):
-        assert a.dtype == b.dtype
-        assert float((a.float() - b.float()).norm()) <= 4 * 2**-8 * float(b.float().norm())
+def of(family: str, given: list[TrialInput] = TRIALS) -> list[TrialInput]:
+    """Those that the family can train: three have no biases."""
+    without = family in ("modernbert", "eurobert", "nomic_bert")
+    return [one for one in given if not without or one.method.name != "bitfit"]
 
 
-@pytest.mark.parametrize("owned", ["XXXXX", "b-l-m"])
-def test_a_trial_that_diverges_spoils_no_other(owned: str) -> None:
-    """Rows and gradients of the third trial are not finite: all that belongs to the others is bit-equal."""
-    rows = slice(BOUNDS[2], BOUNDS[3])
-    sound, _ = both(owned, torch.float32)
-    spoiled, _ = both(owned, torch.float32, spoiled=rows)
-    others = torch.ones(BOUNDS[-1], dtype=torch.bool)
-    others[rows] = False
-    for a, b in zip(
-        sound[:2], spoiled[:2], strict=True
-    ):  # the output, and the gradient of the input
-        assert torch.equal(a[others], b[others])
-        assert not bool(torch.isfinite(b[rows]).all())
-    # Biases come first, then A and B of each trial.
-    owners = [k for k, letter in enumerate(owned) if letter in "bxX"]
-    owners += [k for k, letter in enumerate(owned) if letter in "lmxX" for _ in "AB"]
-    for k, a, b in zip(owners, sound[2:], spoiled[2:], strict=True):
-        assert torch.equal(a, b) == (k != 2)
-
-
-def test_only_what_the_kernels_take_is_grouped() -> None:
-    rows, weight = torch.zeros(3, 24, dtype=torch.bfloat16), torch.zeros(16, 24)
-    assert not suits(rows, weight), "on a CPU the plain leaf is faster"
-
-
-# -- whole cohorts as a GPU trains them -----------------------------------------------------------
-
-STEPS = 8
-TRIALS = [
-    trial("lora", {"r": 4, "lora_dropout": 0.1}, ident="a", num_train_epochs=2, dropout=0.1),
-    trial("bitfit", ident="b", seed=1, num_train_epochs=2),
-    trial("head", ident="c", seed=2, num_train_epochs=2),
-    trial("lora", {"r": 2, "target_modules": "all-linear"}, ident="d", seed=3, num_train_epochs=2),
-]
-
-
-@pytest.fixture
-def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Grouped products and a GPU's dropout, by the CPU; the list tells how many rows each grouped product had."""
-    counted: list[int] = []
-
-    def widths(rows: Tensor, weight: Tensor) -> bool:
-        grouped = rows.dtype != torch.float64 and all(n % 8 == 0 for n in weight.shape)
-        counted.extend([len(rows)] if grouped else [])
-        return grouped
-
-    monkeypatch.setattr(layers, "suits", widths)
-    monkeypatch.setattr(passes, "noise_on", lambda _, keys: DeviceNoise(keys))
-    return counted
+def flat(values: dict[str, Tensor]) -> Tensor:
+    return torch.cat([values[name].reshape(-1) for name in sorted(values)])
 
 
 def ends(engine: Engine, given: list[TrialInput]) -> dict[str, Any]:
     return {ident: end.epochs[-1] for ident, end in train(engine, given).items()}
 
 
-@pytest.mark.parametrize("family", ["bert", "deberta-v2", "modernbert"])
-def test_a_gpus_dropout_keeps_trials_apart(family: str, as_on_a_gpu: list[int]) -> None:
-    """In float64, where nothing is grouped: each trial ends as it does alone."""
-    given = TRIALS[:1] if family == "deberta-v2" else TRIALS
-    given = [one for one in given if family != "modernbert" or one.method.name != "bitfit"]
-    model = tiny_model(family).double()
-    engine = Engine(model, dtype=torch.float64)
+@pytest.mark.parametrize("family", PACKED)
+def test_a_cohort_by_tables_ends_as_the_plain_one_does(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without dropout, whose bits are others. AdamW divides gradients by their size, also those that are little but rounding."""
+    given = of(family, mixed(0.0))
+    engine = plain_engine(family)
+    mine, plain = ends(quick_engine(monkeypatch, family), given), ends(engine, given)
+    for one in given:
+        start, ident = flat(engine.start(one).state()), one.spec.id
+        apart = float((flat(mine[ident]) - flat(plain[ident])).norm())
+        assert apart <= 1e-6 * float((flat(plain[ident]) - start).norm())
+
+
+@pytest.mark.parametrize("family", ["bert", "modernbert", "albert"])
+def test_company_changes_nothing(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With dropout: a trial's bits are its own, and rows that fill up the pass change nothing."""
+    engine = quick_engine(monkeypatch, family)
+    given = of(family)
     together = ends(engine, given)
-    assert not as_on_a_gpu
     for one in given:
         (alone,) = ends(engine, [one]).values()
         for name, value in alone.items():
             assert_close(together[one.spec.id][name], value, rtol=1e-9, atol=1e-12)
 
 
-def test_a_grouped_cohort_ends_as_the_plain_one_does(
-    as_on_a_gpu: list[int], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("spoiled", range(len(TRIALS)))
+def test_a_trial_that_diverges_spoils_no_other(
+    spoiled: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = Engine(tiny_model("bert"), dtype=torch.float32)
-    grouped = ends(engine, TRIALS)
-    assert as_on_a_gpu
-    monkeypatch.setattr(layers, "suits", lambda *_: False)
-    plain = ends(engine, TRIALS)
-    for one in TRIALS:
+    """Also the last one, which holds the rows that fill up the pass."""
+    engine = quick_engine(monkeypatch)
 
-        def flat(values: dict[str, Tensor]) -> Tensor:
-            return torch.cat([values[name].reshape(-1) for name in sorted(values)])
+    def gradients(bad: int | None) -> list[Tensor]:
+        trials = [Trial(one, engine.start(one)) for one in TRIALS]
+        if bad is not None:
+            for flat in trials[bad].owned.flats:
+                flat.fill_(torch.nan)
+        passed = run_pass(engine, micro_batches(engine, trials))
+        passed.add_gradients()
+        assert torch.isfinite(passed.losses).tolist() == [k != bad for k in range(len(trials))]
+        return [torch.cat(one.owned.grads) for one in trials]
 
-        start, end = flat(engine.start(one).state()), flat(plain[one.spec.id])
-        # All weights together: one whose gradient is nothing but rounding (a key's bias) moves in a direction of its own.
-        moved = float((end - start).norm())
-        assert float((flat(grouped[one.spec.id]) - end).norm()) <= 1e-2 * moved
+    sound = gradients(None)
+    for k, (a, b) in enumerate(zip(sound, gradients(spoiled), strict=True)):
+        assert torch.equal(a, b) == (k != spoiled)
+
+
+def test_only_a_gpu_takes_these_ways() -> None:
+    assert plain_engine().graphs is None
+
+
+# -- tables ---------------------------------------------------------------------------------------
+
+
+def test_tables_hold_what_each_trial_owns_and_give_gradients_back() -> None:
+    engine = plain_engine(dtype=torch.float32)
+    owned = [engine.start(one) for one in TRIALS]
+    rng = np.random.default_rng(0)
+    for one in owned:
+        for flat in one.flats:
+            flat.copy_(torch.from_numpy(rng.normal(size=len(flat))))
+    assert fits(owned, engine.sites)
+    backbone = engine.backbone
+    layout = lay_out(owned, engine.sites, backbone.bias_of, torch.device("cpu"))
+    tables = Tables(layout, owned, torch.float32)
+    expected = [[torch.zeros_like(flat) for flat in one.flats] for one in owned]
+    seen = 0
+    for site in engine.sites.part("encoder"):
+        found = tables.at(site.name)
+        if site.role == "pooler" or found is None:
+            assert site.role == "pooler" or site.kind == "embedding"
+            continue
+        pairs = [p for p in (found.bias, found.down, found.up) if p is not None]
+        for _, into in pairs:
+            into.copy_(torch.from_numpy(rng.normal(size=tuple(into.shape))))
+        for k, one in enumerate(owned):
+            slot = one.slots().get(site.name)
+            own = one.tensors.get(f"{site.name}.bias")
+            if found.bias is not None:
+                shared = backbone.bias_of(site.name)
+                assert torch.equal(found.bias[0][k], shared if own is None else own)
+                _expect(expected[k], one, f"{site.name}.bias", found.bias[1][k])
+            if found.down is None or found.up is None:
+                assert slot is None
+                continue
+            rank = 0 if slot is None else len(slot.down)
+            assert found.down[0].shape[1] % ALIGNED == 0
+            assert not found.down[0][k, rank:].any()
+            assert not found.up[0][k, rank:].any()
+            if slot is None:
+                continue
+            seen += 1
+            assert torch.equal(found.down[0][k, :rank], slot.down)
+            assert torch.equal(found.up[0][k, :rank], (slot.up * slot.scale).T)
+            _expect(expected[k], one, f"{site.name}.lora_A", found.down[1][k, :rank])
+            _expect(expected[k], one, f"{site.name}.lora_B", slot.scale * found.up[1][k, :rank].T)
+    assert seen
+    tables.add_gradients()
+    tables.add_gradients()  # gradients add up
+    for k, one in enumerate(owned):
+        for mine, other in zip(one.grads, expected[k], strict=True):
+            assert_close(mine, 2 * other)
+
+
+def _expect(into: list[Tensor], one: Any, name: str, value: Tensor) -> None:
+    if name in one.tensors:
+        at = one.places[name]
+        flat = torch.cat(into)
+        flat[at : at + value.numel()] = value.reshape(-1)
+        for part, new in zip(into, flat.split([len(p) for p in into]), strict=True):
+            part.copy_(new)
+
+
+def test_a_copy_of_a_weight_is_no_table() -> None:
+    engine = plain_engine()
+    assert not fits([engine.start(trial("full"))], engine.sites)
+
+
+def test_the_pooler_stays_with_the_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It computes in the head's dtype."""
+    engine = quick_engine(monkeypatch)
+    owned = [engine.start(TRIALS[3])]
+    active = engine.active(owned)
+    assert active.tables is not None
+    assert active.tables.at("bert.pooler.dense") is None
+    whole = active_of(owned).low_rank
+    assert set(active.low_rank) == {"bert.pooler.dense"} & set(whole)
+
+
+# -- layout ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("spare", [0, 5])
+def test_rows_lie_where_they_are_said_to(spare: int) -> None:
+    """The third trial has no sequence."""
+    offsets, trials = np.asarray([0, 3, 7, 8, 12]), np.asarray([0, 2, 3, 3, 4])
+    found = arrays(offsets, trials, [(1, 2), (3, 4), (5, 6), (7, 8)], spare)
+    on = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in found.items()}
+    where = laid(on, 4, {})
+    assert where.tokens.trial.tolist() == [0] * 7 + [1] + [3] * (4 + spare)
+    assert where.tokens.place.tolist() == [*range(7), 0, *range(4 + spare)]
+    assert where.tokens.ends.tolist() == [7, 8, 8, 12 + spare]
+    assert where.sequences.trial.tolist() == where.whose.tolist() == [0, 0, 1, 3]
+    assert where.sequences.place.tolist() == [0, 1, 0, 0]
+    assert where.first_tokens.tolist() == [0, 3, 7, 8]
+    assert where.before.tolist() == [0, 3, 0, 0]  # three rows of one word of 128 bits
+    assert len(set(where.keys.tolist())) == 4
+
+
+@pytest.mark.parametrize("count", [1, 64, 220, 1100, 6656, 36_000, 65_536])
+def test_few_rows_are_filled_up_in_vain(count: int) -> None:
+    step = step_of(count)
+    assert step & (step - 1) == 0
+    assert step <= max(64, 6 * count**0.5)
+
+
+def test_a_whole_pass_needs_no_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Going from trial to trial would cost a GPU what tables save."""
+    monkeypatch.setattr(layers, "cohort_linear", None)
+    monkeypatch.setattr(passes, "noise_on", None)
+    engine = quick_engine(monkeypatch, "roberta")
+    trials = [Trial(one, engine.start(one)) for one in TRIALS]
+    assert torch.isfinite(run_pass(engine, micro_batches(engine, trials)).losses).all()

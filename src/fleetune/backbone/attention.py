@@ -23,11 +23,10 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
-from fleetune.backbone.laid import site_words
-from fleetune.backbone.rows import Drawing
+from fleetune.backbone.laid import Asked, Drawing, site_words
 from fleetune.backbone.send import send
 from fleetune.backbone.stream import Bucket, Current, Stream
-from fleetune.backbone.varlen import Asked, attend
+from fleetune.backbone.varlen import attend
 
 NAME = "fleetune_packed"
 
@@ -53,7 +52,7 @@ def packed_attention(
     site: str = module.fleetune_site  # type: ignore[assignment]
     stream = current.require()
     # Not x[0], whose gradient would fill a tensor with zeros and copy into it.
-    rows = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))
+    q, k, v = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     call = stream.next_call(site)
     first_only = stream.first_tokens_only and bool(getattr(module, "fleetune_reads_first", False))
@@ -65,7 +64,7 @@ def packed_attention(
             levels = stream.laid.levels_of(noise.rates(dropout))
             drawing = Drawing(stream.laid.keys, levels, site_words(site, call))
         asked = Asked(stream.laid, scale, sliding_window, first_only, drawing)
-        return attend(*rows, asked).unsqueeze(0), None
+        return attend(q, k, v, asked).unsqueeze(0), None
     places = _places(stream, query.shape[1], first_only)
     masks = [
         _mask(stream, i, sliding_window, first_only, query) for i in range(len(stream.buckets))
@@ -80,7 +79,7 @@ def packed_attention(
         offsets, buckets = stream.trial_offsets, stream.buckets
         noise.attention(dropout, buckets, offsets, made, site, call, first_only=first_only)
         drops = [*made]
-    return _PackedAttention.apply(*rows, places, masks, drops, scale).unsqueeze(0), None  # type: ignore[no-any-return]
+    return _PackedAttention.apply(q, k, v, places, masks, drops, scale).unsqueeze(0), None  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,6 +49,16 @@ class Levels:
 
 
 @dataclass(frozen=True, slots=True)
+class Drawing:
+    """Which bits a dropout takes."""
+
+    keys: Tensor
+    """[K], int64."""
+    levels: Levels
+    site: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
 class Laid:
     """One pass on its device."""
 
@@ -93,6 +103,19 @@ class Laid:
         return self.levels[key]
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What attention is asked for (varlen.py)."""
+
+    laid: Laid
+    scale: float
+    window: int | None
+    """Tokens see each other where |i - j| <= window - 1; None: all of a sequence."""
+    first_only: bool
+    """Only the first token of each sequence asks; the other rows are zero."""
+    drawing: Drawing | None
+
+
 def arrays(
     offsets: NDArray[np.int64],
     trials: NDArray[np.int64],
@@ -124,7 +147,7 @@ def laid(on_device: Mapping[str, Tensor], longest: int, levels: dict[tuple[float
         for part in ("tokens", "sequences")
     }
     others = {n: on_device[n] for n in ("offsets", "whose", "before", "first_tokens", "keys")}
-    return Laid(**rows, **others, longest=longest, levels=levels)
+    return Laid(rows["tokens"], rows["sequences"], **others, longest=longest, levels=levels)
 
 
 def eighths(widths: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -9,25 +9,14 @@ Notation: K trials, N rows, W columns.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fleetune.backbone import send
-from fleetune.backbone.laid import Levels, Rows
+from fleetune.backbone.laid import Drawing, Rows
 from fleetune.backbone.philox import LOW, philox
-
-
-@dataclass(frozen=True, slots=True)
-class Drawing:
-    """Which bits a dropout takes."""
-
-    keys: Tensor
-    """[K], int64."""
-    levels: Levels
-    site: tuple[int, int]
 
 
 def dropped(x: Tensor, rows: Rows, drawing: Drawing) -> Tensor:

@@ -12,7 +12,6 @@ Notation: T rows of tokens, H heads, d width of a head.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -20,21 +19,8 @@ import torch
 from torch import Tensor
 
 from fleetune.backbone import send
-from fleetune.backbone.laid import Laid
-from fleetune.backbone.rows import Drawing, keeps
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """What does not change between forward and backward."""
-
-    laid: Laid
-    scale: float
-    window: int | None
-    """Tokens see each other where |i - j| <= window - 1; None: all of a sequence."""
-    first_only: bool
-    """Only the first token of each sequence asks; the other rows are zero."""
-    drawing: Drawing | None
+from fleetune.backbone.laid import Asked
+from fleetune.backbone.rows import keeps
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, asked: Asked) -> Tensor:
@@ -59,7 +45,8 @@ class _Attention(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         from fleetune.backbone.kernels import attention as kernels
 
-        return *kernels.attend_backward(*ctx.saved_tensors, _rows(grads[0]), ctx.asked), None
+        q, k, v, out, sums = ctx.saved_tensors
+        return *kernels.attend_backward(q, k, v, out, sums, _rows(grads[0]), ctx.asked), None
 
 
 def _rows(x: Tensor) -> Tensor:

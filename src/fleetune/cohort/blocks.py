@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from fleetune.backbone import send
-from fleetune.backbone.laid import Rows, site_words
-from fleetune.backbone.rows import Drawing, sums
+from fleetune.backbone.laid import Drawing, Rows, site_words
+from fleetune.backbone.rows import sums
 from fleetune.backbone.stream import Current
 from fleetune.cohort.layers import CohortDropout, CohortLayerNorm, CohortLinear
 from fleetune.cohort.tables import Stacked, Tables
@@ -54,7 +54,7 @@ def lend(model: nn.Module, current: Current) -> None:
     """Let the blocks of a model of a BERT's shape run as one kernel each where they can."""
     for module in model.modules():
         dense = getattr(module, "dense", None)
-        if not isinstance(dense, CohortLinear) or dense.bias is None:
+        if not isinstance(dense, CohortLinear) or getattr(dense, "bias", None) is None:
             continue
         dropout, norm = getattr(module, "dropout", None), getattr(module, "LayerNorm", None)
         if isinstance(dropout, CohortDropout) and isinstance(norm, CohortLayerNorm):

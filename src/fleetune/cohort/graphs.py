@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -58,7 +59,9 @@ class Graphs:
         self._backbone = backbone
         self._stacks = stacks
         self._seen: OrderedDict[tuple[object, ...], _Form] = OrderedDict()
-        self._pool: tuple[int, int] | None = None
+        self._pool: Any = None
+        self.captures = backbone.device.type == "cuda"
+        """Whether passes are captured and replayed; else all run kernel by kernel."""
 
     def takes(self, owned: Sequence[Owned]) -> bool:
         """Whether passes of these trials can be of a fixed form."""
@@ -77,7 +80,7 @@ class Graphs:
         self._seen.move_to_end(key)
         form.fill(given)
         known = any(other.ran and other.work.owned == work.owned for other in self._seen.values())
-        if not known or self._backbone.device.type != "cuda":
+        if not known or not self.captures:
             self._step(form)
             form.ran = True
         else:
@@ -131,8 +134,10 @@ class Graphs:
             allow_unused=True,
         )
         active.tables.add_gradients()
-        pairs = [(t.grad, g) for t, g in zip(trained, found, strict=True) if g is not None]
-        torch._foreach_add_([into for into, _ in pairs], [g for _, g in pairs])  # type: ignore[arg-type]
+        unused: list[Tensor | None] = list(found)
+        for tensor, gradient in zip(trained, unused, strict=True):
+            if gradient is not None and tensor.grad is not None:
+                tensor.grad.add_(gradient)
         form.losses = sums(losses, on["counts"]) / on["totals"]
 
     def _capture(self, form: _Form) -> None:

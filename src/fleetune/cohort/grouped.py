@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.nn.functional import grouped_mm, linear
 
 from fleetune.backbone import send
-from fleetune.backbone.laid import Rows
-from fleetune.backbone.rows import Drawing, add_bias, multiplied, sums
+from fleetune.backbone.laid import Drawing, Rows
+from fleetune.backbone.rows import add_bias, multiplied, sums
 from fleetune.cohort.tables import Stacked
 
 
@@ -87,8 +87,8 @@ class _GroupedLinear(torch.autograd.Function):
         owned, rows = plan.owned, plan.rows
         weight, *saved = ctx.saved_tensors
         to_input: Tensor | None = grad @ weight if ctx.needs_input_grad[0] else None
-        if x_and_narrow := saved if send.by_kernels(grad) else None:
-            _by_kernels(grad, to_input, *x_and_narrow, plan)
+        if saved and send.by_kernels(grad):
+            _by_kernels(grad, to_input, saved[0], saved[1], plan)
             return to_input, None, None, None, None
         if owned.down and owned.up:
             x, narrow = saved

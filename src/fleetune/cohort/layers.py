@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
-from fleetune.backbone.laid import Rows, site_words
+from fleetune.backbone.laid import Drawing, Rows, site_words
 from fleetune.backbone.noise import Blocks
-from fleetune.backbone.rows import Drawing, dropped, multiplied
+from fleetune.backbone.rows import dropped, multiplied
 from fleetune.backbone.stream import Current, Stream
 from fleetune.cohort.grouped import grouped_bias, grouped_linear
 from fleetune.cohort.linear import LowRankSlot, cohort_linear

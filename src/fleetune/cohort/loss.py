@@ -62,8 +62,8 @@ def sequence_losses(
     found: list[Tensor] = []
     order: list[int] = []
     for kind, members in kinds.items():
-        mine = (torch.cat([of[k] for k in members]) for of in (parts, answers))
-        found.append(_each(*mine, *kind))
+        own, right = (torch.cat([of[k] for k in members]) for of in (parts, answers))
+        found.append(_each(own, right, *kind))
         order += members
     laid = torch.cat(found).split([counts[k] for k in order])
     return torch.cat([laid[order.index(k)] for k in range(len(given))])

@@ -3,8 +3,8 @@
 A trial owns hundreds of small tensors, and on a GPU each call costs more than the work on one of them. So a pass gathers
 all that its trials own into one buffer in the compute dtype, in which every leaf has its biases as [K, E] and its
 low-rank factors as [K, R, D] and [K, R, E], ranks filled up with zeros; a few operations, however many trials and leaves
-there are. What backward finds is added up in a buffer of the same places in float32, and goes back to the trials' own
-gradients in as few.
+there are. What backward finds is added up in a buffer of the same places in the trials' dtype, and goes back to the trials'
+own gradients in as few.
 
 Notation: K trials, D input width and E output width of a leaf, R the largest rank at it, filled up to a multiple of 8.
 Not covered: trials that own a copy of a weight, or a bias at a leaf that is neither linear nor a layer norm (`fits`).
@@ -69,7 +69,7 @@ class Layout:
     """For each number of the trials' flat tensors its place in the buffer, the last for what is not there, int32."""
     back_factor: Tensor
     shared: Tensor
-    """The backbone's biases and a zero, float32."""
+    """The backbone's biases and a zero, in the dtype of what trials own."""
     biases: dict[str, _Place]
     factors: dict[str, tuple[_Place, _Place]]
     dropout: dict[str, tuple[float, ...]]
@@ -112,6 +112,7 @@ class _Builder:
             {f.site: f for f in one.low_rank} for one in owned
         ]
         self.ranked = [s for s in encoder.values() if any(s.name in own for own in self.low_rank)]
+        self.wide = owned[0].flats[0].dtype
         self.shared: list[Tensor] = []
         self.n_shared = 0
         self.index: list[NDArray[np.int32]] = []
@@ -141,7 +142,7 @@ class _Builder:
         back_factor[index[mine]] = factor[mine]
         return Layout(
             *(send(found, device) for found in (index, factor, back, back_factor)),
-            shared=torch.cat([*self.shared, torch.zeros(1, device=device)]),
+            shared=torch.cat([*self.shared, torch.zeros(1, dtype=self.wide, device=device)]),
             biases=biases,
             factors=factors,
             dropout=dropout,
@@ -153,7 +154,7 @@ class _Builder:
         rest = np.full(width, -1)
         if shared is not None:
             rest = int(self.bases[-1]) + self.n_shared + np.arange(width)
-            self.shared.append(shared.detach().float())
+            self.shared.append(shared.detach().to(self.wide))
             self.n_shared += width
         own = [self._numbers(k, name) for k in range(len(self.owned))]
         return self._put(np.stack([rest if numbers is None else numbers for numbers in own]))
@@ -209,10 +210,13 @@ class Tables:
             return None
         down, up = factors or (None, None)
         dropout = self.layout.dropout.get(leaf, ())
-        pairs = (None if place is None else self._pair(place) for place in (bias, down, up))
-        return Stacked(*pairs, dropout if any(dropout) else ())
+        return Stacked(
+            self._pair(bias), self._pair(down), self._pair(up), dropout if any(dropout) else ()
+        )
 
-    def _pair(self, place: _Place) -> tuple[Tensor, Tensor]:
+    def _pair(self, place: _Place | None) -> tuple[Tensor, Tensor] | None:
+        if place is None:
+            return None
         if self._gradients is None:
             # One more for what is not in the tables.
             self._gradients = self.layout.shared.new_zeros(len(self._values) + 1)

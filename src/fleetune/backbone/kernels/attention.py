@@ -6,7 +6,7 @@ Source: Dao 2023, "FlashAttention-2" (arXiv:2307.08691). Every sum has one order
 
 # pyright: reportMissingImports=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUntypedFunctionDecorator=false, reportUnknownParameterType=false, reportUnknownArgumentType=false
-# pyright: reportMissingParameterType=false, reportIndexIssue=false
+# pyright: reportMissingParameterType=false, reportIndexIssue=false, reportPossiblyUnboundVariable=false
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from fleetune.backbone.philox import ROUNDS
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from fleetune.backbone.varlen import Asked
+    from fleetune.backbone.laid import Asked
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, asked: Asked) -> tuple[Tensor, Tensor]:

@@ -24,8 +24,7 @@ from fleetune.backbone.philox import ROUNDS
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from fleetune.backbone.laid import Rows
-    from fleetune.backbone.rows import Drawing
+    from fleetune.backbone.laid import Drawing, Rows
 
 _ROWS = 64
 _COLUMNS = 128

@@ -1,0 +1,42 @@
+"""A processor that works as a GPU does: tables, passes laid out ahead, and the references of the kernels.
+
+Products by groups are loops here, which know float64; nothing is captured.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import Tensor
+
+from fleetune.cohort import grouped
+from fleetune.cohort import open as open_backbone
+from fleetune.cohort.engine import Engine
+from tests.tiny import tiny_model
+
+
+def product(a: Tensor, b: Tensor, *, offs: Tensor) -> Tensor:
+    """torch.nn.functional.grouped_mm, group by group."""
+    parts = list(pairwise([0, *offs.tolist()]))
+    if b.dim() == 3:
+        return torch.cat([a[low:high] @ b[k] for k, (low, high) in enumerate(parts)])
+    return torch.stack([a[:, low:high] @ b[low:high] for low, high in parts])
+
+
+def quick_engine(
+    patch: pytest.MonkeyPatch, family: str = "bert", dtype: torch.dtype = torch.float64
+) -> Engine:
+    """An engine that takes a GPU's ways."""
+    with pytest.MonkeyPatch.context() as here:
+        here.setattr(open_backbone, "suits", lambda *_: True)
+        engine = Engine(tiny_model(family).to(dtype), dtype=dtype)
+    engine.lanes.count = 1  # a GPU runs one pass after the other
+    patch.setattr(grouped, "grouped_mm", product)
+    assert engine.graphs is not None
+    return engine
+
+
+def plain_engine(family: str = "bert", dtype: torch.dtype = torch.float64) -> Engine:
+    return Engine(tiny_model(family).to(dtype), dtype=dtype)
