@@ -1,8 +1,7 @@
-"""What a study of 1,000 trials costs: on two cores by the rates that were measured, on one H100 by assumption.
+"""What a study of 1,000 trials costs, by the rates that were measured on two cores and on one H100.
 
-Measured: bench/results/two-cores.json (examples a second of a cohort and of the loop). Assumed, since no GPU was there: a
-matrix rate of 600 TFLOP/s (the card's data sheet says 989 for dense bfloat16), of which a cohort reaches the target of
-DESIGN.md, 40 %, and the loop a fiftieth of the cohort. Operations: 4 * tokens * parameters of the frozen matrices, as bench.rate.
+From bench/results/two-cores.json and bench/results/h100.json: examples a second of a cohort and of the loop. What was not
+measured has a dash.
 
     python -m bench.costs
 """
@@ -10,42 +9,42 @@ DESIGN.md, 40 %, and the loop a fiftieth of the cohort. Operations: 4 * tokens *
 from __future__ import annotations
 
 import sys
+from statistics import median
+from typing import Any
 
-from bench.rate import frozen_operations
 from bench.store import read
 from bench.tables import RESULTS, plain
 
 TRIALS = 1000
 # Epochs of the original, and a usual number for the larger task; rows that holdout leaves of train.
 WORK = {"rte": (25, 2_241), "sst2": (3, 66_003)}
-COHORT = {"rte": 8, "sst2": 32}
-ROBERTA_BASE = [(768, 768)] * 48 + [(768, 3072), (3072, 768)] * 12
-H100_RATE, H100_SHARE, H100_RATIO = 600e12, 0.40, 50
-HEAD = ["machine", "backbone", "task", "side", "examples/s", "1,000 trials", "known from"]
+# Results, what they call the machine and the backbone, and the size of the cohort on each task.
+MACHINES = (
+    ("two-cores", "two cores", "minilm", {"rte": 8, "sst2": 32}),
+    ("h100", "one H100", "roberta-base", {"rte": 32, "sst2": 32}),
+)
+HEAD = ["machine", "backbone", "task", "side", "examples/s", "1,000 trials"]
 
 
 def rows() -> list[list[str]]:
     """The table."""
-    told = read(RESULTS / "two-cores.json")
-    assert told is not None, "run the benchmark first"
     found: list[list[str]] = []
-    for task in WORK:
-        (row,) = [
-            r
-            for r in told["summary"]
-            if r["group"] == f"minilm/{task}/mixed" and r["trials"] == COHORT[task]
-        ]
-        own = row["examples_per_second"]["median"]
-        loop = row["peers"]["trainer"]["examples_per_second"]["median"]
-        for side, rate in ((f"cohort of {COHORT[task]}", own), ("loop", loop)):
-            found.append(["two cores", "minilm", task, side, f"{rate:.0f}", _time(task, rate), "measured"])  # fmt: skip
-    for task in WORK:
-        cell = next(c for k, c in told["cells"].items() if f"/{task}/" in k and "examples" in c)
-        each = frozen_operations(1, ROBERTA_BASE) * cell["tokens"] / cell["examples"]
-        own = H100_RATE * H100_SHARE / each
-        for side, rate in (("cohort of 32", own), ("loop", own / H100_RATIO)):
-            found.append(["one H100", "roberta-base", task, side, f"{rate:,.0f}", _time(task, rate), "assumed"])  # fmt: skip
+    for name, machine, backbone, sizes in MACHINES:
+        told = read(RESULTS / f"{name}.json")
+        assert told is not None, f"{name}.json: run the benchmark first"
+        for task, size in sizes.items():
+            sides = {f"cohort of {size}": f"/fleetune/K{size}/", "loop": "/trainer/"}
+            for side, part in sides.items():
+                rate = _rate(told, f"{backbone}/{task}/mixed{part}")
+                shown = ["-", "-"] if rate is None else [f"{rate:,.0f}", _time(task, rate)]
+                found.append([machine, backbone, task, side, *shown])
     return found
+
+
+def _rate(told: dict[str, Any], part: str) -> float | None:
+    """Examples a second, the median over the repeats; None where it was not measured."""
+    cells = [c for key, c in told["cells"].items() if part in key and "failed" not in c]
+    return median(c["examples"] / c["seconds"] for c in cells) if cells else None
 
 
 def _time(task: str, rate: float) -> str:
