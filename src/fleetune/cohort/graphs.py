@@ -71,9 +71,11 @@ class Graphs:
         """Forward and backward: adds each trial's gradient to its own, and returns each trial's share of its loss, [K]."""
         given = self._arrays(work)
         shapes = ((name, len(values), values.dtype.str) for name, values in given.items())
-        key = (*(id(one) for one in work.owned), work.longest, *shapes)
+        # Who has how many sequences decides slices that a graph holds; where their tokens end does not.
+        key = (*(id(one) for one in work.owned), work.targets.counts, work.longest, *shapes)
         form = self._seen.get(key)
         if form is None:
+            self._forget_past(work)
             form = self._seen[key] = _Form(given, work, self._backbone.device)
             if len(self._seen) > _MOST:
                 self._seen.popitem(last=False)
@@ -91,6 +93,13 @@ class Graphs:
         assert form.losses is not None
         # The next pass of this form writes there.
         return form.losses.clone()
+
+    def _forget_past(self, work: Work) -> None:
+        """A trial is in one company at a time: what it shared with others before will not come again."""
+        mine = {id(one) for one in work.owned}
+        for key, form in list(self._seen.items()):
+            if form.work.owned != work.owned and any(id(one) in mine for one in form.work.owned):
+                del self._seen[key]
 
     def _arrays(self, work: Work) -> Arrays:
         """All that differs from pass to pass, by name."""

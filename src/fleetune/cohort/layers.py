@@ -85,8 +85,8 @@ class CohortLinear(Leaf):
             y = functional.linear(rows, self.weight, self.bias)
             return y.view(*x.shape[:-1], self.out_features)
         bounds = stream.bounds(rows.shape[0])
-        if weights is not None and biases is not None and (n := _even(bounds)) is not None:
-            y = _each_its_own(rows.view(-1, n, self.in_features), weights, biases)
+        if stream.laid is not None and weights is not None and biases is not None:
+            y = _each_its_own(rows, bounds, weights, biases)
             if y is not None:
                 return y.view(*x.shape[:-1], self.out_features)
         masks = self._dropout(low_rank, stream, rows, bounds)
@@ -282,21 +282,21 @@ def by_slices(rows: Tensor, bounds: Sequence[int], run: Callable[[Tensor, int], 
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def _even(bounds: Sequence[int]) -> int | None:
-    """How many rows each trial has, where all have as many, and there are several trials."""
-    counts = set(np.diff(bounds).tolist())
-    return counts.pop() if len(counts) == 1 and len(bounds) > 2 else None
-
-
 def _each_its_own(
-    x: Tensor, weights: Sequence[Tensor | None], biases: Sequence[Tensor | None]
+    rows: Tensor,
+    bounds: Sequence[int],
+    weights: Sequence[Tensor | None],
+    biases: Sequence[Tensor | None],
 ) -> Tensor | None:
-    """Rows [K, n, D] through each trial's own weight and bias, in one product on a GPU; None where some have none."""
-    own = [w.to(x.dtype) for w in weights if w is not None]
-    shifts = [b.to(x.dtype) for b in biases if b is not None]
-    if not x.is_cuda or len(own) < len(x) or len(shifts) < len(x):
+    """Rows [N, D] through each trial's own weight and bias, in one product; None where some have none, or other numbers of
+    rows."""
+    counts = set(np.diff(bounds).tolist())
+    own = [w.to(rows.dtype) for w in weights if w is not None]
+    shifts = [b.to(rows.dtype) for b in biases if b is not None]
+    if len(counts) > 1 or len(own) < len(weights) or len(shifts) < len(biases):
         return None
-    return torch.baddbmm(torch.stack(shifts)[:, None], x, torch.stack(own).transpose(1, 2))
+    parts = rows.view(len(own), -1, rows.shape[1])
+    return torch.baddbmm(torch.stack(shifts)[:, None], parts, torch.stack(own).transpose(1, 2))
 
 
 def _or(owned: Tensor | None, shared: Tensor | None) -> Any:

@@ -211,10 +211,10 @@ def run_pass(engine: Engine, parts: Sequence[Part]) -> Passed:
     # A sequence's loss reaches its own trial's parameters only, so one backward gives every trial its own gradient.
     weights = on["weights"].to(losses.dtype)
     gradients: tuple[tuple[Tensor, Tensor], ...] = ()
-    if whole and active.tables is None:
+    if whole and graphs is None:
         losses.backward(weights)
     else:
-        # Another lane may hold the rest of the same trial, so nothing is added to its gradients here.
+        # Another lane may hold the rest of the same trial, and a pass on a GPU cannot be undone: nothing is added here.
         trained = [
             t for own in {t.id: t.owned for t in trials}.values() for t in own.tensors.values()
         ]
