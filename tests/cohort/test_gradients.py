@@ -20,7 +20,7 @@ from torch.autograd import gradcheck
 
 import fleetune
 from fleetune.backbone import rows as backbone_rows
-from fleetune.backbone.laid import Drawing, Rows, arrays, laid
+from fleetune.backbone.laid import Drawing, LaidRows, arrays, laid
 from fleetune.backbone.noise import Noise, NoiseKey
 from fleetune.cohort import grouped
 from fleetune.cohort.layers import _add_biases
@@ -88,7 +88,7 @@ class ByTables(torch.autograd.Function):
         return None, to_x, *into
 
 
-def rows_of(bounds: list[int]) -> tuple[Rows, Drawing]:
+def rows_of(bounds: list[int]) -> tuple[LaidRows, Drawing]:
     """Rows of three trials, the first of which drops half of its numbers."""
     offsets = np.asarray(bounds)
     found = arrays(offsets, np.asarray([0, 1, 2, 3]), [(3, 0), (4, 0), (5, 0)])

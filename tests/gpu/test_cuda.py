@@ -14,7 +14,7 @@ from torch.nn import functional
 from torch.testing import assert_close
 
 from fleetune.backbone import philox
-from fleetune.backbone.laid import Asked, Drawing, Laid, Rows, arrays, laid, site_words
+from fleetune.backbone.laid import Asked, Drawing, Laid, LaidRows, arrays, laid, site_words
 from fleetune.backbone.philox import Drawn, Streams, multiply
 from fleetune.backbone.rows import add_bias, dropped, multipliers, sums
 from fleetune.backbone.varlen import attend, reference
@@ -166,7 +166,7 @@ def test_attention_is_the_loops(
     assert all(torch.equal(a, b) for a, b in zip(found, again, strict=True))
 
 
-def by_trial(table: Tensor, rows: Rows) -> Tensor:
+def by_trial(table: Tensor, rows: LaidRows) -> Tensor:
     """Each row's row of a table, in float32."""
     return table.float()[
         rows.trial.long() if len(table) > 1 else torch.zeros_like(rows.trial).long()

@@ -27,7 +27,7 @@ Arrays = dict[str, NDArray[np.generic]]
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
+class LaidRows:
     """Rows of activations of all trials, end to end."""
 
     trial: Tensor
@@ -62,8 +62,8 @@ class Drawing:
 class Laid:
     """One pass on its device."""
 
-    tokens: Rows
-    sequences: Rows
+    tokens: LaidRows
+    sequences: LaidRows
     offsets: Tensor
     """Where each sequence's tokens start, and their end, [B + 1], int32."""
     whose: Tensor
@@ -85,7 +85,7 @@ class Laid:
         typical = len(self.tokens.trial) / max(len(self.whose), 1)
         return 16 if typical <= 16 else 32 if typical <= 32 else 64
 
-    def rows(self, count: int) -> Rows:
+    def rows(self, count: int) -> LaidRows:
         """Whose so many rows are."""
         # Token rows first, as in Stream.bounds.
         return self.tokens if count == len(self.tokens.trial) else self.sequences
@@ -143,7 +143,7 @@ def arrays(
 def laid(on_device: Mapping[str, Tensor], longest: int, levels: dict[tuple[float, ...], Levels]) -> Laid:  # fmt: skip
     """The pass whose arrays these are."""
     rows = {
-        part: Rows(*(on_device[f"{part}.{name}"] for name in ("trial", "place", "ends")))
+        part: LaidRows(*(on_device[f"{part}.{name}"] for name in ("trial", "place", "ends")))
         for part in ("tokens", "sequences")
     }
     others = {n: on_device[n] for n in ("offsets", "whose", "before", "first_tokens", "keys")}

@@ -15,18 +15,18 @@ import torch
 from torch import Tensor
 
 from fleetune.backbone import send
-from fleetune.backbone.laid import Drawing, Rows
+from fleetune.backbone.laid import Drawing, LaidRows
 from fleetune.backbone.philox import LOW, philox
 
 
-def dropped(x: Tensor, rows: Rows, drawing: Drawing) -> Tensor:
+def dropped(x: Tensor, rows: LaidRows, drawing: Drawing) -> Tensor:
     """Dropout of rows [N, W], each trial's at its own rate, with a gradient."""
     return _Dropped.apply(x, rows, drawing)  # type: ignore[no-any-return]
 
 
 class _Dropped(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, rows: Rows, drawing: Drawing) -> Tensor:
+    def forward(ctx: Any, x: Tensor, rows: LaidRows, drawing: Drawing) -> Tensor:
         ctx.rows, ctx.drawing = rows, drawing
         return multiplied(x, rows, drawing)
 
@@ -35,7 +35,7 @@ class _Dropped(torch.autograd.Function):
         return multiplied(grads[0], ctx.rows, ctx.drawing), None, None
 
 
-def multiplied(x: Tensor, rows: Rows, drawing: Drawing) -> Tensor:
+def multiplied(x: Tensor, rows: LaidRows, drawing: Drawing) -> Tensor:
     """x times 0 where a number is dropped, the scale elsewhere; [N, W], no gradient."""
     if send.by_kernels(x) and x.shape[1] % 8 == 0:
         from fleetune.backbone.kernels import rows as kernels
@@ -44,7 +44,7 @@ def multiplied(x: Tensor, rows: Rows, drawing: Drawing) -> Tensor:
     return x * multipliers(x, rows, drawing)
 
 
-def multipliers(x: Tensor, rows: Rows, drawing: Drawing) -> Tensor:
+def multipliers(x: Tensor, rows: LaidRows, drawing: Drawing) -> Tensor:
     """The reference: what `multiplied` multiplies with, in the dtype of x."""
     width = x.shape[1]
     blocks = -(-width // 8)
@@ -64,7 +64,7 @@ def keeps(counters: Tensor, trials: Tensor, drawing: Drawing) -> Tensor:
     return torch.stack([half >= limits for half in halves], dim=-1)
 
 
-def add_bias(y: Tensor, table: Tensor, rows: Rows) -> None:
+def add_bias(y: Tensor, table: Tensor, rows: LaidRows) -> None:
     """Add to each row of y [N, W] its trial's row of a table [K, W], in place, rounding once."""
     if send.by_kernels(y):
         from fleetune.backbone.kernels import rows as kernels
@@ -73,7 +73,7 @@ def add_bias(y: Tensor, table: Tensor, rows: Rows) -> None:
     y += table.index_select(0, rows.trial.long())
 
 
-def sums(values: Tensor, rows: Rows) -> Tensor:
+def sums(values: Tensor, rows: LaidRows) -> Tensor:
     """Of rows [N, W] the sum of each trial's, [K, W], in float32 (float64 of float64); always in one order."""
     if send.by_kernels(values):
         from fleetune.backbone.kernels import rows as kernels

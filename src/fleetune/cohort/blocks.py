@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from fleetune.backbone import send
-from fleetune.backbone.laid import Drawing, Rows, site_words
+from fleetune.backbone.laid import Drawing, LaidRows, site_words
 from fleetune.backbone.rows import sums
 from fleetune.backbone.stream import Current
 from fleetune.cohort.layers import CohortDropout, CohortLayerNorm, CohortLinear
@@ -34,7 +34,7 @@ class _Bias:
     table: Tensor
     into: Tensor | None
 
-    def add(self, grad: Tensor, rows: Rows) -> None:
+    def add(self, grad: Tensor, rows: LaidRows) -> None:
         """Add the sum of each trial's rows."""
         if self.into is not None:
             self.into.add_(sums(grad, rows))
@@ -43,7 +43,7 @@ class _Bias:
 @dataclass(frozen=True, slots=True)
 class _Plan:
     bias: _Bias
-    rows: Rows
+    rows: LaidRows
     shift: _Bias | None = None
     weight: Tensor | None = None
     eps: float = 0.0

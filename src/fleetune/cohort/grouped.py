@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import grouped_mm, linear
 
 from fleetune.backbone import send
-from fleetune.backbone.laid import Drawing, Rows
+from fleetune.backbone.laid import Drawing, LaidRows
 from fleetune.backbone.rows import add_bias, multiplied, sums
 from fleetune.cohort.tables import Stacked
 
@@ -29,7 +29,7 @@ class _Plan:
     """What does not change between forward and backward."""
 
     owned: Stacked
-    rows: Rows
+    rows: LaidRows
     drawing: Drawing | None
 
 
@@ -38,7 +38,7 @@ def grouped_linear(
     weight: Tensor,
     bias: Tensor | None,
     owned: Stacked,
-    rows: Rows,
+    rows: LaidRows,
     drawing: Drawing | None,
     asks: Tensor,
 ) -> Tensor:
@@ -124,14 +124,14 @@ def _by_kernels(
         owned.bias[1].add_(summed)
 
 
-def grouped_bias(x: Tensor, owned: Stacked, rows: Rows, asks: Tensor) -> Tensor:
+def grouped_bias(x: Tensor, owned: Stacked, rows: LaidRows, asks: Tensor) -> Tensor:
     """Add to each row of x [N, E], in place, its trial's bias."""
     return _GroupedBias.apply(x, owned, rows, asks)  # type: ignore[no-any-return]
 
 
 class _GroupedBias(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, owned: Stacked, rows: Rows, _asks: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, owned: Stacked, rows: LaidRows, _asks: Tensor) -> Tensor:
         assert owned.bias is not None
         ctx.owned, ctx.rows = owned, rows
         ctx.mark_dirty(x)

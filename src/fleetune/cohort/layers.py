@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
-from fleetune.backbone.laid import Drawing, Rows, site_words
+from fleetune.backbone.laid import Drawing, LaidRows, site_words
 from fleetune.backbone.noise import Blocks
 from fleetune.backbone.rows import dropped, multiplied
 from fleetune.backbone.stream import Current, Stream
@@ -116,7 +116,9 @@ class CohortLinear(Leaf):
         without = replace(stacked, bias=None)
         return grouped_linear(rows, self.weight, None, without, whose, drawing, active.tables.asks)
 
-    def _where(self, stacked: Stacked, stream: Stream, rows: Tensor) -> tuple[Rows, Drawing | None]:
+    def _where(
+        self, stacked: Stacked, stream: Stream, rows: Tensor
+    ) -> tuple[LaidRows, Drawing | None]:
         """Whose each row is, and the dropout of the low-rank updates' input; None where nobody drops any."""
         laid = stream.laid
         assert laid is not None

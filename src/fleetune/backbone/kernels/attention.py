@@ -16,6 +16,7 @@ import torch
 import triton
 import triton.language as tl
 
+from fleetune.backbone.kernels import draw
 from fleetune.backbone.kernels.draw import drawn
 from fleetune.backbone.philox import ROUNDS
 
@@ -68,11 +69,7 @@ def _common(asked: Asked, q: Tensor) -> tuple[list[Any], dict[str, Any]]:
     laid, drawing = asked.laid, asked.drawing
     heads, width = q.shape[1:]
     block = laid.block
-    if drawing is None:
-        draws = [laid.keys, laid.keys, laid.keys, 0, 0]  # not read
-    else:
-        levels = drawing.levels
-        draws = [drawing.keys, levels.thresholds, levels.scales, *drawing.site]
+    draws, drops = draw.asked(drawing, laid.tokens)
     common = [laid.offsets, laid.whose, laid.before, *draws, asked.scale]
     sizes = {
         "heads": heads,
@@ -82,7 +79,7 @@ def _common(asked: Asked, q: Tensor) -> tuple[list[Any], dict[str, Any]]:
         "n": block,
         "window": asked.window or 0,
         "first": asked.first_only,
-        "drops": drawing is not None,
+        "drops": drops,
         "rounds": ROUNDS,
         "num_warps": 4 if block > 32 else 2,
     }

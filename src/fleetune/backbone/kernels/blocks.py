@@ -12,19 +12,19 @@ Notation: N rows, W columns, K trials. A table has a row for each trial, or one 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 import triton
 import triton.language as tl
 
-from fleetune.backbone.kernels.draw import drawn
+from fleetune.backbone.kernels.draw import asked, drawn
 from fleetune.backbone.philox import ROUNDS
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from fleetune.backbone.laid import Drawing, Rows
+    from fleetune.backbone.laid import Drawing, LaidRows
 
 _ROWS = 8
 _COLUMNS = 512
@@ -35,15 +35,8 @@ def _step(table: Tensor) -> int:
     return table.shape[1] if len(table) > 1 else 0
 
 
-def _dropout(drawing: Drawing | None, rows: Rows) -> tuple[list[Any], bool]:
-    if drawing is None:
-        return [rows.trial, rows.trial, rows.trial, 0, 0], False  # not read
-    levels = drawing.levels
-    return [drawing.keys, levels.thresholds, levels.scales, *drawing.site], True
-
-
 def residual_norm(
-    y: Tensor, residual: Tensor, bias: Tensor, weight: Tensor, shift: Tensor, eps: float, rows: Rows,
+    y: Tensor, residual: Tensor, bias: Tensor, weight: Tensor, shift: Tensor, eps: float, rows: LaidRows,
     drawing: Drawing | None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """The result, what was normalised, [N, W], and each row's mean and inverse deviation, [N, 2], in float32.
@@ -53,7 +46,7 @@ def residual_norm(
     count, width = y.shape
     out, summed = torch.empty_like(y), torch.empty_like(y)
     moments = torch.empty(count, 2, dtype=torch.float32, device=y.device)
-    draws, drops = _dropout(drawing, rows)
+    draws, drops = asked(drawing, rows)
     _residual_norm[(count,)](
         y, residual, out, summed, moments, bias, _step(bias), weight, shift, _step(shift),
         rows.trial, rows.place, *draws, width, eps, max(8, triton.next_power_of_2(width)), drops, ROUNDS,
@@ -62,13 +55,13 @@ def residual_norm(
 
 
 def residual_norm_backward(
-    grad: Tensor, summed: Tensor, moments: Tensor, weight: Tensor, rows: Rows, drawing: Drawing | None
+    grad: Tensor, summed: Tensor, moments: Tensor, weight: Tensor, rows: LaidRows, drawing: Drawing | None
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Gradients of y and of the residual."""
     count, width = grad.shape
     to_residual = torch.empty_like(grad)
     to_y = to_residual if drawing is None else torch.empty_like(grad)
-    draws, drops = _dropout(drawing, rows)
+    draws, drops = asked(drawing, rows)
     _residual_norm_backward[(count,)](
         grad, summed, moments, weight, to_residual, to_y, rows.trial, rows.place, *draws, width,
         max(8, triton.next_power_of_2(width)), drops, ROUNDS,
@@ -148,14 +141,14 @@ def _residual_norm_backward(
         tl.store(to_y + at, found.to(to_y.dtype.element_ty), mask=inside)
 
 
-def gelu(y: Tensor, bias: Tensor, rows: Rows) -> Tensor:
+def gelu(y: Tensor, bias: Tensor, rows: LaidRows) -> Tensor:
     """GELU of y + bias, [N, W]; y is contiguous, bias a table."""
     out = torch.empty_like(y)
     _gelu[_grid(y)](y, out, y, bias, _step(bias), rows.trial, *y.shape, _ROWS, _COLUMNS, False)
     return out
 
 
-def gelu_backward(grad: Tensor, y: Tensor, bias: Tensor, rows: Rows) -> Tensor:
+def gelu_backward(grad: Tensor, y: Tensor, bias: Tensor, rows: LaidRows) -> Tensor:
     """The gradient of y."""
     out = torch.empty_like(y)
     _gelu[_grid(y)](y, out, grad, bias, _step(bias), rows.trial, *y.shape, _ROWS, _COLUMNS, True)

@@ -6,8 +6,21 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import triton
 import triton.language as tl
+
+if TYPE_CHECKING:
+    from fleetune.backbone.laid import Drawing, LaidRows
+
+
+def asked(drawing: Drawing | None, rows: LaidRows) -> tuple[list[Any], bool]:
+    """What a kernel takes of a dropout (keys, thresholds, scales, site), and whether there is one."""
+    if drawing is None:
+        return [rows.trial, rows.trial, rows.trial, 0, 0], False  # not read
+    levels = drawing.levels
+    return [drawing.keys, levels.thresholds, levels.scales, *drawing.site], True
 
 
 @triton.jit

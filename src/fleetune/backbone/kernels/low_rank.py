@@ -12,19 +12,19 @@ Notation: N rows, D input width, E output width, K trials, R the largest rank, P
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 import triton
 import triton.language as tl
 
-from fleetune.backbone.kernels.draw import drawn
+from fleetune.backbone.kernels.draw import asked, drawn
 from fleetune.backbone.philox import ROUNDS
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from fleetune.backbone.laid import Drawing, Rows
+    from fleetune.backbone.laid import Drawing, LaidRows
 
 _ROWS = 64
 _COLUMNS = 128
@@ -38,15 +38,8 @@ def _power(rank: int) -> int:
     return max(16, triton.next_power_of_2(rank))
 
 
-def _dropout(drawing: Drawing | None, rows: Rows) -> tuple[list[Any], bool]:
-    if drawing is None:
-        return [rows.trial, rows.trial, rows.trial, 0, 0], False  # not read
-    levels = drawing.levels
-    return [drawing.keys, levels.thresholds, levels.scales, *drawing.site], True
-
-
 def add_update(
-    y: Tensor, x: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, rows: Rows, drawing: Drawing | None
+    y: Tensor, x: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, rows: LaidRows, drawing: Drawing | None
 ) -> Tensor:  # fmt: skip
     """Add bias and update to y [N, E] in place; returns the narrow rows dropout(x) A^T, [N, R].
 
@@ -54,7 +47,7 @@ def add_update(
     """
     count, rank = len(x), down.shape[1]
     narrow = torch.empty(count, rank, dtype=x.dtype, device=x.device)
-    draws, drops = _dropout(drawing, rows)
+    draws, drops = asked(drawing, rows)
     _add_update[(triton.cdiv(count, _ROWS),)](
         y, x, y if bias is None else bias, down, up, narrow, rows.trial, rows.place, *draws,
         count, x.shape[1], y.shape[1], rank, _power(rank), _ROWS, _COLUMNS, bias is not None, drops, ROUNDS,
@@ -63,12 +56,12 @@ def add_update(
 
 
 def add_update_backward(
-    grad: Tensor, to_input: Tensor | None, down: Tensor, up: Tensor, rows: Rows, drawing: Drawing | None
+    grad: Tensor, to_input: Tensor | None, down: Tensor, up: Tensor, rows: LaidRows, drawing: Drawing | None
 ) -> Tensor:  # fmt: skip
     """Add the update's part to the gradient of x in place; returns the gradient of the narrow rows, [N, R]."""
     count, rank = len(grad), down.shape[1]
     through = torch.empty(count, rank, dtype=grad.dtype, device=grad.device)
-    draws, drops = _dropout(drawing, rows)
+    draws, drops = asked(drawing, rows)
     _add_update_backward[(triton.cdiv(count, _ROWS),)](
         grad, grad if to_input is None else to_input, down, up, through, rows.trial, rows.place, *draws,
         count, down.shape[2], up.shape[2], rank, _power(rank), _ROWS, _COLUMNS, to_input is not None,
@@ -78,14 +71,19 @@ def add_update_backward(
 
 
 def products(
-    left: Tensor, right: Tensor, rows: Rows, drawing: Drawing | None = None, *, sums: bool = False
+    left: Tensor,
+    right: Tensor,
+    rows: LaidRows,
+    drawing: Drawing | None = None,
+    *,
+    sums: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """Of each trial's rows left^T dropout(right), [K, R, W]; and, where asked, its rows' sum, [K, W]; in float32."""
     rank, width, trials = left.shape[1], right.shape[1], len(rows.ends)
     shares = max(1, _LEAST_PROGRAMS // trials)
     out = torch.empty(trials, shares, rank, width, dtype=torch.float32, device=left.device)
     summed = torch.empty(trials, shares, width, dtype=torch.float32, device=left.device)
-    draws, drops = _dropout(drawing, rows)
+    draws, drops = asked(drawing, rows)
     grid = (trials, shares, triton.cdiv(width, _SUM_COLUMNS))
     _products[grid](
         left, right, out, summed, rows.ends, rows.place, *draws, width, rank, shares,

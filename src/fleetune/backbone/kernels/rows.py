@@ -21,7 +21,7 @@ from fleetune.backbone.philox import ROUNDS
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from fleetune.backbone.laid import Drawing, Rows
+    from fleetune.backbone.laid import Drawing, LaidRows
 
 _ROWS = 16
 _EIGHTHS = 32
@@ -31,7 +31,7 @@ _SUM_COLUMNS = 64
 _LEAST_PROGRAMS = 32
 
 
-def dropped(x: Tensor, rows: Rows, drawing: Drawing) -> Tensor:
+def dropped(x: Tensor, rows: LaidRows, drawing: Drawing) -> Tensor:
     """As `rows.multiplied`; x is contiguous, W a multiple of 8."""
     count, width = x.shape
     out = torch.empty_like(x)
@@ -69,7 +69,7 @@ def _dropped(
     tl.store(out + at, value.to(out.dtype.element_ty), mask=inside)
 
 
-def add_bias(y: Tensor, table: Tensor, rows: Rows) -> None:
+def add_bias(y: Tensor, table: Tensor, rows: LaidRows) -> None:
     """As `rows.add_bias`; y is contiguous."""
     count, width = y.shape
     grid = (triton.cdiv(count, _ROWS), triton.cdiv(width, _COLUMNS))
@@ -88,7 +88,7 @@ def _add_bias(y, table, trials, count, width, m: tl.constexpr, n: tl.constexpr):
     tl.store(y + at, value.to(y.dtype.element_ty), mask=inside)
 
 
-def sums(values: Tensor, rows: Rows) -> Tensor:
+def sums(values: Tensor, rows: LaidRows) -> Tensor:
     """As `rows.sums`; values are contiguous."""
     width, trials = values.shape[1], len(rows.ends)
     # Few trials would leave most of the device idle: each one's rows then go to several programs.
