@@ -154,6 +154,28 @@ def test_everything_that_is_wrong_is_said_at_once() -> None:
     assert len(found) == 15
 
 
+def test_what_is_wrong_in_one_table_hides_nothing_in_another() -> None:
+    """Not even where no method is known, or where half of a table is wrong."""
+    found = problems("""
+[data]
+task = "rtee"
+protocol = "houldout"
+[training]
+num_train_epoch = 2
+[[methods]]
+method = "lroa"
+[search]
+sampler = "tpee"
+""")
+    assert sorted(p.partition(":")[0] for p in found) == [
+        "data.protocol",
+        "data.task",
+        "methods.1.method",
+        "search.sampler",
+        "training.num_train_epoch",
+    ]
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

@@ -6,6 +6,7 @@ Not covered: what only the data or the backbone can tell (prepare.py checks that
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import tomllib
@@ -96,16 +97,19 @@ def parse_study(raw: Mapping[str, Any], where: str = "study") -> Settings:
         given["data"] = [given["data"]]
     single = isinstance(raw.get("data"), Mapping)
     found, problems = _validated(given, single)
+    whole = not problems
     entries, more = method_entries(given.get("methods"))
     problems += more
     training = given.get("training", {})
     arms: tuple[Arm, ...] = ()
+    # Where no method is known, the settings for all of them are held against the plainest.
+    judged = entries or [MethodSettings("head")]
     try:
-        arms = arms_of(entries, training if isinstance(training, Mapping) else {})
+        arms = arms_of(judged, training if isinstance(training, Mapping) else {})
     except SettingsError as error:
         problems += error.problems
     if found is not None:
-        problems += _data_problems(found.data)
+        problems += _data_problems(found.data, whole=whole)
     if found is not None and not problems:
         problems += _together(found, arms)
     if problems:
@@ -115,10 +119,32 @@ def parse_study(raw: Mapping[str, Any], where: str = "study") -> Settings:
 
 
 def _validated(given: Mapping[str, Any], single: bool) -> tuple[StudyFile | None, list[str]]:
+    """The file, or what is left of it without what is wrong, so that the rest can be judged too; None where nothing is."""
     try:
         return StudyFile(**given), []
     except ValidationError as error:
-        return None, [_sentence(problem, single) for problem in error.errors()]
+        found = error.errors()
+    problems = [_sentence(problem, single) for problem in found]
+    try:
+        return StudyFile(**_without(given, [problem["loc"] for problem in found])), problems
+    except ValidationError:
+        return None, problems
+
+
+def _without(given: Mapping[str, Any], places: Sequence[tuple[int | str, ...]]) -> dict[str, Any]:
+    """A copy without the values at some places, each a path of keys and numbers."""
+    copied: dict[str, Any] = copy.deepcopy(dict(given))
+    for *path, last in places:
+        table: Any = copied
+        for part in path:
+            # A path may end in the name of a type, where a value may have several.
+            if isinstance(table, list):
+                table = table[part] if isinstance(part, int) else None
+            else:
+                table = table.get(part) if isinstance(table, dict) else None
+        if isinstance(table, dict):
+            table.pop(last, None)
+    return copied
 
 
 _TABLES: dict[str, type[BaseModel]] = {
@@ -178,12 +204,13 @@ def method_entries(tables: Any) -> tuple[list[MethodSettings], list[str]]:
     return found, problems
 
 
-def _data_problems(tables: Sequence[DataTable]) -> list[str]:
+def _data_problems(tables: Sequence[DataTable], *, whole: bool) -> list[str]:
+    """whole: nothing was left out of the tables, so what is not there was not given."""
     problems: list[str] = []
     for i, d in enumerate(tables, start=1):
         where = "data" if len(tables) == 1 else f"data.{i}"
         names = [d.task] if isinstance(d.task, str) else d.task or []
-        if not names and d.file is None:
+        if whole and not names and d.file is None:
             problems.append(f'{where}: give task = "rte", or file = "reviews.csv"')
         if d.file is not None:  # its task, where one is given, is what the rows are called
             if len(names) > 1 or any(name in TASK_NAMES for name in names):
