@@ -71,7 +71,13 @@ def written(value: Any) -> set[str]:
         f"{100 * value:+.2f}",
     }
     forms |= {f"{value / size:.3g}" for size in (2**20, 1e3, 1e6)}
-    forms |= {f"{value:.0f}", f"{value / 60:.0f}", f"{value / 3600:.1f}", f"{value / 2**30:.2f}"}
+    forms |= {
+        f"{value:.0f}",
+        f"{value:,.0f}",
+        f"{value / 60:.0f}",
+        f"{value / 3600:.1f}",
+        f"{value / 2**30:.2f}",
+    }
     return {form.lstrip("+") for form in forms} | {form for form in forms if form[0] == "+"}
 
 
@@ -392,6 +398,18 @@ def test_a_hundred_trials_fit_in_a_megabyte(tmp_path: Path) -> None:
     page = report_of(write_run(tmp_path / "run", plan))
     assert len(page.facts["trials"]) == 100
     assert len(page.html.encode()) <= 1_000_000
+
+
+def test_the_table_of_ranks_says_what_each_costs(write: Write) -> None:
+    page = write("rank")
+    (study,) = page.facts["rank"]
+    head, *rows = page.read.table("Ranks of lora").rows
+    for row, rank in zip(rows, study["ranks"], strict=True):
+        told = dict(zip(head, row, strict=True))
+        assert told["r"] == str(rank["r"])
+        assert told["Score, %"] == f"{100 * rank['value']:.2f}"
+        assert told["Encoder"] == f"{rank['trainable_parameters']['encoder']:,}"
+        assert told["Tokens/s"] == f"{round(rank['tokens_per_second']):,}"
 
 
 def test_writing_leaves_a_whole_file_where_it_was_asked_for(write: Write, tmp_path: Path) -> None:
