@@ -17,6 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fleetune.backbone.send import by_kernels
+
 ROUNDS = 10
 LOW = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -51,9 +53,8 @@ class Streams:
 
 def multiply(out: Tensor, drawn: Drawn, streams: Streams) -> None:
     """Write 0 where a number is dropped and the scale elsewhere into `out`, [N, W]."""
-    if not out.is_cuda or not out.is_contiguous():
+    if not by_kernels(out) or not out.is_contiguous():
         return reference(out, drawn, streams)
-    # Triton comes with torch for CUDA and with no other.
     from fleetune.backbone.philox_kernel import launch
 
     rows = (drawn.trial, drawn.start, drawn.low, drawn.high)

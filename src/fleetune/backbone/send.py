@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -11,7 +13,13 @@ from torch import Tensor
 
 def by_kernels(x: Tensor) -> bool:
     """Whether this tensor is worked on by the kernels for a GPU (kernels/), and not by their references."""
-    return x.is_cuda
+    return x.is_cuda and has_triton()
+
+
+@cache
+def has_triton() -> bool:
+    """Whether the compiler of the kernels is there: torch for CUDA brings it along on Linux, and not on Windows."""
+    return find_spec("triton") is not None
 
 
 def send(values: NDArray[Any] | Tensor, device: torch.device) -> Tensor:

@@ -26,7 +26,7 @@ from fleetune.backbone import attention
 from fleetune.backbone.families import Family, family_of
 from fleetune.backbone.laid import Laid, Levels, arrays, laid
 from fleetune.backbone.noise import Noise
-from fleetune.backbone.send import send
+from fleetune.backbone.send import has_triton, send
 from fleetune.backbone.stream import Current, Stream
 from fleetune.cohort.blocks import lend
 from fleetune.cohort.layers import (
@@ -344,7 +344,11 @@ def suits(model: nn.Module, family: Family, dtype: torch.dtype, device: torch.de
     widths = [w for m in base.modules() if type(m) is nn.Linear for w in m.weight.shape]
     aligned = all(width % ALIGNED == 0 for width in widths)
     return (
-        device.type == "cuda" and dtype == torch.bfloat16 and family.layout == "packed" and aligned
+        device.type == "cuda"
+        and has_triton()
+        and dtype == torch.bfloat16
+        and family.layout == "packed"
+        and aligned
     )
 
 
