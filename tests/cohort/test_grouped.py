@@ -36,7 +36,12 @@ def mixed(dropout: float) -> list[TrialInput]:
 
 
 TRIALS = mixed(0.1)
-PACKED = [f for f in CONFIGS if f not in ("mpnet", "deberta-v2")]
+USUAL = ("bert", "roberta", "distilbert", "modernbert")
+PACKED = [
+    f if f in USUAL else pytest.param(f, marks=pytest.mark.slow)
+    for f in CONFIGS
+    if f not in ("mpnet", "deberta-v2")
+]
 
 
 def of(family: str, given: list[TrialInput] = TRIALS) -> list[TrialInput]:
@@ -67,7 +72,9 @@ def test_a_cohort_by_tables_ends_as_the_plain_one_does(
         assert apart <= 1e-6 * float((flat(plain[ident]) - start).norm())
 
 
-@pytest.mark.parametrize("family", ["bert", "modernbert", "albert"])
+@pytest.mark.parametrize(
+    "family", ["bert", *(pytest.param(f, marks=pytest.mark.slow) for f in ("modernbert", "albert"))]
+)
 def test_company_changes_nothing(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """With dropout: a trial's bits are its own, and rows that fill up the pass change nothing."""
     engine = quick_engine(monkeypatch, family)
