@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
-from fleetune.backbone.laid import Asked, Drawing, site_words
+from fleetune.backbone.laid import Asked
 from fleetune.backbone.send import send
 from fleetune.backbone.stream import Bucket, Current, Stream
 from fleetune.backbone.varlen import attend
@@ -61,8 +61,7 @@ def packed_attention(
     if stream.laid is not None:
         drawing = None
         if noise is not None and drawn:
-            levels = stream.laid.levels_of(noise.rates(dropout))
-            drawing = Drawing(stream.laid.keys, levels, site_words(site, call))
+            drawing = stream.laid.drawing(noise.rates(dropout), site, call)
         asked = Asked(stream.laid, scale, sliding_window, first_only, drawing)
         return attend(q, k, v, asked).unsqueeze(0), None
     places = _places(stream, query.shape[1], first_only)

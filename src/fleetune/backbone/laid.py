@@ -90,6 +90,10 @@ class Laid:
         # Token rows first, as in Stream.bounds.
         return self.tokens if count == len(self.tokens.trial) else self.sequences
 
+    def drawing(self, rates: Sequence[float], *site: str | int) -> Drawing:
+        """A dropout at a place in the model, each trial's at its own rate."""
+        return Drawing(self.keys, self.levels_of(rates), site_words(*site))
+
     def levels_of(self, rates: Sequence[float]) -> Levels:
         """The levels of each trial's rate; sent once."""
         key = tuple(rates)

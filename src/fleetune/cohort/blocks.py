@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from fleetune.backbone import send
-from fleetune.backbone.laid import Drawing, LaidRows, site_words
+from fleetune.backbone.laid import Drawing, LaidRows
 from fleetune.backbone.rows import sums
 from fleetune.backbone.stream import Current
 from fleetune.cohort.layers import CohortDropout, CohortLayerNorm, CohortLinear
@@ -93,8 +93,7 @@ def _residual(
         rows = laid.rows(len(y))
         drawing = None
         if stream.noise is not None and any(rates := stream.noise.rates(dropout.p)):
-            words = site_words(dropout.name, stream.next_call(dropout.name))
-            drawing = Drawing(laid.keys, laid.levels_of(rates), words)
+            drawing = laid.drawing(rates, dropout.name, stream.next_call(dropout.name))
         plan = _Plan(
             _bias(owned, dense.bias),
             rows,

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
-from fleetune.backbone.laid import Drawing, LaidRows, site_words
+from fleetune.backbone.laid import Drawing, LaidRows
 from fleetune.backbone.noise import Blocks
 from fleetune.backbone.rows import dropped, multiplied
 from fleetune.backbone.stream import Current, Stream
@@ -126,8 +126,7 @@ class CohortLinear(Leaf):
         if stream.noise is None or not stacked.dropout:
             return whose, None
         name = f"{self.name}.lora"
-        words = site_words(name, stream.next_call(name))
-        return whose, Drawing(laid.keys, laid.levels_of(stacked.dropout), words)
+        return whose, laid.drawing(stacked.dropout, name, stream.next_call(name))
 
     def _dropout(
         self,
@@ -145,7 +144,7 @@ class CohortLinear(Leaf):
         call = stream.next_call(name)
         if (laid := stream.laid) is not None:
             rates = [0.0 if slot is None else slot.dropout for slot in low_rank]
-            drawing = Drawing(laid.keys, laid.levels_of(rates), site_words(name, call))
+            drawing = laid.drawing(rates, name, call)
             whole = multiplied(torch.ones_like(rows), laid.rows(len(rows)), drawing)
             return [whole[low:high] for low, high in pairwise(bounds)]
         for k, slot in enumerate(low_rank):
@@ -226,8 +225,7 @@ class CohortDropout(Leaf):
             return x * ones
         rows = x.reshape(-1, x.shape[-1])
         if (laid := stream.laid) is not None:
-            words = site_words(self.name, call)
-            drawing = Drawing(laid.keys, laid.levels_of(rates), words)
+            drawing = laid.drawing(rates, self.name, call)
             return dropped(rows, laid.rows(len(rows)), drawing).view(x.shape)
         whose = stream.trial_rows(rows.shape[0])
         kept = noise.every(rates, torch.empty_like(rows), whose, self.name, call)
