@@ -116,30 +116,36 @@ class Returned:
     keep as much, or cannot be told.
     """
 
-    # Giving back a gigabyte takes a tenth of a second, and taking it anew as much again: not after every round.
     GROWTH = 1.3
     LEAST = 128 << 20
     # Rounds leave more or less as their passes' lengths fall; where they come to need more, the small ones are forgotten.
     REMEMBERED = 8
+    # Giving back a gigabyte takes a tenth of a second, and taking it anew a whole one: done every few rounds, a tenth of all
+    # time on long rows.
+    APART = 16
 
     def __init__(self) -> None:
-        self._fresh = True
-        """Whether no round has ended since the last time."""
+        self._rounds = 0
+        """Rounds since the last time."""
         self._firsts: deque[int] = deque(maxlen=self.REMEMBERED)
         """Resident bytes after the first round since each of the last times."""
 
     def now(self) -> None:
         """Give it back."""
         _trim()(0)
-        self._fresh = True
+        self._rounds = 0
 
     def if_grown(self) -> None:
-        """Between two rounds: give it back where the process holds clearly more than a first round left, at the least."""
+        """Between two rounds: give it back where the process holds clearly more than a first round left, at the least.
+
+        At most every `APART` rounds, as long as the machine has as much left as this process holds.
+        """
         held = _resident()
-        if self._fresh:
+        self._rounds += 1
+        if self._rounds == 1:
             self._firsts.append(held)
-            self._fresh = False
-        if held > self.GROWTH * min(self._firsts) + self.LEAST:
+        grown = held > self.GROWTH * min(self._firsts) + self.LEAST
+        if grown and (self._rounds > self.APART or available(torch.device("cpu")) < held):
             self.now()
 
 
