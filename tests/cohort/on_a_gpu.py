@@ -1,11 +1,13 @@
 """A processor that works as a GPU does: tables, passes laid out ahead, and the references of the kernels.
 
-Products by groups are loops here, which know float64; nothing is captured.
+Products by groups are loops here, which know float64; a capture is a stand-in, or there is none.
 """
 
 from __future__ import annotations
 
 from itertools import pairwise
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -35,6 +37,21 @@ def quick_engine(
     engine.lanes.count = 1  # a GPU runs one pass after the other
     patch.setattr(grouped, "grouped_mm", product)
     assert engine.graphs is not None
+    return engine
+
+
+def replaying(engine: Engine, patch: pytest.MonkeyPatch) -> Engine:
+    """The same engine, which replays: a stand-in for a graph does the pass anew, and leaves the losses where a graph would."""
+    graphs = engine.graphs
+    assert graphs is not None
+
+    def capture(form: Any) -> Any:
+        losses = torch.empty(len(form.work.owned), dtype=torch.float64)
+        form.graph = SimpleNamespace(replay=lambda: losses.copy_(graphs._step(form))), losses
+        return form.graph
+
+    patch.setattr(graphs, "_capture", capture)
+    graphs.captures = True
     return engine
 
 

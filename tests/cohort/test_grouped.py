@@ -108,34 +108,6 @@ def test_a_trial_that_diverges_spoils_no_other(
         assert torch.equal(a, b) == (k != spoiled)
 
 
-def test_forms_of_a_company_that_is_over_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = quick_engine(monkeypatch)
-    assert engine.graphs is not None
-    trials = [Trial(one, engine.start(one)) for one in TRIALS]
-    for members in (trials, trials[:2], trials[2:], trials[1:3]):
-        run_pass(engine, micro_batches(engine, members))
-    kept = {form.work.owned for form in engine.graphs._seen.values()}
-    assert kept == {tuple(one.owned for one in trials[1:3])}
-
-
-def test_as_many_sequences_shared_otherwise_are_another_form(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """A graph holds each trial's slice of the sequences."""
-    engine = quick_engine(monkeypatch)
-    assert engine.graphs is not None
-    # Micro-batches of 4 and 2 rows in turn; the second trial is one ahead.
-    given = [trial("bitfit", ident=k, rows=6, dropout=0.1, num_train_epochs=9) for k in "ab"]
-    trials = [Trial(one, engine.start(one)) for one in given]
-    trials[1].advance()
-    for _ in range(4):
-        run_pass(engine, micro_batches(engine, trials))
-        for one in trials:
-            one.advance()
-    found = [form.work.targets.counts for form in engine.graphs._seen.values()]
-    assert set(found) == {(4, 2), (2, 4)}
-
-
 def test_only_a_gpu_takes_these_ways() -> None:
     assert plain_engine().graphs is None
 

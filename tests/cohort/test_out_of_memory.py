@@ -205,6 +205,31 @@ def test_trial_that_does_not_fit_alone_fails_alone(engine: Engine, where: str) -
             assert_close(mine.epochs[-1][name], value, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("refused", [1, 10**6])
+def test_heads_on_known_values_that_fail_cost_their_mates_nothing(
+    engine: Engine, refused: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their pass holds rows and no tokens, and the limit is one of tokens."""
+    heads = [trial("head", ident=f"h{k}", seed=k, rows=8, num_train_epochs=1) for k in range(2)]
+    given = [*heads, TRIALS[1]]
+    plain = train(engine, given)
+    from_pooled, calls = engine.backbone.from_pooled, 0
+
+    def refuse(values: Tensor, trials: Any, *rest: Any) -> Tensor:
+        nonlocal calls
+        calls += torch.is_grad_enabled()
+        if torch.is_grad_enabled() and calls <= refused and len(trials) > 2:
+            raise MemoryError
+        return from_pooled(values, trials, *rest)
+
+    monkeypatch.setattr(engine.backbone, "from_pooled", refuse)
+    recorder = Recorder()
+    found = train(engine, given, watch=recorder)
+    assert recorder.shrunk == []
+    for ident, ending in plain.items():
+        assert_bit_equal(found[ident], ending)
+
+
 def test_evaluation_that_fails_is_done_again_in_smaller_passes(engine: Engine) -> None:
     """First fewer trials at once, then fewer rows; the metrics are those of one large pass."""
 

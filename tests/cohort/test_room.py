@@ -113,26 +113,33 @@ print(full, kept, resident())
     assert kept - left > 100, "half of 300 MB"
 
 
+SHORT, AMPLE = 500, 9_000
+
+
 @pytest.mark.parametrize(
-    ("held", "given_back"),
+    ("held", "free", "given_back"),
     [
         # 1,480 is beyond 1.3 x 1,000 + 128.
-        ([1000, 1100, 1420, 1480], [3]),
+        ([1000, 1100, 1420, 1480], SHORT, [3]),
         # The next first round is larger, and the least of them stays what counts; then it is smaller: 900 allows 1,298.
-        ([1000, 1480, 1300, 1430], [1, 3]),
-        ([1000, 1480, 900, 1290, 1300], [1, 4]),
+        ([1000, 1480, 1300, 1430], SHORT, [1, 3]),
+        ([1000, 1480, 900, 1290, 1300], SHORT, [1, 4]),
         # More is needed from now on: after eight first rounds that is what counts, and 2,000 allows 2,728.
-        ([1000, *[2000] * 8, 2700, 2730], [*range(1, 9), 10]),
+        ([1000, *[2000] * 8, 2700, 2730], SHORT, [*range(1, 9), 10]),
+        # Where memory is no worry, sixteen rounds lie between, and what has not grown stays.
+        ([1000, *[2000] * 40], AMPLE, [16, 33]),
+        ([1000, *[1400] * 40], AMPLE, []),
     ],
 )
 def test_growth_between_rounds_is_seen_against_a_first_one(
-    held: list[int], given_back: list[int], monkeypatch: pytest.MonkeyPatch
+    held: list[int], free: int, given_back: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not against what is left just after giving back: a round always takes its part again."""
     trims: list[int] = []
     left = iter(held)
     monkeypatch.setattr(room, "_trim", lambda: trims.append)
     monkeypatch.setattr(room, "_resident", lambda: next(left) << 20)
+    monkeypatch.setattr(room, "available", lambda _: free << 20)
     returned = Returned()
     found: list[int] = []
     for i in range(len(held)):

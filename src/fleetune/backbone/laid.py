@@ -81,9 +81,8 @@ class Laid:
 
     @property
     def block(self) -> int:
-        """How many rows of a sequence attention works on at once: what holds most sequences, 16 to 64."""
-        typical = len(self.tokens.trial) / max(len(self.whose), 1)
-        return 16 if typical <= 16 else 32 if typical <= 32 else 64
+        """How many rows of a sequence attention works on at once."""
+        return block_of(len(self.tokens.trial), len(self.whose))
 
     def rows(self, count: int) -> LaidRows:
         """Whose so many rows are."""
@@ -118,6 +117,12 @@ class Asked:
     first_only: bool
     """Only the first token of each sequence asks; the other rows are zero."""
     drawing: Drawing | None
+
+
+def block_of(rows: int, sequences: int) -> int:
+    """How many rows of a sequence attention works on at once: what holds most sequences, 16 to 64."""
+    typical = rows / max(sequences, 1)
+    return 16 if typical <= 16 else 32 if typical <= 32 else 64
 
 
 def arrays(

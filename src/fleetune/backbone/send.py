@@ -22,6 +22,12 @@ def has_triton() -> bool:
     return find_spec("triton") is not None
 
 
+def make_current(device: torch.device) -> None:
+    """Make a GPU the one of this thread: kernels and graphs go to the current one, wherever their tensors are."""
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
+
+
 def send(values: NDArray[Any] | Tensor, device: torch.device) -> Tensor:
     """The values on the device; on a CPU the same memory."""
     found = values if isinstance(values, Tensor) else torch.from_numpy(values)

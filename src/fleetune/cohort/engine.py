@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fleetune.backbone.noise import Noise
-from fleetune.backbone.send import send
+from fleetune.backbone.send import make_current, send
 from fleetune.backbone.sites import SiteMap, site_map
 from fleetune.cohort.graphs import Graphs
 from fleetune.cohort.kernels import keep_few_kernels
@@ -50,6 +50,7 @@ class Engine:
             n: p.detach().to(self._wide, copy=True) for n, p in model.named_parameters()
         }
         self._draws = _Drawer(model, self.sites)
+        make_current(torch.device(device))
         self.backbone = OpenBackbone(model, dtype, torch.device(device))
         self.lanes = Lanes(self.backbone.device)
         self.known = Known(self.backbone, self.lanes)
@@ -88,6 +89,10 @@ class Engine:
     def tokens(self, owned: Owned, rows: Rows) -> int:
         """What some rows weigh in evaluation: one each where the encoder is left out."""
         return places(rows.table.lengths[rows.rows], self.entry(owned, rows, dropout=0.0))
+
+    def gives_way(self) -> bool:
+        """Free what is held for speed alone, since memory does not suffice; False where there is nothing of the kind."""
+        return self.graphs is not None and self.graphs.forget_all()
 
     def active(self, owned: Sequence[Owned]) -> Active:
         """What some trials own, for a pass of theirs."""
@@ -142,6 +147,8 @@ class Engine:
             [(k, own[i]) for k, own in batches.items() if i < len(own)]
             for i in range(max(map(len, batches.values())))
         ]
+
+        make_current(self.backbone.device)
 
         def run(one: list[tuple[int, NDArray[np.int64]]]) -> list[NDArray[Any]]:
             mine = [owned[k] for k, _ in one]

@@ -3,8 +3,11 @@
 A step of a small encoder is some thousands of kernels of microseconds each, and the processor cannot launch them as fast as the
 GPU runs them. A graph launches all with one call. It needs every tensor at its address and every shape as it was: so the
 rows of a pass are filled up to a fixed number (`laid.py`: "spare" rows), all that differs from pass to pass comes in one copy,
-and a pass of a new form is captured and from then on replayed. The first pass of some trials runs as usual, which compiles
-kernels and sends what stays on the device.
+and a pass of a new form is captured and from then on replayed. The first pass of some trials runs as usual, which loads the
+kernels that a capture must not load, and sends what stays on the device.
+
+What a graph reads by address lives as long as its form does. All graphs share one pool of memory, which no other pass can use;
+where memory is short they give way (`forget_all`).
 
 Everything from embeddings to the sums of gradients is in the graph; the trials' steps are not.
 
@@ -24,19 +27,21 @@ import torch
 from torch import Tensor
 
 from fleetune.backbone.device_noise import DeviceNoise
-from fleetune.backbone.laid import Arrays, arrays
+from fleetune.backbone.laid import Arrays, arrays, block_of
 from fleetune.backbone.noise import NoiseKey
 from fleetune.backbone.stream import Stream
 from fleetune.cohort.loss import Targets, sequence_losses, sums
 from fleetune.cohort.open import OpenBackbone
 from fleetune.cohort.own import Stacks
 from fleetune.cohort.owned import Owned
+from fleetune.cohort.tables import Layout
 from fleetune.cohort.trial import TrialInput
 from fleetune.data.packing import Packed
 
-# More forms than these are forgotten, those that were not seen for longest first. A graph holds no activations of its own: all
-# share one pool of memory.
+# More forms than these are forgotten, those that were not seen for longest first. A graph holds no activations of its own.
 _MOST = 32
+# So often graphs give way to what needs their memory; then the machine has no room for them.
+_SHORTAGES = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +64,9 @@ class Graphs:
         self._backbone = backbone
         self._stacks = stacks
         self._seen: OrderedDict[tuple[object, ...], _Form] = OrderedDict()
-        self._pool: Any = None
+        self._shortages = 0
+        self._capturing = False
+        """Whether a capture has begun and not ended well."""
         self.captures = backbone.device.type == "cuda"
         """Whether passes are captured and replayed; else all run kernel by kernel."""
 
@@ -75,31 +82,43 @@ class Graphs:
         key = (*(id(one) for one in work.owned), work.targets.counts, work.longest, *shapes)
         form = self._seen.get(key)
         if form is None:
-            self._forget_past(work)
             form = self._seen[key] = _Form(given, work, self._backbone.device)
             if len(self._seen) > _MOST:
                 self._seen.popitem(last=False)
         self._seen.move_to_end(key)
         form.fill(given)
-        known = any(other.ran and other.work.owned == work.owned for other in self._seen.values())
-        if not known or not self.captures:
-            self._step(form)
+        if not (self.captures and self._loaded(form)):
+            shares = self._step(form)
             form.ran = True
-        else:
-            if form.graph is None:
-                self._capture(form)
-            assert form.graph is not None
-            form.graph.replay()
-        assert form.losses is not None
-        # The next pass of this form writes there.
-        return form.losses.clone()
+            return shares
+        graph, losses = form.graph or self._capture(form)
+        # The next pass of this form writes there. Nothing is allocated once gradients are added: that pass was not to be undone.
+        found = torch.empty_like(losses)
+        graph.replay()
+        return found.copy_(losses)
 
-    def _forget_past(self, work: Work) -> None:
-        """A trial is in one company at a time: what it shared with others before will not come again."""
-        mine = {id(one) for one in work.owned}
+    def forget(self, owned: Owned) -> None:
+        """A trial has left: the companies that it was of will not come again."""
         for key, form in list(self._seen.items()):
-            if form.work.owned != work.owned and any(id(one) in mine for one in form.work.owned):
+            if any(one is owned for one in form.work.owned):
                 del self._seen[key]
+
+    def forget_all(self) -> bool:
+        """Give the memory of all graphs back, since something else lacks it. False where there is none."""
+        if not (self._capturing or any(form.graph for form in self._seen.values())):
+            return False
+        self._seen.clear()
+        self._capturing = False
+        self._shortages += 1
+        self.captures = self.captures and self._shortages < _SHORTAGES
+        return True
+
+    def _loaded(self, form: _Form) -> bool:
+        """Whether the kernels of a form have run: those of attention are others for another size of block."""
+        mine = form.work.owned, form.block
+        return any(
+            other.ran and (other.work.owned, other.block) == mine for other in self._seen.values()
+        )
 
     def _arrays(self, work: Work) -> Arrays:
         """All that differs from pass to pass, by name."""
@@ -121,7 +140,7 @@ class Graphs:
             **work.targets.arrays(),
         }
 
-    def _step(self, form: _Form) -> None:
+    def _step(self, form: _Form) -> Tensor:
         work, on = form.work, form.on_device
         backbone = self._backbone
         offsets = work.packed.offsets
@@ -131,6 +150,7 @@ class Graphs:
         )  # fmt: skip
         active = self._stacks.active(work.owned)
         assert active.tables is not None
+        form.layout = active.tables.layout
         logits = backbone.forward_laid(on["ids"], on["positions"], on.get("types"), stream, active)
         losses = sequence_losses(logits, on["labels"], work.targets.counts, work.given)
         slots = [slot for own in active.low_rank.values() for slot in own if slot is not None]
@@ -142,21 +162,26 @@ class Graphs:
             on["weights"].to(losses.dtype),
             allow_unused=True,
         )
+        shares = sums(losses, on["counts"]) / on["totals"]
         active.tables.add_gradients()
         unused: list[Tensor | None] = list(found)
         for tensor, gradient in zip(trained, unused, strict=True):
             if gradient is not None and tensor.grad is not None:
                 tensor.grad.add_(gradient)
-        form.losses = sums(losses, on["counts"]) / on["totals"]
+        return shares
 
-    def _capture(self, form: _Form) -> None:
+    def _capture(self, form: _Form) -> tuple[Any, Tensor]:
         graph = torch.cuda.CUDAGraph()
-        if self._pool is None:
-            self._pool = torch.cuda.graph_pool_handle()
+        # A pool ends with its last graph, and its handle is of no use then.
+        alive = (other.graph[0] for other in self._seen.values() if other.graph)
+        pool = next((one.pool() for one in alive), None)
         # Other threads may ask the device for what they like meanwhile.
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            self._step(form)
-        form.graph = graph
+        self._capturing = True
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+            losses = self._step(form)
+        self._capturing = False
+        form.graph = graph, losses
+        return form.graph
 
 
 class _Form:
@@ -167,8 +192,11 @@ class _Form:
         """The first one; of the others only the arrays count."""
         self.ran = False
         """Kernel by kernel."""
-        self.graph: torch.cuda.CUDAGraph | None = None
-        self.losses: Tensor | None = None
+        self.graph: tuple[Any, Tensor] | None = None
+        """A `torch.cuda.CUDAGraph`, and where it leaves the losses."""
+        self.layout: Layout | None = None
+        """What the graph reads of it is found by address."""
+        self.block = block_of(len(given["ids"]), len(given["whose"]))
         self._places: dict[str, tuple[int, int]] = {}
         at = 0
         for name, values in given.items():

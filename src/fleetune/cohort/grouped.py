@@ -23,6 +23,9 @@ from fleetune.backbone.laid import Drawing, LaidRows
 from fleetune.backbone.rows import add_bias, multiplied, sums
 from fleetune.cohort.tables import Stacked
 
+# A kernel holds the factors of one trial beside the rows that it works on; of a larger rank they are too large for that.
+_LARGEST = 128
+
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
@@ -59,7 +62,7 @@ class _GroupedLinear(torch.autograd.Function):
         owned, rows = plan.owned, plan.rows
         y = linear(x, weight, None if owned.bias else bias)
         saved: list[Tensor] = []
-        if send.by_kernels(x) and owned.down and owned.up:
+        if owned.down and owned.up and _by_kernels(x, owned.down):
             from fleetune.backbone.kernels import low_rank
 
             own = owned.bias[0] if owned.bias else None
@@ -87,8 +90,8 @@ class _GroupedLinear(torch.autograd.Function):
         owned, rows = plan.owned, plan.rows
         weight, *saved = ctx.saved_tensors
         to_input: Tensor | None = grad @ weight if ctx.needs_input_grad[0] else None
-        if saved and send.by_kernels(grad):
-            _by_kernels(grad, to_input, saved[0], saved[1], plan)
+        if owned.down and _by_kernels(grad, owned.down):
+            _low_rank_backward(grad, to_input, saved[0], saved[1], plan)
             return to_input, None, None, None, None
         if owned.down and owned.up:
             x, narrow = saved
@@ -105,7 +108,11 @@ class _GroupedLinear(torch.autograd.Function):
         return to_input, None, None, None, None
 
 
-def _by_kernels(
+def _by_kernels(x: Tensor, down: tuple[Tensor, Tensor]) -> bool:
+    return send.by_kernels(x) and down[0].shape[1] <= _LARGEST
+
+
+def _low_rank_backward(
     grad: Tensor, to_input: Tensor | None, x: Tensor, narrow: Tensor, plan: _Plan
 ) -> None:
     """The backward of a leaf with low-rank factors on a GPU; adds to the gradient of the input."""

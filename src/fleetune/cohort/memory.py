@@ -30,13 +30,17 @@ from fleetune.backbone.noise import Noise, NoiseKey
 from fleetune.cohort.engine import Engine
 from fleetune.cohort.known import MOST_BYTES, Entry
 from fleetune.cohort.owned import Owned
-from fleetune.cohort.trial import Rows, Trial, TrialInput
+from fleetune.cohort.passes import are_divided
+from fleetune.cohort.trial import Rows, Trial, TrialInput, eval_tokens
 from fleetune.data.packing import Packed, pack
 from fleetune.data.tokens import TokenTable
 from fleetune.methods.base import count_parameters
 
 # Parameter, gradient, two moments, best epoch's copy.
 COPIES = 5
+# Beside them on a GPU, bytes for each number: where it stands in the tables (`Layout`, kept of a few companies), their values in
+# bfloat16, their gradients, and what they are gathered from. Counted, not measured.
+STACKED = 30
 # The C library's allocator keeps holes, and the kernels a little scratch; measured by tests/cohort/test_memory.py.
 OVERHEAD = 0.05
 # Tokens of the two passes that are measured: enough that attention's tiles are as full as in a large pass.
@@ -78,7 +82,7 @@ class Needs:
     backbone: int
     """Weights in their compute dtype, and the values that trials start from in float32 (float64 in float64)."""
     states: int
-    """Of all trials that train at once."""
+    """Of all trials that train at once, with the gradients of their parts where they are divided among lanes."""
     known: int
     """Values that never change, of every table that one of them reads above the encoder's first layer."""
     training: int
@@ -112,7 +116,8 @@ def state_bytes(given: TrialInput, engine: Engine) -> int:
     wide = 8 if engine.backbone.dtype == torch.float64 else 4
     accumulates = given.settings.gradient_accumulation_steps > 1
     count = count_parameters(given.method, engine.sites).total
-    return count * wide * (COPIES + accumulates)
+    stacked = 0 if engine.graphs is None else STACKED
+    return count * (wide * (COPIES + accumulates) + stacked)
 
 
 def known_bytes(engine: Engine, inputs: Sequence[TrialInput], owned: Sequence[Owned]) -> int:
@@ -149,14 +154,17 @@ def needs(
     """What these trials take, so many at once, in passes of so many tokens; parked: how many more keep their states."""
     states = sorted((state_bytes(given, engine) for given in inputs), reverse=True)
     batches = sorted((_batch_tokens(given) for given in inputs), reverse=True)[:trials]
-    judged = sorted((_eval_tokens(given, tokens) for given in inputs), reverse=True)[:trials]
+    judged = sorted((eval_tokens(given, tokens) for given in inputs), reverse=True)[:trials]
     padding = padding_share(engine, inputs)
-    # On a processor one pass runs in each lane, but a trial is never split.
-    lanes = min(engine.lanes.count, len(batches))
+    # On a processor one pass runs in each lane.
+    divides = are_divided(len(batches), sum(batches), engine.lanes.count)
+    lanes = engine.lanes.count if divides else min(engine.lanes.count, len(batches))
+    # Each part of a divided trial has a gradient of its own until all are added.
+    gradients = lanes * sum(states[:trials]) // COPIES if divides else 0
     alive = max(min(tokens * lanes, sum(batches)), max(batches))
     return Needs(
         backbone_bytes(engine),
-        sum(states[: trials + parked]),
+        sum(states[: trials + parked]) + gradients,
         rates.known,
         rates.training.at(round(alive * padding), lanes),
         rates.evaluation.at(round(min(tokens, sum(judged)) * padding)) if any(judged) else 0,
@@ -183,15 +191,6 @@ def _batch_tokens(given: TrialInput) -> int:
     return round(n * float(own.table.lengths[own.rows].mean()))
 
 
-def _eval_tokens(given: TrialInput, limit: int) -> int:
-    own = given.selection
-    if not len(own):
-        return 0
-    lengths = np.sort(own.table.lengths[own.rows])
-    n = max(min(given.settings.per_device_eval_batch_size, limit // int(lengths[-1])), 1)
-    return int(lengths[-n:].sum())
-
-
 def _bytes(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
 
@@ -212,6 +211,12 @@ def measure(engine: Engine, inputs: Sequence[TrialInput]) -> Rates:
     if any(k.settings.dropout is None for k in kinds):
         rate = None
     points: list[tuple[int, int, int]] = []
+    if engine.backbone.device.type == "cuda":
+        # Libraries take memory for good when they are first called, and what trials own is laid out in tables.
+        keys = [NoiseKey(0, 0, rate) for _ in kinds]
+        _backward(
+            engine, owned, _even(len(kinds), 1, length), noise_on(engine.backbone.device, keys)
+        )
     for tokens in _PROBE_TOKENS:
         rows = -(-tokens // (length * len(kinds))) + len(points)
         packed = _even(len(kinds), rows, length)

@@ -11,6 +11,7 @@ Not covered: what happens when a pass fails, and the steps that follow (train.py
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from fleetune.backbone.device_noise import noise_on
 from fleetune.backbone.noise import NoiseKey
-from fleetune.backbone.send import send
+from fleetune.backbone.send import make_current, send
 from fleetune.cohort.engine import Engine
 from fleetune.cohort.graphs import Work
 from fleetune.cohort.known import Entry, places
@@ -120,9 +121,14 @@ def _entry(engine: Engine, trial: Trial) -> Entry:
     return engine.entry(trial.owned, given.train, dropout=given.settings.dropout)
 
 
+def are_divided(trials: int, tokens: int, lanes: int) -> bool:
+    """Whether each of so many micro-batches of so many tokens altogether is divided among the lanes."""
+    even = trials % lanes == 0 or trials >= EVEN_ENOUGH * lanes
+    return not even and tokens >= LEAST_TOKENS * lanes
+
+
 def _in_parts(whole: list[Part], lanes: int) -> list[Part]:
-    even = len(whole) % lanes == 0 or len(whole) >= EVEN_ENOUGH * lanes
-    if even or sum(part.tokens for part in whole) < LEAST_TOKENS * lanes:
+    if not are_divided(len(whole), sum(part.tokens for part in whole), lanes):
         return whole
     divided = [divide(part, lanes) for part in whole]
     return [own[i] for i in range(lanes) for own in divided if i < len(own)]
@@ -147,32 +153,45 @@ def divide(part: Part, count: int) -> list[Part]:
     ]
 
 
-def cut(parts: Sequence[Part], max_tokens: int, lanes: int) -> list[list[Part]]:
+def cut(
+    parts: Sequence[Part], max_tokens: int, lanes: int, *, steady: bool = False
+) -> list[list[Part]]:
     """Passes of neighbouring parts, as equal in tokens as they come, none above the limit.
 
     As many passes as fill the lanes evenly. A part is never divided, so one that is larger than the limit is a pass alone.
     Two parts of one trial are never in one pass: some families know one trial a pass only. Nor are parts that enter the
     encoder at different places; those that leave it out are one pass.
+
+    steady: as equal in the tokens that micro-batches of these trials hold on the average, so that the same trials share passes
+    in every round (graphs.py); only where that would pass the limit, as equal in what they hold now.
     """
     entries = list(dict.fromkeys(part.entry for part in parts))
     if len(entries) > 1:
         groups = ([part for part in parts if part.entry == entry] for entry in entries)
-        return [one for group in groups for one in cut(group, max_tokens, lanes)]
+        return [one for group in groups for one in cut(group, max_tokens, lanes, steady=steady)]
     if entries == [None]:
         return [list(parts)]
-    tokens = [part.tokens for part in parts]
-    wanted = -(-sum(tokens) // max_tokens)
-    wanted = min(-(-wanted // lanes) * lanes, len(parts))
+    if steady:
+        found = _cut(parts, [part.trial.typical for part in parts], max_tokens, lanes)
+        if all(sum(part.tokens for part in one) <= max_tokens for one in found if len(one) > 1):
+            return found
+    return _cut(parts, [part.tokens for part in parts], max_tokens, lanes)
+
+
+def _cut(
+    parts: Sequence[Part], tokens: Sequence[float], max_tokens: int, lanes: int
+) -> list[list[Part]]:
+    wanted = min(math.ceil(sum(tokens) / max_tokens / lanes) * lanes, len(parts))
     share = sum(tokens) / max(wanted, 1)
     passes: list[list[Part]] = []
-    before = held = 0
+    before = held = 0.0
     for part, n in zip(parts, tokens, strict=True):
         again = bool(passes) and any(part.trial is other.trial for other in passes[-1])
         # The middle of a part says which share it falls into.
         full = held + n > max_tokens or before + n / 2 > share * len(passes)
         if not passes or again or full:
             passes.append([])
-            held = 0
+            held = 0.0
         passes[-1].append(part)
         before, held = before + n, held + n
     return passes
@@ -181,6 +200,7 @@ def cut(parts: Sequence[Part], max_tokens: int, lanes: int) -> list[list[Part]]:
 def run_pass(engine: Engine, parts: Sequence[Part]) -> Passed:
     """One forward and one backward; each trial's gradient of its rows."""
     began = time.perf_counter()
+    make_current(engine.backbone.device)
     trials = [part.trial for part in parts]
     owned = [trial.owned for trial in trials]
     whole = all(part.is_whole for part in parts)

@@ -33,7 +33,7 @@ from fleetune.cohort.plan import Planned
 from fleetune.cohort.room import Returned
 from fleetune.cohort.schedule import FixedList, Schedule
 from fleetune.cohort.shortage import is_out_of_memory
-from fleetune.cohort.trial import Trial, TrialInput
+from fleetune.cohort.trial import Trial, TrialInput, eval_rows, eval_tokens
 from fleetune.records import EpochResult
 
 
@@ -187,14 +187,19 @@ class Cohort:
         limit = self.max_tokens
         passed: list[Passed] = []
         failed: dict[str, tuple[Trial, str]] = {}
-        while waiting:
-            groups = cut(waiting, self.max_tokens, lanes.count)
-            waiting = []
+        steady = self.engine.graphs is not None
+        alone: list[list[Part]] = []
+        while waiting or alone:
+            groups = alone + cut(waiting, self.max_tokens, lanes.count, steady=steady)
+            waiting, alone = [], []
             for group, found in zip(groups, lanes.map(self._try_pass, groups), strict=True):
                 if found is None and len(group) == 1 < min(len(groups), lanes.count):
                     found = self._try_pass(group)  # another pass took the memory; now it is free
                 if found is not None:
                     passed.append(found)
+                elif len(group) > 1 and group[0].entry is None:
+                    # The limit is one of tokens in the encoder, and these trials leave it out.
+                    alone += [[part] for part in group]
                 elif len(group) > 1:
                     held = sum(part.tokens for part in group)
                     self.max_tokens = min(self.max_tokens, held // 2)
@@ -241,6 +246,10 @@ class Cohort:
 
     def _try_pass(self, group: Sequence[Part]) -> Passed | None:
         """One pass; None where memory did not suffice: then every gradient is as it was before."""
+        found = self._pass(group)
+        return self._pass(group) if found is None and self.engine.gives_way() else found
+
+    def _pass(self, group: Sequence[Part]) -> Passed | None:
         undo: Undo | None = None
         try:
             # Parts of micro-batches add nothing yet, and passes on a GPU add at their end, so there is nothing to undo.
@@ -295,8 +304,8 @@ class Cohort:
                 tokens = [self.engine.tokens(t.owned, t.given.selection) for t in group]
                 _charge(time.perf_counter() - began, list(zip(group, tokens, strict=True)))
                 found.update({t.id: own for t, own in zip(group, logits, strict=True)})
-            elif len(group) > 1 or _eval_rows(group[0], self.max_eval_tokens) > 1:
-                held = sum(_eval_tokens(trial, self.max_eval_tokens) for trial in group)
+            elif len(group) > 1 or eval_rows(group[0].given, self.max_eval_tokens) > 1:
+                held = sum(eval_tokens(trial.given, self.max_eval_tokens) for trial in group)
                 self.max_eval_tokens = held // 2
                 continue
             else:
@@ -308,11 +317,15 @@ class Cohort:
 
     def _try_predict(self, group: Sequence[Trial]) -> list[NDArray[Any]] | None:
         """The logits of some trials; None where memory did not suffice."""
+        found = self._predict(group)
+        return self._predict(group) if found is None and self.engine.gives_way() else found
+
+    def _predict(self, group: Sequence[Trial]) -> list[NDArray[Any]] | None:
         try:
             return self.engine.predict(
                 [t.owned for t in group],
                 [t.given.selection for t in group],
-                [_eval_rows(t, self.max_eval_tokens) for t in group],
+                [eval_rows(t.given, self.max_eval_tokens) for t in group],
             )
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
@@ -320,20 +333,25 @@ class Cohort:
         return None
 
     def _park(self, trial: Trial) -> None:
-        self.active.remove(trial)
+        self._remove(trial)
         self.parked[trial.id] = trial
+
+    def _remove(self, trial: Trial) -> None:
+        self.active.remove(trial)
+        if self.engine.graphs is not None:
+            self.engine.graphs.forget(trial.owned)
 
     def _drop(self) -> Iterator[Event]:
         for ident in self.schedule.dropped():
             yield TrialStopped(self.parked.pop(ident))
 
     def _fail(self, trial: Trial, reason: str) -> Iterator[Event]:
-        self.active.remove(trial)
+        self._remove(trial)
         self.schedule.left(trial.id, failed=True)
         yield TrialFailed(trial, reason)
 
     def _leave(self, trial: Trial) -> Iterator[Event]:
-        self.active.remove(trial)
+        self._remove(trial)
         trial.best_state()
         self.schedule.left(trial.id, failed=False)
         yield TrialDone(trial)
@@ -359,23 +377,10 @@ def _first_evaluation(waiting: Sequence[Trial], max_tokens: int) -> list[Trial]:
     """The first trials whose largest evaluation batches fit one pass together; at least one."""
     held = 0
     for n, trial in enumerate(waiting):
-        held += _eval_tokens(trial, max_tokens)
+        held += eval_tokens(trial.given, max_tokens)
         if n and held > max_tokens:
             return list(waiting[:n])
     return list(waiting)
-
-
-def _eval_rows(trial: Trial, max_tokens: int) -> int:
-    """Rows of one evaluation batch: as many as set, fewer where they would pass the limit."""
-    own = trial.given.selection
-    longest = int(own.table.lengths[own.rows].max())
-    return max(min(trial.given.settings.per_device_eval_batch_size, max_tokens // longest), 1)
-
-
-def _eval_tokens(trial: Trial, max_tokens: int) -> int:
-    """Tokens of a trial's largest evaluation batch."""
-    own = trial.given.selection
-    return int(np.sort(own.table.lengths[own.rows])[-_eval_rows(trial, max_tokens) :].sum())
 
 
 def _too_large(part: Part) -> str:

@@ -57,6 +57,21 @@ class TrialInput:
     """End after so many epochs of a schedule that is laid out for more; None: train to its end."""
 
 
+def eval_rows(given: TrialInput, max_tokens: int) -> int:
+    """Rows of one evaluation batch: as many as set, fewer where they would pass the limit."""
+    own = given.selection
+    longest = int(own.table.lengths[own.rows].max())
+    return max(min(given.settings.per_device_eval_batch_size, max_tokens // longest), 1)
+
+
+def eval_tokens(given: TrialInput, max_tokens: int) -> int:
+    """Tokens of the largest evaluation batch; 0 where there is nothing to evaluate."""
+    own = given.selection
+    if not len(own):
+        return 0
+    return int(np.sort(own.table.lengths[own.rows])[-eval_rows(given, max_tokens) :].sum())
+
+
 class Trial:
     """The live state of one trial."""
 
@@ -81,8 +96,11 @@ class Trial:
         self.seconds = 0.0
         """Its share of the wall-clock time that its cohort has trained and evaluated (`Cohort` divides it)."""
         self._order: tuple[int, NDArray[np.int64]] | None = None
-        self.longest = int(given.train.table.lengths[given.train.rows].max(initial=1))
+        lengths = given.train.table.lengths[given.train.rows]
+        self.longest = int(lengths.max(initial=1))
         """Tokens of its longest training row."""
+        self.typical = given.settings.per_device_train_batch_size * float(lengths.mean())
+        """Tokens of its micro-batches on the average."""
 
     @property
     def id(self) -> str:

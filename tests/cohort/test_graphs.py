@@ -1,0 +1,180 @@
+"""Which passes of a GPU are captured, replayed and forgotten; on the CPU a stand-in is replayed (on_a_gpu.py)."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fleetune.cohort.engine import Engine
+from fleetune.cohort.graphs import Graphs
+from fleetune.cohort.passes import cut, micro_batches, run_pass
+from fleetune.cohort.train import Advanced, Cohort, Event, PassesShrunk
+from fleetune.cohort.trial import Trial, TrialInput
+from tests.cohort.on_a_gpu import quick_engine, replaying
+from tests.cohort.outcomes import assert_bit_equal, train, trial
+
+# Fifteen rows in batches of four: the last of an epoch has three.
+GIVEN = [
+    trial("lora", {"r": 4, "lora_dropout": 0.1}, ident="a", rows=15, dropout=0.1, num_train_epochs=3),
+    trial("bitfit", ident="b", seed=1, rows=15, dropout=0.1, num_train_epochs=3),
+    trial("head", ident="c", seed=2, rows=15, dropout=0.1, num_train_epochs=2),
+    trial("lora", {"r": 2}, ident="d", seed=3, dropout=0.1, num_train_epochs=1),
+]  # fmt: skip
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch) -> Engine:
+    """Of a GPU whose graphs are stand-ins."""
+    return replaying(quick_engine(monkeypatch), monkeypatch)
+
+
+def graphs_of(engine: Engine) -> Graphs:
+    assert engine.graphs is not None
+    return engine.graphs
+
+
+def trials_of(engine: Engine, given: list[TrialInput]) -> list[Trial]:
+    return [Trial(one, engine.start(one)) for one in given]
+
+
+def a_pass(engine: Engine, trials: list[Trial]) -> None:
+    run_pass(engine, micro_batches(engine, trials))
+    for one in trials:
+        one.advance()
+
+
+def test_a_cohort_that_replays_ends_as_one_that_does_not(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trials end one after the other, and the last batch of an epoch is short."""
+    found = train(engine, GIVEN, max_tokens=100)
+    assert graphs_of(engine).captures
+    plain = quick_engine(monkeypatch)
+    for ident, ending in train(plain, GIVEN, max_tokens=100).items():
+        assert_bit_equal(found[ident], ending)
+    assert not graphs_of(engine)._seen, "all have left"
+
+
+def test_what_a_graph_reads_lives_as_long_as_it(engine: Engine) -> None:
+    """Evaluations in many groups lay out other companies, and only some layouts are kept."""
+    trials = trials_of(engine, GIVEN)
+    for _ in range(3):
+        a_pass(engine, trials)
+    (form,) = [form for form in graphs_of(engine)._seen.values() if form.graph]
+    captured = form.layout
+    for k in range(4):
+        engine.predict([trials[k].owned], [GIVEN[k].selection], [4])
+    engine.predict([t.owned for t in trials[:2]], [g.selection for g in GIVEN[:2]], [4, 4])
+    assert captured is not None
+    assert form.layout is captured
+
+
+def test_a_capture_meets_no_kernel_for_the_first_time(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Attention has other kernels for another size of block, and a capture must not load one."""
+    graphs = graphs_of(engine)
+    ran: set[int] = set()
+    captured: list[int] = []
+    step, capture = graphs._step, graphs._capture
+
+    def stepping(form: object) -> torch.Tensor:
+        ran.add(form.block)  # type: ignore[attr-defined]
+        return step(form)  # type: ignore[arg-type]
+
+    def capturing(form: object) -> object:
+        assert form.block in ran, "its kernels have not run"  # type: ignore[attr-defined]
+        captured.append(form.block)  # type: ignore[attr-defined]
+        return capture(form)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(graphs, "_step", stepping)
+    monkeypatch.setattr(graphs, "_capture", capturing)
+    # Four rows of up to 14 tokens, or one alone: both are filled up to 64 rows of the pass.
+    (one,) = trials_of(engine, [trial("bitfit", rows=5, dropout=0.1, num_train_epochs=9)])
+    for _ in range(6):
+        a_pass(engine, [one])
+    assert sorted(set(captured)) == [16, 64]
+
+
+def test_as_many_sequences_shared_otherwise_are_another_form(engine: Engine) -> None:
+    """A graph holds each trial's slice of the sequences."""
+    # Micro-batches of 4 and 2 rows in turn; the second trial is one ahead.
+    trials = trials_of(
+        engine, [trial("bitfit", ident=k, rows=6, dropout=0.1, num_train_epochs=9) for k in "ab"]
+    )
+    trials[1].advance()
+    for _ in range(4):
+        a_pass(engine, trials)
+    found = [form.work.targets.counts for form in graphs_of(engine)._seen.values()]
+    assert set(found) == {(4, 2), (2, 4)}
+
+
+def test_forms_of_a_trial_that_has_left_are_forgotten(engine: Engine) -> None:
+    """The others stay, since a round of several passes may be shared in several ways."""
+    trials = trials_of(engine, GIVEN)
+    for members in (trials, trials[:2], trials[2:], trials[1:3]):
+        a_pass(engine, members)
+    graphs_of(engine).forget(trials[0].owned)
+    kept = {form.work.owned for form in graphs_of(engine)._seen.values()}
+    assert kept == {tuple(t.owned for t in some) for some in (trials[2:], trials[1:3])}
+
+
+@pytest.mark.parametrize("shortages", [1, 4])
+def test_graphs_give_way_before_passes_become_smaller(
+    engine: Engine, shortages: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their pool is memory that nothing else can use. The results are those of a machine with room."""
+    expected = train(quick_engine(monkeypatch), GIVEN)
+    graphs, left = graphs_of(engine), shortages
+    capture = graphs._capture
+
+    def capturing(form: object) -> object:
+        nonlocal left
+        if left:
+            left -= 1
+            graphs._capturing = True
+            raise torch.OutOfMemoryError
+        return capture(form)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(graphs, "_capture", capturing)
+    events: list[Event] = []
+    found = train(engine, GIVEN, watch=lambda _, event: events.append(event))
+    assert not any(isinstance(event, PassesShrunk) for event in events)
+    assert left == (0 if shortages == 1 else 1)
+    assert graphs.captures == (shortages == 1), "with too many shortages there is no room for them"
+    for ident, ending in expected.items():
+        assert_bit_equal(found[ident], ending)
+
+
+def test_an_evaluation_has_the_memory_of_graphs(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predict = engine.predict
+
+    def predicting(*given: object) -> object:
+        if any(form.graph for form in graphs_of(engine)._seen.values()):
+            raise torch.OutOfMemoryError
+        return predict(*given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(engine, "predict", predicting)
+    events: list[Event] = []
+    found = train(engine, GIVEN, watch=lambda _, event: events.append(event))
+    assert {ending.how for ending in found.values()} == {"done"}
+    assert not any(isinstance(event, PassesShrunk) for event in events)
+
+
+def test_rounds_of_the_same_trials_are_cut_alike(engine: Engine) -> None:
+    """Batches vary in their tokens; only where one passes the limit are they cut by what they hold."""
+    given = [trial("bitfit", ident=str(k), seed=k, num_train_epochs=3) for k in range(6)]
+    seen: set[tuple[tuple[str, ...], ...]] = set()
+    rounds = 0
+    cohort = Cohort(engine, given, size=6, max_tokens=150)
+    for event in cohort.run():
+        if isinstance(event, Advanced) and len(cohort.active) == 6:
+            rounds += 1
+            parts = micro_batches(engine, cohort.active)
+            groups = cut(parts, 150, 1, steady=True)
+            assert all(sum(part.tokens for part in one) <= 150 for one in groups)
+            seen.add(tuple(tuple(part.trial.id for part in one) for one in groups))
+    assert rounds > 8
+    assert len(seen) == 1
