@@ -24,7 +24,7 @@ def has_triton() -> bool:
 
 def make_current(device: torch.device) -> None:
     """Make a GPU the one of this thread: kernels and graphs go to the current one, wherever their tensors are."""
-    if device.type == "cuda" and device.index is not None:
+    if device.type == "cuda" and ":" in str(device):  # "cuda" alone is the current one
         torch.cuda.set_device(device)
 
 
