@@ -193,11 +193,49 @@ sampler = "tpee"
         (('task = "rte"', 'task = "rte"\nfile = "a.csv"'), "and not both"),
         (('task = "rte"', 'task = ["rte", "rte"]'), 'data: "rte" stands twice'),
         (("weight_decay = 0.01", 'metric_for_best_model = ["f1", "accuracy"]'), "methods are compared by it"),
+        (('method = "lora"', 'method = "lora"\nnum_train_epochs = "2r"'), "cannot follow `r`, which is searched"),
+        (("weight_decay = 0.01", "max_steps = 60\nper_device_train_batch_size = [8, 16]"),
+         "methods.bitfit.per_device_train_batch_size: cannot be searched where max_steps=60 ends a training"),
+        (('target_modules', 'max_steps = 60\ngradient_accumulation_steps = "r"\ntarget_modules'),
+         "methods.lora.gradient_accumulation_steps: cannot follow `r`, which is searched where max_steps=60"),
+        (('method = "bitfit"', 'method = "bitfit"\nmax_steps = 60\n'), "must be the same for every searched"),
+        (('[[methods]]\nmethod = "bitfit"', 'max_steps = 60\n[[methods]]\nmethod = "bitfit"\nper_device_train_batch_size = 8'),
+         "per_device_train_batch_size must be the same for every searched method where max_steps ends a training"),
+        (('method = "bitfit"', 'method = "bitfit"\nmetric_for_best_model = "loss"'),
+         "but got loss, lower is better, for bitfit, the main metric for lora"),
+        (('method = "bitfit"', 'method = "bitfit"\ngreater_is_better = false'), "greater_is_better must be the same for every"),
+        (("weight_decay = 0.01", 'metric_for_best_model = "eval_loss"\nlabel_smoothing_factor = [0.0, 0.1]'),
+         "methods.bitfit.label_smoothing_factor: cannot be searched where"),
+        (("weight_decay = 0.01", 'metric_for_best_model = "loss"\n[[methods]]\nmethod = "head"\nlabel_smoothing_factor = 0.1'),
+         "label_smoothing_factor must be the same for every method where"),
     ],
 )  # fmt: skip
 def test_rules_between_tables(change: tuple[str, str], said: str) -> None:
     assert change[0] in GOOD
     assert any(said in problem for problem in problems(GOOD.replace(*change)))
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        # Steps of batches of all sizes are the same share of an epoch where epochs end the training.
+        "per_device_train_batch_size = [8, 16]",
+        'metric_for_best_model = "accuracy"\nlabel_smoothing_factor = [0.0, 0.1]',
+        'metric_for_best_model = "loss"\nlabel_smoothing_factor = 0.1',
+    ],
+)
+def test_what_keeps_budgets_and_scores_comparable_may_be_searched(written: str) -> None:
+    parse_study(tomllib.loads(GOOD.replace("weight_decay = 0.01", written)))
+
+
+def test_a_study_that_has_begun_is_not_held_against_later_rules() -> None:
+    """An earlier version took it; it would end as neither done nor changed."""
+    text = GOOD.replace(
+        "weight_decay = 0.01", "max_steps = 60\nper_device_train_batch_size = [8, 16]"
+    )
+    assert problems(text)
+    settings = parse_study(tomllib.loads(text), begun=True)
+    assert settings.training["per_device_train_batch_size"] == [8, 16]
 
 
 def test_a_grid_that_is_too_large_is_refused() -> None:

@@ -60,10 +60,12 @@ def study(
         raise SettingsError("study", ["--output-dir is needed, or --dry-run to see what would run"])
     from fleetune.live.writers import report_names
     from fleetune.study.file import read_study
+    from fleetune.study.folder import STUDY
     from fleetune.study.prepare import check_compute, prepare
     from fleetune.study.run import Run
 
-    settings = read_study(file, set_ or ())
+    begun = output_dir is not None and (output_dir / STUDY).is_file()
+    settings = read_study(file, set_ or (), begun=begun)
     check_compute(None, device)
     writers = report_names(settings.report_to if report_to is None else report_to)
     prepared = prepare(settings, cache=not dry_run, device=device)

@@ -27,7 +27,7 @@ from fleetune.study.settings import (
     SearchSettings,
     Settings,
 )
-from fleetune.study.space import Arm, Range, arms_of
+from fleetune.study.space import Arm, arms_of
 from fleetune.study.tables import (
     BackboneTable,
     ConfirmTable,
@@ -35,6 +35,7 @@ from fleetune.study.tables import (
     SearchTable,
     StudyFile,
 )
+from fleetune.study.together import together
 
 MOST_BYTES = 1_000_000
 """The longest recipe has 2,000; TOML of gigabytes could hold a machine for hours."""
@@ -45,13 +46,13 @@ MOST_LEVELS = 8
 _LONG_KEY = re.compile(r"""(?<![\w"'-])(?:[\w"'-]++[ \t]*+\.[ \t]*+){30}""")
 
 
-def read_study(path: Path, overrides: Sequence[str] = ()) -> Settings:
-    """The settings of a study file. overrides: `a.b=c` each. SettingsError names all that is wrong."""
+def read_study(path: Path, overrides: Sequence[str] = (), *, begun: bool = False) -> Settings:
+    """The settings of a study file. overrides: `a.b=c` each. begun: see `parse_study`. SettingsError names all that is wrong."""
     raw = _load(path)
     problems = [p for pair in overrides if (p := _override(raw, pair)) is not None]
     if problems:
         raise SettingsError(str(path), problems)
-    return parse_study(raw, str(path))
+    return parse_study(raw, str(path), begun=begun)
 
 
 def _load(path: Path) -> dict[str, Any]:
@@ -90,8 +91,11 @@ def _is_deeper(value: Any, levels: int) -> bool:
     return levels == 0 or any(_is_deeper(v, levels - 1) for v in inner)
 
 
-def parse_study(raw: Mapping[str, Any], where: str = "study") -> Settings:
-    """The settings of a study file that has been read. SettingsError names all that is wrong."""
+def parse_study(raw: Mapping[str, Any], where: str = "study", *, begun: bool = False) -> Settings:
+    """The settings of a study file that has been read. SettingsError names all that is wrong.
+
+    begun: a run of this study is there already; rules that an earlier version did not have are not held against it.
+    """
     given = dict(raw)
     if isinstance(given.get("data"), Mapping):
         given["data"] = [given["data"]]
@@ -111,7 +115,7 @@ def parse_study(raw: Mapping[str, Any], where: str = "study") -> Settings:
     if found is not None:
         problems += _data_problems(found.data, whole=whole)
     if found is not None and not problems:
-        problems += _together(found, arms)
+        problems += together(found, arms, begun=begun)
     if problems:
         raise SettingsError(where, list(dict.fromkeys(problems)))
     assert found is not None
@@ -234,63 +238,6 @@ def _data_problems(tables: Sequence[DataTable], *, whole: bool) -> list[str]:
     problems += [f'data: "{name}" stands twice; a task is studied once' for name in twice]
     if len({d.protocol for d in tables}) > 1:
         problems.append("data: one protocol for all tasks, since their numbers stand side by side")
-    return problems
-
-
-def _together(study: StudyFile, arms: Sequence[Arm]) -> list[str]:
-    """Rules that concern several tables."""
-    problems: list[str] = []
-    searched = [a for a in arms if a.searched]
-    search = study.search
-    if searched and search is None:
-        keys = ", ".join(sorted(f"{a.name}.{k}" for a in searched for k in a.searched))
-        problems.append(f"search: missing, but there is something to search: {keys}; add [search]")
-    names = [a.name for a in arms]
-    reference = study.confirm.reference
-    if reference is not None and reference not in names:
-        problems.append(
-            f'confirm.reference: "{reference}" is none of the methods{did_you_mean(reference, names)}'
-        )
-    if search is None:
-        return problems
-    last, first = search.seed + search.trials_per_method, study.confirm.first_seed
-    if search.seed < first + study.confirm.seeds and first < last:
-        problems.append(
-            f"confirm.first_seed: must be fresh: the search may use seeds {search.seed} to {last - 1}, but got "
-            f"{first} to {first + study.confirm.seeds - 1}"
-        )
-    for arm in searched:
-        problems += _search_problems(arm, search)
-    lengths = {
-        str((a.values(a.first_picks())[1]).get("num_train_epochs", "default"))
-        + str((a.values(a.first_picks())[1]).get("max_steps", ""))
-        for a in searched
-    }
-    if len(lengths) > 1:
-        problems.append(
-            "methods: num_train_epochs and max_steps must be the same for every searched method, since search budgets "
-            "are equal in epochs; set them in [training]"
-        )
-    return problems
-
-
-def _search_problems(arm: Arm, search: SearchTable) -> list[str]:
-    problems = [
-        f"methods.{arm.name}.{key}: cannot be searched, since search budgets are equal in epochs; give one value"
-        for key in ("num_train_epochs", "max_steps")
-        if key in arm.searched
-    ]
-    if search.sampler == "grid":
-        ranges = [k for k, s in arm.searched.items() if isinstance(s, Range)]
-        problems += [
-            f"methods.{arm.name}.{key}: a grid needs a list, or `steps` in the range"
-            for key in ranges
-        ]
-        if not ranges and arm.grid_size > search.trials_per_method:
-            problems.append(
-                f"search.trials_per_method: the grid of {arm.name} has {arm.grid_size} settings, but got "
-                f"{search.trials_per_method}; raise it, or shorten the lists"
-            )
     return problems
 
 

@@ -40,7 +40,8 @@ def export_optuna(run: Path, output: Path) -> int:
         )
     if output.exists():
         raise RefusedError(f"{output}: is there already; give another --output")
-    settings = parse_study(tomllib.loads((run / "study.toml").read_text(encoding="utf-8")))
+    stored = tomllib.loads((run / "study.toml").read_text(encoding="utf-8"))
+    settings = parse_study(stored, str(run / "study.toml"), begun=True)
     arms = {arm.name: arm for arm in arms_of(settings.methods, settings.training)}
     count = 0
     with new_file(output) as temporary:
