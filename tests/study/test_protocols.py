@@ -9,12 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fleetune.cohort.train import Advanced
 from fleetune.data.base import Split
 from fleetune.data.splits import folds
 from fleetune.errors import RefusedError, SettingsError
 from fleetune.report import study_tables
 from fleetune.report.facts import run_facts, winner
 from fleetune.report.page_facts import page_facts
+from fleetune.study.file import parse_study
 from fleetune.study.rows import FOLDS
 from tests.runs import Made, run_cli, texts, write_csv
 from tests.study import studies
@@ -310,8 +312,6 @@ def test_two_tasks_in_one_study(made: Made, tmp_path: Path) -> None:
 def test_what_cannot_share_a_backbone_searches_one_trial_at_a_time(
     made: Made, tmp_path: Path
 ) -> None:
-    from fleetune.cohort.train import Advanced
-
     methods = """
 [[methods]]
 method = "full"
@@ -423,9 +423,44 @@ def test_train_refuses_what_only_a_study_can_do(made: Made, tmp_path: Path) -> N
 
 
 def test_stored_studies_read_again(ranks: Path, cv) -> None:
-    from fleetune.study.file import parse_study
     from fleetune.study.settings import as_toml
 
     for folder in (ranks, cv[1]):
         stored = tomllib.loads((folder / "study.toml").read_text())
         assert as_toml(studies.prepare(parse_study(stored)).settings) == stored
+
+
+def test_a_study_of_steps_that_an_earlier_version_began_goes_on(made: Made, tmp_path: Path) -> None:
+    """Six steps are one epoch of batches of 8 and six of batches of 64, and the rung lies between; a new study is refused."""
+    methods = """
+[[methods]]
+method = "head"
+per_device_train_batch_size = [64, 8]
+learning_rate = [1e-3, 1e-2, 3e-2]
+
+[search]
+trials_per_method = 6
+sampler = "grid"
+
+[confirm]
+seeds = 1
+"""
+    text = small(made, methods).replace("num_train_epochs = 2", "max_steps = 6")
+    study, run = tmp_path / "study.toml", tmp_path / "run"
+    study.write_text(text)
+    told = run_cli("study", study, "--output-dir", run)
+    assert told.code == 2 and "cannot be searched where max_steps=6" in told.err
+    assert not run.exists()
+    began = studies.prepare(parse_study(tomllib.loads(text), begun=True))
+
+    def cut(event) -> None:
+        if isinstance(event, Advanced) and len(studies.events(run, "trial-started")) > 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        studies.run(run, began, watch=cut, trials=1)
+    told = run_cli("study", study, "--output-dir", run)
+    assert told.code == 0, told.err
+    (arm,) = run_facts(run)["arms"]
+    assert (arm["search"]["tried"], arm["search"]["failed"], arm["confirm"]["done"]) == (6, 0, 1)
+    assert run_cli("export", run, "--format", "optuna", "--output", tmp_path / "s.db").code == 0

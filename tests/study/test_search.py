@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
@@ -244,7 +246,6 @@ def test_folds_of_a_setting_stand_and_fall_together(size: int) -> None:
 
 @pytest.mark.parametrize("rounds", range(1, 30, 3))
 def test_its_state_goes_through_json(rounds: int) -> None:
-    import json
 
     whole = Toy(Budget(9, 3, True)).run(4)
     toy = Toy(Budget(9, 3, True)).run(4, rounds=rounds)
@@ -253,3 +254,158 @@ def test_its_state_goes_through_json(rounds: int) -> None:
     toy.search.restore(state)
     toy.run(4)
     assert (toy.ends, toy.done, toy.rates) == (whole.ends, whole.done, whole.rates)
+
+
+# --- repeats of a setting, and trials that fail
+
+
+class Scripted:
+    """A search of given settings whose scores are said beforehand; one batch, run one trial after the other.
+
+    curves: by setting and repeat, the score of each epoch; a curve that ends in None fails after it.
+    """
+
+    def __init__(self, curves: dict[float, list[list[float | None]]], *, epochs: int = 9) -> None:
+        self.told: dict[str, list[float | None]] = {}
+        order = [
+            (rate, n)
+            for n in range(max(map(len, curves.values())))
+            for rate in curves
+            if n < len(curves[rate])
+        ]
+
+        def ask(one, tried, count):
+            return [{"learning_rate": rate} for rate, _ in order]
+
+        def make(one, picks, number, before):
+            name = f"{picks['learning_rate']:g}-{before}"
+            self.told[name] = curves[picks["learning_rate"]][before]
+            return (given(name, epochs),)
+
+        budget = Budget(len(order), len(order), True)
+        self.make = lambda: Search([(arm(), budget)], ask, make)
+        self.search = self.make()
+        self.epochs: dict[str, int] = {}
+        self.ends: dict[str, str] = {}
+
+    def run(self) -> Scripted:
+        parked: set[str] = set()
+        while (one := self.search.next()) is not None:
+            ident = one.spec.id
+            parked.discard(ident)
+            while ident not in self.ends:
+                number = self.epochs.get(ident, 0)
+                score = self.told[ident][number]
+                if score is None:
+                    self.ends[ident] = "failed"
+                    self.search.left(ident, failed=True)
+                    break
+                self.epochs[ident] = number + 1
+                result = EpochResult(number + 1, 0.0, {"accuracy": score}, 0, 0.0)
+                self.search.observe(ident, result)
+                if number + 1 == len(self.told[ident]):
+                    self.ends[ident] = "done"
+                    self.search.left(ident, failed=False)
+                elif self.search.parks(ident, result):
+                    parked.add(ident)
+                    break
+            for dropped in self.search.dropped():
+                parked.remove(dropped)  # a cohort would not know a trial that has ended
+                self.ends[dropped] = "stopped"
+            # A cut at any time changes nothing.
+            state = json.loads(json.dumps(self.search.state()))
+            self.search = self.make()
+            self.search.restore(state)
+        assert not parked and self.search.lanes[0].over
+        return self
+
+    def choose(self, *, fixed_epochs: bool = False):
+        return choose(self.search.lanes[0], fixed_epochs=fixed_epochs)
+
+
+def flat(score: float, epochs: int = 9) -> list[float | None]:
+    return [score] * epochs
+
+
+def test_a_training_that_ends_before_its_rung_is_not_waited_for() -> None:
+    """As with `max_steps` and larger batches. Of ten settings four end after two epochs, and the second rung lies at three."""
+    long = {1e-2 + i * 1e-3: [flat(0.5 + 0.02 * i)] for i in range(5)}
+    short = {1e-3 + i * 1e-4: [flat(0.6 + 0.01 * i, 2)] for i in range(4)}
+    shortest = {1e-4: [flat(0.4, 1)]}
+    toy = Scripted(long | short | shortest).run()
+    assert len(toy.ends) == 10 and toy.choose().score == pytest.approx(0.63)
+    # The short ones take the four places; who has ended cannot be stopped.
+    assert [toy.ends[f"{rate:g}-0"] for rate in short] == ["done"] * 4
+    assert toy.ends["0.0001-0"] == "done"
+    assert [toy.ends[f"{rate:g}-0"] for rate in long] == ["stopped"] * 5
+
+
+@pytest.mark.parametrize("halved", [False, True])
+def test_the_best_by_luck_of_one_seed_is_not_chosen(halved: bool) -> None:
+    """Whether the steady setting was trained to its end, or stopped by a mate of which a seed fails later."""
+    steady, lucky = [flat(0.70), flat(0.70)], [flat(0.72), [*flat(0.72, 4), None]]
+    if not halved:
+        lucky[1] = [None]
+    found = Scripted({1e-3: steady, 1e-2: lucky}).run().choose()
+    assert found.picks == {"learning_rate": 1e-3} and found.score == pytest.approx(0.70)
+    assert found.trials == ("0.001-0", "0.001-1")
+    assert (found.tried, found.failed) == (4, 1) and found.stopped == (2 if halved else 1)
+
+
+def test_where_every_setting_has_failures_the_fewest_count_and_then_the_mean() -> None:
+    def fails(*scores: float | None) -> list[list[float | None]]:
+        return [[0.5, None] if s is None else flat(s, 2) for s in scores]
+
+    curves = {
+        1e-3: fails(0.9, None, None),
+        1e-2: fails(0.6, 0.7, None),
+        3e-2: fails(0.6, 0.6, None),
+    }
+    found = Scripted(curves, epochs=2).run().choose()
+    assert found.picks == {"learning_rate": 1e-2} and found.score == pytest.approx(0.65)
+
+
+def test_repeats_of_a_setting_go_on_or_stop_together_by_their_mean() -> None:
+    """0.01 has the best seed and 0.001 the best mean; a third of six places is two."""
+    curves = {1e-3: [flat(0.70), flat(0.71)], 1e-2: [flat(0.75), flat(0.60)], 3e-2: [flat(0.5)] * 2}
+    toy = Scripted(curves).run()
+    ends = {rate: {toy.ends[f"{rate:g}-{n}"] for n in range(2)} for rate in curves}
+    assert ends == {1e-3: {"done"}, 1e-2: {"stopped"}, 3e-2: {"stopped"}}
+    assert toy.choose().picks == {"learning_rate": 1e-3}
+
+
+def test_the_best_setting_goes_on_with_more_repeats_than_there_are_places() -> None:
+    toy = Scripted({1e-3: [flat(0.7)] * 4, 1e-2: [flat(0.6)]}).run()
+    assert toy.ends["0.01-0"] == "stopped" and list(toy.ends.values()).count("done") == 4
+
+
+def test_a_repeat_that_another_batch_stopped_counts_with_what_its_mates_gained() -> None:
+    """Alone its lucky seed would win; a stopped one at its early score would lose for that alone."""
+    search = Scripted({1e-3: [flat(0.7)], 1e-2: [flat(0.7)], 3e-2: [flat(0.5)]}).run().search
+    (lane,) = search.lanes
+    for number, (rate, curve, stopped) in enumerate(
+        ((1e-2, [0.70, 0.76], False), (1e-2, [0.62], True), (1e-3, [0.69, 0.74], False))
+    ):
+        c = lane.candidates[number]
+        c.picks, c.stopped, c.curves = (
+            {"learning_rate": rate},
+            stopped,
+            {next(iter(c.units)): curve},
+        )
+        c.done = set() if stopped else set(c.units)
+    found = choose(lane, fixed_epochs=False)
+    # 0.01: 0.76, and 0.62 + 0.06.
+    assert found.picks == {"learning_rate": 1e-3} and found.score == pytest.approx(0.74)
+    lane.candidates[2].curves = {next(iter(lane.candidates[2].units)): [0.69, 0.71]}
+    found = choose(lane, fixed_epochs=True)
+    assert found.picks == {"learning_rate": 1e-2} and found.score == pytest.approx(0.72)
+    assert found.epochs == 2 and len(found.trials) == 2
+
+
+def test_where_the_only_survivor_fails_the_best_that_was_stopped_is_chosen() -> None:
+    curves = {1e-3: [flat(0.6)], 1e-2: [flat(0.5)], 3e-2: [[0.7, 0.7, 0.7, 0.7, None]]}
+    toy = Scripted(curves).run()
+    assert toy.ends == {"0.001-0": "stopped", "0.01-0": "stopped", "0.03-0": "failed"}
+    found = toy.choose(fixed_epochs=True)
+    assert found.picks == {"learning_rate": 1e-3} and found.score == pytest.approx(0.6)
+    assert (found.tried, found.stopped, found.failed) == (3, 2, 1) and found.trials == ("0.001-0",)

@@ -9,7 +9,9 @@ What is decided depends on scores and on the order of proposals, never on who fi
 the same trials, up to rounding in the scores; ties go to the setting that was proposed first. Every arm has equal batches and
 rungs, hence an equal budget in epochs; a failed trial gives its epochs back to nobody.
 
-A setting under protocol "cv" is five trials, one a fold, that count as one; its score is their mean.
+A setting under protocol "cv" is five trials, one a fold, that count as one; its score is their mean. A setting that is proposed
+again is tried with another seed. Its repeats in a batch stand and fall together, by their mean: as many of the best settings go
+on as the places hold with all their repeats, and the best one always. So a batch with repeats may cost some epochs more or less.
 Assumption, not measured here: the order at a third of a schedule that is laid out for all of E foretells the order at its end.
 """
 
@@ -18,7 +20,7 @@ from __future__ import annotations
 import json
 import math
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -67,7 +69,8 @@ class Candidate:
         return self.in_play and len(self.done) == len(self.units)
 
     def reached(self, epoch: int) -> bool:
-        return all(len(curve) >= epoch for curve in self.curves.values())
+        """Whether no trial of it has to train any further to come to this epoch; one may end before it."""
+        return all(i in self.done or len(curve) >= epoch for i, curve in self.curves.items())
 
     @property
     def curve(self) -> tuple[float, ...]:
@@ -204,13 +207,12 @@ class Search:
         if lane.rung is None or not all(c.reached(lane.rung) for c in racing):
             return
         lane.level += 1
-        places = math.ceil(len(lane.batch) / ETA**lane.level)
-        ranked = sorted(racing, key=lambda c: (-max(c.curve), c.number))
-        for candidate in ranked[places:]:
-            candidate.stopped = True
-            self._dropped.extend(candidate.units)
-        for candidate in sorted(ranked[:places], key=lambda c: c.number):
-            self._called.extend(candidate.units)
+        going = _best(lane.batch, math.ceil(len(lane.batch) / ETA**lane.level))
+        for candidate in (c for c in racing if not c.ended):  # who has ended waits for nothing
+            on = candidate in going
+            candidate.stopped = not on
+            waiting = (i for i in candidate.units if i not in candidate.done)
+            (self._called if on else self._dropped).extend(waiting)
 
     def _give_up(self, lane: Lane, candidate: Candidate) -> None:
         """The other folds of a setting that has failed: those that wait are not trained any further."""
@@ -269,6 +271,37 @@ def _key(picks: Mapping[str, Any]) -> str:
     return json.dumps(picks, sort_keys=True)
 
 
+def _settings(candidates: Sequence[Candidate]) -> list[list[Candidate]]:
+    """The candidates by what they try, each with its repeats, in the order of their first proposals."""
+    found: dict[str, list[Candidate]] = {}
+    for c in candidates:
+        found.setdefault(_key(c.picks), []).append(c)
+    return list(found.values())
+
+
+def _best(batch: Sequence[Candidate], places: int) -> list[Candidate]:
+    """Who goes on from a rung: whole settings, those without a failed repeat first, then by the mean over the repeats."""
+    racing = [(g, [c for c in g if c.in_play]) for g in _settings(batch)]
+    ranked = sorted(
+        ((_failures(g), -_mean(max(c.curve) for c in left), left) for g, left in racing if left),
+        key=lambda told: told[:2],
+    )
+    going: list[Candidate] = []
+    for *_, repeats in ranked:
+        if going and len(going) + len(repeats) > places:
+            break
+        going += repeats
+    return going
+
+
+def _failures(repeats: Sequence[Candidate]) -> int:
+    return sum(c.failed for c in repeats)
+
+
+def _mean(values: Iterable[float]) -> float:
+    return float(np.mean(list(values)))
+
+
 # --- what came of it
 
 
@@ -280,7 +313,8 @@ class Chosen:
     picks: Mapping[str, Any] | None
     """What was searched; None where every trial failed."""
     score: float | None
-    """Mean score on the selection rows over this setting's trials, in the metric's own direction; None without a search."""
+    """Mean score on the selection rows over this setting's trials that did not fail, in the metric's own direction; how one
+    that was stopped counts is said in `_score`. None without a search."""
     epochs: int | None
     """Under protocol "cv": how long to train; else each confirm trial chooses its own epoch."""
     trials: tuple[str, ...] = ()
@@ -293,11 +327,11 @@ class Chosen:
 
 
 def choose(lane: Lane, *, fixed_epochs: bool) -> Chosen:
-    """The best setting of an arm among those that trained to their end, by its mean over the seeds it was tried with."""
-    groups: dict[str, list[Candidate]] = {}
-    for c in lane.candidates:
-        if c.ended:
-            groups.setdefault(_key(c.picks), []).append(c)
+    """The best setting of an arm, by its mean over the seeds it was tried with.
+
+    A setting of which a repeat failed is chosen only where one of every setting did: then the one that failed least often. After
+    that, one that trained to its end stands before those that halving stopped, which are chosen where all that went on failed.
+    """
     nothing = Chosen(
         lane.arm.name,
         picks=None,
@@ -308,17 +342,35 @@ def choose(lane: Lane, *, fixed_epochs: bool) -> Chosen:
         failed=sum(c.failed for c in lane.candidates),
         epochs_trained=sum(len(s) for c in lane.candidates for s in c.curves.values()),
     )
-    if not groups:
+    settings = [g for g in _settings(lane.candidates) if _failures(g) < len(g)]
+    if not settings:
         return nothing
-    # Groups stand in the order of their first proposal, and max keeps the first of equals.
-    best = max(groups.values(), key=lambda g: float(np.mean([max(c.curve) for c in g])))
-    score = float(np.mean([max(c.curve) for c in best]))
-    curve = np.mean([c.curve for c in best], axis=0)
+    # min keeps the first of equals, and they stand in the order of their first proposals.
+    best = min(settings, key=lambda g: (_failures(g), not any(c.ended for c in g), -_score(g)))
+    score = _score(best)
+    sound = [c for c in best if c.ended] or [c for c in best if c.in_play or c.stopped]
+    curve = [_mean(at) for at in zip(*(c.curve for c in sound), strict=False)]
     higher = next(iter(best[0].units.values())).higher_is_better
     return replace(
         nothing,
         picks=best[0].picks,
         score=score if higher else -score,
-        epochs=int(curve.argmax()) + 1 if fixed_epochs else None,
-        trials=tuple(ident for c in best for ident in c.units),
+        epochs=int(np.argmax(curve)) + 1 if fixed_epochs else None,
+        trials=tuple(i for c in best for i in c.units if c.curves[i] or i in c.done),
+    )
+
+
+def _score(repeats: Sequence[Candidate]) -> float:
+    """The mean over the repeats of a setting that did not fail; higher is better.
+
+    A repeat that halving stopped counts at the score that it had, plus what the repeats that trained to their end gained after
+    that epoch: left out, a setting would stand by its lucky seeds alone. Assumption: it would have gained as they did.
+    """
+    ended = [c for c in repeats if c.ended]
+
+    def gained(epochs: int) -> float:
+        return _mean(max(c.curve) - max(c.curve[:epochs]) for c in ended) if ended else 0.0
+
+    return _mean(
+        max(c.curve) + (0.0 if c.ended else gained(len(c.curve))) for c in repeats if not c.failed
     )
