@@ -125,7 +125,12 @@ def _write_phases(plan: Plan, trials: Sequence[Mapping[str, Any]], events: _Even
     task = trials[0]["task"]
     arms = {a.name: [t["id"] for t in trials if t["arm"] == a.name] for a in plan.arms}
     for arm in plan.arms:
-        mine = [t["id"] for t in trials if t["arm"] is None and t["method"] == arm.method]
+        mine = [t["id"] for t in trials if t.get("searches") == arm.name]
+        if mine:
+            events.add(
+                "proposed", task=task, arm=arm.name, first=0, trials=[[ident] for ident in mine],
+                settings=[{"learning_rate": arm.learning_rate}] * len(mine),
+            )  # fmt: skip
         events.add(
             "chosen", task=task, arm=arm.name, picks={"learning_rate": arm.learning_rate},
             score=arm.skill, epochs=None, tried=len(mine), failed=0, trials=mine[:1],
@@ -159,7 +164,7 @@ def _trials(plan: Plan, task: str, metric: str) -> list[dict[str, Any]]:
             skill = arm.skill - 0.05 - 0.06 * abs(np.log10(rate / 5e-4))
             found.append(
                 _trial(f"{prefix}{arm.method}-q{number}-{i}", task, arm, 0, "search", metric)
-                | {"hyperparameters": own, "skill": float(skill), "arm": None}
+                | {"hyperparameters": own, "skill": float(skill), "arm": None, "searches": arm.name}
             )
             found[-1]["training"] = {**found[-1]["training"], "learning_rate": rate}
         found += [
@@ -186,7 +191,7 @@ def _write_trial(
     folder: Path, plan: Plan, trial: dict[str, Any], events: _Events, metric: str
 ) -> None:
     ident = trial["id"]
-    started = {k: v for k, v in trial.items() if k not in ("skill", "arm")}
+    started = {k: v for k, v in trial.items() if k not in ("skill", "arm", "searches")}
     stage = f"{trial['task']}/{trial['phase']}/0"
     if plan.cohorts and stage not in events.stages:
         events.stages.append(stage)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import copy
 import hashlib
 import json
 import math
@@ -15,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from fleetune.report import words
+from fleetune.report import study_tables, words
 from fleetune.report.page import ranges, render, write_report
 from fleetune.study import journal
 from tests.report.conftest import PLANS, Written, report_of
@@ -226,8 +227,8 @@ def test_cannot_tell_is_said_with_what_could_not_be_seen(write: Write) -> None:
          ["Rank against score", "Search history",
           "How far BitFit moved the biases"]),
         ("study", ["Differences to the reference", "Every seed", "Search history", "Expected best against budget",
-                   "Settings of lora", "What mattered for lora"], ["Rank against score"]),
-        ("rank", ["Rank against score", "Differences to the reference"], ["What mattered for lora"]),
+                   "Settings of lora-r8", "What mattered for lora-r8"], ["Rank against score"]),
+        ("rank", ["Rank against score", "Differences to the reference"], ["What mattered for lora-r1"]),
         ("regression", ["Every seed"], ["Confusion of the winner", "Calibration of the winner"]),
         ("begun", ["Trials over time"], ["Every seed", "Confusion of the winner", "Search history"]),
         ("classes", ["Calibration of the winner"], ["Confusion of the winner"]),
@@ -398,6 +399,43 @@ def test_a_hundred_trials_fit_in_a_megabyte(tmp_path: Path) -> None:
     page = report_of(write_run(tmp_path / "run", plan))
     assert len(page.facts["trials"]) == 100
     assert len(page.html.encode()) <= 1_000_000
+
+
+def test_the_table_of_searches_has_each_arms_own_metric(write: Write) -> None:
+    page = write("study")
+    facts = copy.deepcopy(page.facts)
+    arm = next(a for a in facts["arms"] if a["arm"] != facts["trials"][0]["method"])
+    arm["score"] = 0.43215
+    for trial in facts["trials"]:
+        if trial["id"] in (*arm["search"]["trials"], *arm["confirm"]["trials"]):
+            trial["training"] = {**trial["training"], "metric_for_best_model": "loss"}
+    head, *rows = Page(render(facts, page.page)).table("What was searched").rows
+    told = {row[0]: dict(zip(head, row, strict=True))["Selection"] for row in rows}
+    others = {a["arm"]: f"{100 * a['score']:.2f}" for a in facts["arms"] if a is not arm}
+    assert told == {**others, arm["arm"]: "0.4321"}
+
+
+def test_a_search_whose_survivors_failed_says_what_was_chosen(write: Write) -> None:
+    page = write("study")
+    facts = copy.deepcopy(page.facts)
+    trials = {t["id"]: t for t in facts["trials"]}
+    early, shaky, none = facts["arms"]
+    for ident in early["search"]["trials"]:
+        trials[ident]["status"] = "stopped"
+    shaky["search"]["trials"] = [t["id"] for t in facts["trials"] if t["phase"] == "search"][:3]
+    trials[shaky["search"]["trials"][1]]["status"] = "failed"
+    trials[shaky["search"]["trials"][2]]["status"] = "done"
+    none["chosen"], none["search"] = (
+        None,
+        {**none["search"], "stopped": 2, "failed": 1, "trials": []},
+    )
+    head, *rows = Page(render(facts, page.page)).table("What was searched").rows
+    told = [dict(zip(head, row, strict=True))["Chosen"] for row in rows]
+    assert told[0].endswith("(stopped early: in all that went on, trials failed)")
+    assert told[1].endswith("(1 of its 3 trials failed)")
+    assert told[2] == "none: all that were not stopped early failed"
+    shown = study_tables.found(facts)
+    assert all(" ".join(row.split()[-3:]) in " ".join(shown.split()) for row in told)
 
 
 def test_the_table_of_ranks_says_what_each_costs(write: Write) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,8 +15,10 @@ from fleetune.report import inside_facts, model_facts, page_facts
 from fleetune.report.again import again
 from fleetune.report.charts import style
 from fleetune.report.facts import run_facts
-from fleetune.report.svg import printable, short
+from fleetune.report.page_facts import search_facts
+from fleetune.report.svg import Picture, printable, short
 from fleetune.report.tables import labels
+from fleetune.report.training_charts import budget
 from tests.report.conftest import Written
 from tests.runs import Made, run_cli, tree
 
@@ -149,3 +152,56 @@ def test_the_command_of_a_named_task_leaves_its_columns_to_it() -> None:
         "--learning-rate 0.001 --backbone roberta-base --dtype float32 --seeds 2 --seed 3 --output-dir again"
     )
     assert again({**facts, "study": {**facts["study"], "seeds": [3, 5]}}) is None
+
+
+def searched(ident: str, status: str, *scores: float, metric: str = "accuracy") -> dict[str, Any]:
+    """A trial of a search as the facts have it."""
+    return {
+        "id": ident, "task": "rte", "method": "lora", "status": status, "hyperparameters": {"r": len(ident)},
+        "training": {"metric_for_best_model": metric, "greater_is_better": metric != "loss"},
+        "epochs": [{"epoch": i, "selection": {metric: s}} for i, s in enumerate(scores, start=1)],
+    }  # fmt: skip
+
+
+def proposed(arm: str, *trials: list[str]) -> dict[str, Any]:
+    return {"kind": "proposed", "task": "rte", "arm": arm, "trials": list(trials)}
+
+
+def test_folds_are_one_setting_with_their_mean() -> None:
+    """The best fold has 0.80; the best mean of an epoch is 0.65."""
+    trials = [
+        searched("a1", "done", 0.40, 0.80), searched("a2", "done", 0.60, 0.50),
+        searched("bb1", "stopped", 0.30), searched("bb2", "stopped", 0.50),
+    ]  # fmt: skip
+    (found,) = search_facts({"trials": trials}, [proposed("lora", ["a1", "a2"], ["bb1", "bb2"])])
+    assert [t["score"] for t in found["trials"]] == pytest.approx([0.65, 0.40])
+    assert found["stopped"] == 1
+    assert found["expected_best"]["expected"] == pytest.approx([(0.65 + 0.40) / 2, 0.75 * 0.65 + 0.25 * 0.40])  # fmt: skip
+
+
+def test_ranks_are_searched_apart() -> None:
+    trials = [searched(i, "done", 0.5) for i in ("a", "b", "c")]
+    events = [proposed("lora-r1", ["a"]), proposed("lora-r8", ["b"]), proposed("lora-r1", ["c"])]
+    found = search_facts({"trials": trials}, events)
+    assert [(s["arm"], len(s["trials"])) for s in found] == [("lora-r1", 2), ("lora-r8", 1)]
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "loss"])
+def test_failed_settings_count_in_a_budget(metric: str) -> None:
+    """With the best score they had, or with the worst of the others; one on its way counts once it has a score."""
+    trials = [
+        searched("a", "done", 0.6, 0.7, metric=metric), searched("b", "failed", 0.65, metric=metric),
+        searched("c", "failed", metric=metric), searched("d", "unfinished", metric=metric),
+    ]  # fmt: skip
+    events = [proposed("lora", ["a"], ["b"], ["c"], ["d"], ["e"])]
+    (found,) = search_facts({"trials": trials}, events)
+    best = [0.7, 0.65, 0.65] if metric == "accuracy" else [0.6, 0.65, 0.65]
+    assert [t["score"] for t in found["trials"]] == pytest.approx(best)
+    assert [t["earned"] for t in found["trials"]] == [True, True, False]
+    assert found["expected_best"]["expected"][0] == pytest.approx(sum(best) / 3)
+    picture = budget([found], "budget")
+    assert (
+        isinstance(picture, Picture) and "1 setting failed before an epoch was over" in picture.note
+    )
+    nothing = search_facts({"trials": trials[2:]}, [proposed("lora", ["c"], ["d"])])
+    assert nothing == []

@@ -23,6 +23,7 @@ from fleetune.report import sections, words
 from fleetune.report.facts import run_facts
 from fleetune.report.model_facts import datasets, tables
 from fleetune.report.page_facts import page_facts
+from fleetune.report.study_tables import chosen
 from fleetune.report.svg import printable
 
 NAME = "report.html"
@@ -68,7 +69,7 @@ def render(facts: Facts, page: Facts) -> str:
         has_memory=any(e.get("memory_bytes") is not None for e in estimates),
         ranks=facts.get("rank", []),
         compared={(v["task"], v["name"], v["reference"]) for v in words.verdict_records(facts)},
-        arms=[a for a in facts.get("arms", []) if a["search"]["tried"]],
+        arms=_arms(facts),
         cohorts=facts["cohorts"][:MOST_COHORTS],
         sections=sections.sections(facts, page),
         trials=[(t, *_scores(t)) for t in trials[:MOST_TRIALS]],
@@ -106,6 +107,19 @@ def commands(page: Facts) -> list[tuple[str, str]]:
             f"fleetune export {trial} --format hf --output my-model",
         ),
     ]
+
+
+def _arms(facts: Facts) -> list[tuple[Facts, str, str]]:
+    """Each arm that was searched, what it chose in words, and the metric that chose it."""
+    trials = {t["id"]: t for t in facts["trials"]}
+    ends = {ident: t["status"] for ident, t in trials.items()}
+    found: list[tuple[Facts, str, str]] = []
+    for arm in (a for a in facts.get("arms", []) if a["search"]["tried"]):
+        own = (*arm["search"]["trials"], *arm["confirm"]["trials"], *trials)
+        metrics = (trials[i]["training"]["metric_for_best_model"] for i in own if i in trials)
+        told = chosen(arm, words.settings(arm["chosen"] or {}), ends)
+        found.append((arm, told, next(metrics, "")))
+    return found
 
 
 def _scores(trial: Facts) -> tuple[float | None, float | None]:

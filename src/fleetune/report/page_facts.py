@@ -17,9 +17,11 @@ from fleetune.errors import FleetuneError
 from fleetune.report import inside_facts, model_facts
 from fleetune.report.again import again
 from fleetune.report.facts import winner
+from fleetune.report.stored import damage_told
 from fleetune.report.tables import labels
 from fleetune.stats.budget import expected_best
 from fleetune.study import journal
+from fleetune.study.propose import PROPOSED
 
 # Below this many trials a share of importance is mostly noise (Hutter et al. 2014 fit forests to hundreds).
 LEAST_FOR_IMPORTANCE = 30
@@ -41,13 +43,15 @@ def page_facts(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
     tasks = [task_facts(facts, task) for task in _tasks(facts)]
     model = tried("model", lambda: model_facts.model_facts(folder, facts, best)) if best else None
     events = [e for e in journal.read(folder / journal.NAME) if "time" in e]
+    with damage_told(folder):
+        searched = search_facts(facts, events)
     return {
         "run": folder.resolve().name,
         "began": _moment(events[0]["time"]) if events else None,
         "ended": _moment(events[-1]["time"]) if events else None,
         "tasks": tasks,
         "winner": _winner(best, tasks, model),
-        "search": search_facts(facts),
+        "search": searched,
         "timeline": timeline(events, facts),
         "movement": tried("movement", lambda: inside_facts.movement(folder, facts)),
         "singular_values": tried(
@@ -149,42 +153,74 @@ def _winner(
     }
 
 
-def score_of(trial: dict[str, Any]) -> float | None:
-    """A trial's selection score at its best epoch so far."""
-    training, epochs = trial["training"], trial["epochs"]
-    values = [e["selection"].get(training["metric_for_best_model"]) for e in epochs]
-    values = [v for v in values if v is not None and np.isfinite(v)]
-    if not values:
-        return None
-    return max(values) if training["greater_is_better"] else min(values)
+def search_facts(facts: dict[str, Any], events: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One record a task and arm that was searched: the settings it tried in order, which of them vary, what matters.
 
-
-def search_facts(facts: dict[str, Any]) -> list[dict[str, Any]]:
-    """One record a task and method that was searched: its trials in order, which settings vary, what matters."""
-    trials = [t for t in facts["trials"] if t["phase"] == "search" and score_of(t) is not None]
+    A setting under protocol "cv" is five trials, one a fold, that count as one; its score is the mean of theirs, as in the search
+    itself. One that failed counts with the best score it had. Where it failed before it had any (`earned` is false), it counts
+    with the worst of its arm's others: left out, so many settings would seem to find more than they did.
+    """
+    by_id = {t["id"]: t for t in facts["trials"]}
+    tried: dict[tuple[str, str], list[tuple[list[str], list[dict[str, Any]]]]] = {}
+    for e in (e for e in events if e["kind"] == PROPOSED):
+        tried.setdefault((e["task"], e["arm"]), []).extend(
+            (ids, [by_id[i] for i in ids if i in by_id]) for ids in e["trials"]
+        )
     found: list[dict[str, Any]] = []
-    for task, method in dict.fromkeys((t["task"], t["method"]) for t in trials):
-        mine = [t for t in trials if (t["task"], t["method"]) == (task, method)]
-        varying = _varying(mine)
+    for (task, arm), settings in tried.items():
+        scored = [(mine, score_of(ids, mine)) for ids, mine in settings if mine]
+        known = [score for _, score in scored if score is not None]
+        if not known:
+            continue
+        first = next(mine for mine, score in scored if score is not None)[0]["training"]
+        higher = bool(first["greater_is_better"])
+        worst = min(known) if higher else max(known)
+        counted = [(m, s) for m, s in scored if s is not None or _ended(m) == "failed"]
+        varying = _varying([mine[0] for mine, _ in counted])
         rows: list[dict[str, Any]] = [
-            {"id": t["id"], "score": score_of(t), "settings": {k: _settings(t)[k] for k in varying}}
-            for t in mine
+            {
+                "id": mine[0]["id"],
+                "score": worst if score is None else score,
+                "earned": score is not None,
+                "settings": {k: _settings(mine[0])[k] for k in varying},
+            }
+            for mine, score in counted
         ]
-        higher = bool(mine[0]["training"]["greater_is_better"])
         found.append(
             {
                 "task": task,
-                "method": method,
-                "metric": mine[0]["training"]["metric_for_best_model"],
+                "arm": arm,
+                "metric": first["metric_for_best_model"],
                 "greater_is_better": higher,
-                "stopped": sum(t["status"] == "stopped" for t in mine),
+                "stopped": sum(_ended(mine) == "stopped" for mine, _ in counted),
                 "trials": rows,
                 "expected_best": best_by_budget([r["score"] for r in rows], higher),
-                "importance": importance(rows, varying),
+                "importance": importance([r for r in rows if r["earned"]], varying),
                 "needed_for_importance": LEAST_FOR_IMPORTANCE,
             }
         )
     return found
+
+
+def score_of(ids: Sequence[str], trials: Sequence[dict[str, Any]]) -> float | None:
+    """A setting's best selection score so far, by its mean over all its trials; None where one of them has no epoch yet."""
+    if len(trials) < len(ids):
+        return None
+    training = trials[0]["training"]
+    curves = [
+        [e["selection"].get(training["metric_for_best_model"]) for e in t["epochs"]] for t in trials
+    ]
+    means = [float(np.mean(at)) for at in zip(*curves, strict=False) if None not in at]
+    means = [value for value in means if np.isfinite(value)]
+    if not means:
+        return None
+    return max(means) if training["greater_is_better"] else min(means)
+
+
+def _ended(trials: Sequence[dict[str, Any]]) -> str:
+    """How a setting ended, by the statuses of its trials: the folds of one that failed may have been stopped."""
+    states = [t["status"] for t in trials]
+    return next((s for s in ("failed", "stopped", "unfinished") if s in states), "done")
 
 
 def _settings(trial: dict[str, Any]) -> dict[str, Any]:

@@ -69,7 +69,23 @@ def found(facts: dict[str, Any]) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
+def chosen(arm: Mapping[str, Any], settings: str, ends: Mapping[str, str]) -> str:
+    """What an arm's search chose, and what is not as it should be about it. settings: in words; ends: each trial's status."""
+    search = arm["search"]
+    if arm["chosen"] is None:
+        went_on = "every trial" if not search["stopped"] else "all that were not stopped early"
+        return f"none: {went_on} failed"
+    told = settings or "nothing to choose"
+    states = [ends.get(ident, "unfinished") for ident in search["trials"]]
+    if states and "done" not in states:
+        told += " (stopped early: in all that went on, trials failed)"
+    if failed := states.count("failed"):
+        told += f" ({failed} of its {len(states)} trials failed)"
+    return told
+
+
 def _chosen(facts: Mapping[str, Any]) -> str:
+    ends = {t["id"]: t["status"] for t in facts["trials"]}
     rows = [
         [
             a["task"],
@@ -78,10 +94,7 @@ def _chosen(facts: Mapping[str, Any]) -> str:
             str(a["search"]["stopped"]),
             str(a["search"]["failed"]),
             str(a["search"]["epochs_trained"]),
-            "none: every trial failed"
-            if a["chosen"] is None
-            else ", ".join(f"{k}={_value(v)}" for k, v in a["chosen"].items())
-            or "nothing to choose",
+            chosen(a, ", ".join(f"{k}={_value(v)}" for k, v in (a["chosen"] or {}).items()), ends),
             "-" if a["score"] is None else f"{a['score']:.4f}",
         ]
         for a in facts["arms"]

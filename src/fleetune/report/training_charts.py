@@ -140,7 +140,7 @@ def _bands(rows: Sequence[Facts]) -> list[tuple[str, int, int]]:
 
 
 def history(search: Sequence[Facts], name: str) -> Drawn:
-    """Selection score of the searched trials in order, and the best so far."""
+    """Selection score of the settings that were tried, in order, and the best so far."""
     if not search:
         return Absent("Search history", NO_SEARCH)
     metric, several = search[0]["metric"], len({s["task"] for s in search}) > 1
@@ -168,12 +168,12 @@ def history(search: Sequence[Facts], name: str) -> Drawn:
             )
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set_xlim(0.5, max(len(s["trials"]) for s in search) + 0.5)
-        axes.set_xlabel("trial of the method")
+        axes.set_xlabel("setting that the method tried")
         axes.set_ylabel(axis_name(f"selection {metric}") if metric != "loss" else "selection loss")
         legend(axes, [searched(s, several) for s in search])
 
     told = "; ".join(
-        f"{searched(s, several)}: best {score(_best(s), metric)} in {plural(len(s['trials']), 'trial')}"
+        f"{searched(s, several)}: best {score(_best(s), metric)} in {plural(len(s['trials']), 'setting')}"
         for s in search
     )
     return draw(
@@ -181,22 +181,23 @@ def history(search: Sequence[Facts], name: str) -> Drawn:
         "Search history",
         told,
         plot,
-        note="Mark: one trial. Line: the best so far. The search chose by these selection scores; the best of many is high "
+        note="Mark: one setting. Line: the best so far. The search chose by these selection scores; the best of many is high "
         "partly by luck, and the test scores stand in the table of methods."
         + (
-            " Trials that were stopped early count with the best score they had."
+            " Settings that were stopped early count with the best score they had."
             if any(s["stopped"] for s in search)
             else ""
-        ),
+        )
+        + _unearned(search),
     )
 
 
 def budget(search: Sequence[Facts], name: str) -> Drawn:
-    """Expected best selection score against the number of trials."""
+    """Expected best selection score against the number of settings tried."""
     shown = [s for s in search if len(s["expected_best"]["expected"]) > 1]
     title = "Expected best against budget"
     if not shown:
-        return Absent(title, "it takes two searched trials of a method" if search else NO_SEARCH)
+        return Absent(title, "it takes two settings that a method tried" if search else NO_SEARCH)
     metric, several = search[0]["metric"], len({s["task"] for s in search}) > 1
 
     def plot(axes: Any) -> None:
@@ -209,13 +210,13 @@ def budget(search: Sequence[Facts], name: str) -> Drawn:
             axes.fill_between(at, low, high, color=looks["color"], alpha=0.12, linewidth=0)
             axes.plot(at, best, label=short(searched(s, several)), markersize=4, **looks)
         axes.set_xlim(0.5, max(len(s["expected_best"]["expected"]) for s in shown) + 0.5)
-        axes.set_xlabel("trials spent on the method")
+        axes.set_xlabel("settings tried with the method")
         axes.set_ylabel(axis_name(f"expected best {metric}"))
         axes.xaxis.get_major_locator().set_params(integer=True)
         legend(axes, [searched(s, several) for s in shown])
 
     told = "; ".join(
-        f"{searched(s, several)}: {score(best[0], metric)} with one trial, "
+        f"{searched(s, several)}: {score(best[0], metric)} with one setting, "
         f"{score(best[-1], metric)} with {len(best)}"
         for s in shown
         for best in (s["expected_best"]["expected"],)
@@ -226,14 +227,25 @@ def budget(search: Sequence[Facts], name: str) -> Drawn:
         told,
         plot,
         note="What the best of so many trials is expected to score (Dodge et al. 2019), each budget with a 95% band by a "
-        "bootstrap over the trials, too narrow at its right end, where all hangs on the few best ones. A curve still rising "
-        "says that the search was short.",
+        "bootstrap over the settings, too narrow at its right end, where all hangs on the few best ones. A curve still rising "
+        "says that the search was short." + _unearned(shown),
     )
 
 
 def searched(s: Facts, several: bool) -> str:
-    """What was searched, by its method, and its task where there are several."""
-    return f"{s['method']} on {s['task']}" if several else s["method"]
+    """What was searched, by its arm, and its task where there are several."""
+    return f"{s['arm']} on {s['task']}" if several else s["arm"]
+
+
+def _unearned(search: Sequence[Facts]) -> str:
+    """A sentence on the settings whose score is not their own."""
+    count = sum(not t["earned"] for s in search for t in s["trials"])
+    if not count:
+        return ""
+    return (
+        f" {plural(count, 'setting')} failed before an epoch was over, and counted with the worst score of the method's "
+        "others."
+    )
 
 
 def _best(s: Facts) -> float:
@@ -241,12 +253,12 @@ def _best(s: Facts) -> float:
 
 
 def parallel(s: Facts, name: str, several: bool = False) -> Drawn:
-    """Parallel coordinates: one line a trial through its settings to its score."""
-    rows = s["trials"]
+    """Parallel coordinates: one line through the values of each setting that was tried, to its score."""
+    rows = [r for r in s["trials"] if r["earned"]]
     names = list(rows[0]["settings"])
     title = f"Settings of {searched(s, several)}"
     if len(rows) < 3 or len(names) < 2:
-        return Absent(title, "it takes three trials in which two settings vary")
+        return Absent(title, "it takes three that were tried, in which two values vary")
     columns = [axis([r["settings"][n] for r in rows]) for n in names]
     columns.append(([r["score"] for r in rows], []))
     ranked = sorted(
@@ -278,7 +290,7 @@ def parallel(s: Facts, name: str, several: bool = False) -> Drawn:
         axes.spines[["left", "bottom"]].set_visible(False)
 
     told = (
-        f"{len(rows)} trials over {', '.join(names)}. The best, with {score(rows[ranked[0]]['score'], s['metric'])}: "
+        f"{len(rows)} settings of {', '.join(names)}. The best, with {score(rows[ranked[0]]['score'], s['metric'])}: "
         + settings(rows[ranked[0]]["settings"])
     )
     return draw(
@@ -287,19 +299,19 @@ def parallel(s: Facts, name: str, several: bool = False) -> Drawn:
         told,
         plot,
         height=70 + 52 * len(columns),
-        note="One line a trial, through its settings down to its score; the best quarter is drawn strong.",
+        note="One line for each setting that was tried, through its values down to its score; the best quarter is drawn strong.",
     )
 
 
 def importance(s: Facts, name: str, several: bool = False) -> Drawn:
     """How much each setting mattered."""
-    shares = s["importance"]
+    shares, had = s["importance"], sum(t["earned"] for t in s["trials"])
     title = f"What mattered for {searched(s, several)}"
     if not shares:
-        had, needed = len(s["trials"]), s["needed_for_importance"]
+        needed = s["needed_for_importance"]
         return Absent(
             title,
-            f"it takes {needed} trials, and there are {had}"
+            f"it takes {needed} settings that were tried, and there are {had}"
             if had < needed
             else "it takes two settings that vary",
         )
@@ -319,8 +331,8 @@ def importance(s: Facts, name: str, several: bool = False) -> Drawn:
         told,
         plot,
         height=80 + 26 * len(ranked),
-        note=f"Permutation importance of a random forest over {len(s['trials'])} trials; it says nothing about ranges "
-        "that were not searched.",
+        note=f"Permutation importance of a random forest over {had} settings; it says nothing about ranges that "
+        "were not searched.",
     )
 
 

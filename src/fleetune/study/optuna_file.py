@@ -16,8 +16,7 @@ from fleetune.durable import new_file
 from fleetune.errors import RefusedError, SettingsError
 from fleetune.study import journal
 from fleetune.study.file import parse_study
-from fleetune.study.plan import PROPOSED
-from fleetune.study.propose import DONE, FAILED, STOPPED, Tried, frozen
+from fleetune.study.propose import DONE, FAILED, PROPOSED, STOPPED, Tried, frozen
 from fleetune.study.results import epochs
 from fleetune.study.space import Arm, arms_of
 

@@ -12,13 +12,12 @@ from fleetune.methods.base import Method
 from fleetune.methods.table import method_class
 from fleetune.study.journal import Journal
 from fleetune.study.prepare import Prepared, PreparedTask
-from fleetune.study.propose import Tried, propose
+from fleetune.study.propose import PROPOSED, Tried, propose
 from fleetune.study.rows import FOLDS, TaskRows, divisions, settle, trial_input, whole
 from fleetune.study.search import Budget, Chosen, Search
 from fleetune.study.settings import SEARCH, SearchSettings
 from fleetune.study.space import Arm, Choice
 
-PROPOSED = "proposed"
 # Three settings are the fewest that halving can thin out.
 LEAST_BATCH = 3
 

@@ -19,6 +19,8 @@ from fleetune.seeds import digest
 from fleetune.study.space import Arm, Choice
 
 DONE, STOPPED, FAILED = "done", "stopped", "failed"
+PROPOSED = "proposed"
+"""The kind of event that names the settings of a batch and their trials."""
 
 
 @dataclass(frozen=True, slots=True)
