@@ -23,8 +23,10 @@ def epochs(events: Sequence[dict[str, Any]], ident: str) -> list[dict[str, Any]]
 
 
 def write_results(folder: Path, events: Sequence[dict[str, Any]]) -> None:
-    """Rebuild the table."""
+    """Rebuild the table. Tasks differ in their metrics: each has its column, which is empty where a task lacks it."""
     rows: list[dict[str, Any]] = []
+    # pyarrow takes its columns from the first row alone, so every row has all of them.
+    metrics = dict.fromkeys(k for e in events if e["kind"] == "epoch" for k in e["selection"])
     started = {e["id"]: e for e in events if e["kind"] == "trial-started"}
     for ident, trial in started.items():
         for epoch in epochs(events, ident):
@@ -40,7 +42,7 @@ def write_results(folder: Path, events: Sequence[dict[str, Any]]) -> None:
                     "epoch": epoch["epoch"],
                     "step": epoch["step"],
                     "loss": epoch["loss"],
-                    **{f"selection_{k}": v for k, v in epoch["selection"].items()},
+                    **{f"selection_{k}": epoch["selection"].get(k) for k in metrics},
                     "seconds": epoch["seconds"],
                 }
             )
