@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from fleetune.errors import DataError, SettingsError
 from fleetune.report.facts import run_facts, winner
 from fleetune.study import journal
 from fleetune.study.journal import Journal
+from tests.runs import run_cli
 
 TRAINING = {
     "learning_rate": 1e-3,
@@ -260,6 +263,55 @@ def test_a_run_on_its_way(tmp_path: Path) -> None:
     assert best is not None and best["id"] == "head-s0"
     nothing = run_facts(make_run(tmp_path / "none", done=(), end="stopped"))
     assert winner(nothing) is None and nothing["estimates"] == []
+
+
+@pytest.mark.parametrize("state", ["missing", "damaged"])
+def test_lost_predictions_leave_out_their_method_and_no_other(tmp_path: Path, state: str) -> None:
+    """lora-s1's file is gone: a mean over lora-s0 alone would be no estimate of lora. The journal's scores stay."""
+    run = make_run(tmp_path / "run")
+    path = run / "trials" / "lora-s1" / "predictions.parquet"
+    whole = run_facts(run)
+    if state == "missing":
+        path.unlink()
+        path.parent.rmdir()
+    else:
+        path.write_bytes(path.read_bytes()[:-9])
+    found = run_facts(run)
+    assert whole["lost"] == []
+    assert found["lost"] == [
+        {
+            "task": "toy",
+            "method": "lora",
+            "trials": ["lora-s0", "lora-s1"],
+            "files": {"trials/lora-s1/predictions.parquet": state},
+        }
+    ]
+    assert found["trials"] == whole["trials"]
+    assert found["estimates"] == [e for e in whole["estimates"] if e["method"] == "head"]
+    assert len(whole["verdicts"]) == 1 and found["verdicts"] == []
+    best = winner(found)
+    assert best is not None and best["id"] == "lora-s0"
+    told = f"lora-s0, lora-s1, since trials/lora-s1/predictions.parquet is {state}"
+    shown = run_cli("show", run)
+    assert shown.code == 0 and told in shown.out and str(tmp_path) not in shown.out
+    assert json.loads(run_cli("show", run, "--json").out)["lost"] == found["lost"]
+
+
+def test_a_run_that_lost_every_model_still_has_its_trials(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    shutil.rmtree(run / "trials")
+    found = run_facts(run)
+    assert [t["test"] for t in found["trials"] if t["status"] == "done"] == [
+        on_test(ident) for ident in SAID
+    ]
+    assert found["estimates"] == [] and len(found["lost"]) == 2
+    shown = run_cli("show", run)
+    assert shown.code == 0 and "no trial has ended yet" not in shown.out
+    told = run_cli("predict", run, "--text", "a")
+    assert told.code == 4
+    assert (
+        "trials/lora-s0" in told.err and "saved model of this run's winner is missing" in told.err
+    )
 
 
 def test_no_run_and_a_damaged_one(tmp_path: Path) -> None:

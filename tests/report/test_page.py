@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 import re
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import pairwise
@@ -471,6 +472,21 @@ def test_damaged_files_leave_out_a_part_and_not_the_page(tmp_path: Path) -> None
         in page.read.text
     )
     assert str(tmp_path) not in page.html, "a page that is sent on names no folders of this machine"
+
+
+@pytest.mark.parametrize("lost", ["bitfit-s1000", "*"])
+def test_lost_models_leave_out_their_methods_and_say_so(tmp_path: Path, lost: str) -> None:
+    folder = write_run(tmp_path / "hurt", Plan(phase="confirm", search=3))
+    for path in (folder / "trials").glob(lost):
+        shutil.rmtree(path)
+    page = report_of(folder)
+    assert {e["method"] for e in page.facts["estimates"]} == (set() if lost == "*" else {"lora"})
+    assert "since trials/bitfit-s1000/predictions.parquet is missing" in page.read.text
+    assert len(page.read.table(f"{len(page.facts['trials'])} trials").rows) == 1 + 16
+    assert str(tmp_path) not in page.html
+    assert ("No trial has ended well yet" in page.read.text) is False
+    assert ("fleetune predict hurt" in page.read.text) is (lost != "*")
+    assert ("Its saved model is missing or damaged" in page.read.text) is (lost == "*")
 
 
 # --- small parts

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -385,6 +386,25 @@ def test_the_command_prints_verdicts_and_show_reads_it(whole, made: Made, tmp_pa
     assert {t["status"] for t in shown["trials"]} == {"done", "stopped"}
     assert {t["phase"] for t in shown["trials"]} == {"search", "confirm"}
     assert run_cli("show", folder).code == 0
+
+
+def test_a_lost_model_does_not_end_its_run(whole, made: Made, tmp_path: Path) -> None:
+    """The same command goes on and prints what is left; a person who asks for the lost model is told what to do."""
+    folder, _ = whole
+    run, study = tmp_path / "run", tmp_path / "study.toml"
+    shutil.copytree(folder, run)
+    study.write_text(studies.text(made))
+    lost = winner(run_facts(run))["id"]
+    shutil.rmtree(run / "trials" / lost)
+    told = run_cli("study", study, "--output-dir", run)
+    assert told.code == 0, told.err
+    assert f"the saved models of {lost} are missing; their scores are kept" in told.err
+    assert f"since trials/{lost}/predictions.parquet is missing" in told.out
+    assert run_cli("report", run).code == 0
+    told = run_cli("predict", run, "--text", "a")
+    assert told.code == 4 and f"trials/{lost}" in told.err
+    other = told.err.partition("such as ")[2].split()[0]
+    assert run_cli("predict", other, "--text", "a").code == 0
 
 
 def test_a_run_of_a_study_has_no_trials_before_its_search(ready: Prepared, tmp_path: Path) -> None:

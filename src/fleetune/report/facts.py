@@ -18,6 +18,7 @@ from fleetune.artifact import layout
 from fleetune.errors import SettingsError
 from fleetune.records import as_json
 from fleetune.report import study_facts
+from fleetune.report.lost import lost_groups
 from fleetune.report.stored import damage_told, read_environment, read_predictions, read_settings
 from fleetune.stats.intervals import metric_estimate
 from fleetune.study import journal
@@ -48,6 +49,9 @@ def _facts(folder: Path, events: list[dict[str, Any]]) -> dict[str, Any]:
     optimistic = any(table.get("protocol") == "paper" for table in tables)
     named = ", ".join(table["task"] for table in tables)
     trials = [_trial(ident, events) for ident in _started(events)]
+    lost = lost_groups(folder, _measured(trials), _setting)
+    gone = {_setting(t) for t in trials if any(t["id"] in g["trials"] for g in lost)}
+    kept = [t for t in trials if _setting(t) not in gone]
     facts: dict[str, Any] = {
         "study": {
             **settings,
@@ -58,7 +62,8 @@ def _facts(folder: Path, events: list[dict[str, Any]]) -> dict[str, Any]:
             "environment": environment,
         },
         "trials": trials,
-        "estimates": _estimates(folder, trials, environment, optimistic),
+        "estimates": _estimates(folder, kept, environment, optimistic),
+        "lost": lost,
         "verdicts": [],
         "over_tasks": [],
         "arms": study_facts.arm_facts(events, trials),

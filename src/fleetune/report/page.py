@@ -25,12 +25,20 @@ from fleetune.report.model_facts import datasets, tables
 from fleetune.report.page_facts import page_facts
 from fleetune.report.study_tables import chosen
 from fleetune.report.svg import printable
+from fleetune.report.tables import lost_told
 
 NAME = "report.html"
 Facts = dict[str, Any]
 # A page lists so many trials; the rest is in results.parquet.
 MOST_TRIALS = 500
 MOST_COHORTS = 50
+_LOST = [
+    {
+        "verdict": None,
+        "text": "The predictions of this run are lost, and without them there is no answer; the scores of its trials are below.",
+        "optimistic": False,
+    }
+]
 PROTOCOLS = {
     "holdout": "epochs and settings are chosen on rows held out of train; the test set is opened once a trial, at its end",
     "cv": "settings are chosen by cross-validation within train; the test set is opened once a trial, at its end",
@@ -51,14 +59,15 @@ def render(facts: Facts, page: Facts) -> str:
     """The page as text; the same facts give the same bytes."""
     style, script = _asset("page.css"), _asset("page.js")
     trials, estimates = facts["trials"], facts["estimates"]
+    lost = [lost_told(record) for record in facts["lost"]]
     return _template().render(
         facts=facts,
         page=page,
         question=words.question(facts),
         scope=words.scope(facts, page["tasks"]),
         ended=sum(t["status"] != "unfinished" for t in trials),
-        answers=words.answers(facts),
-        untold=words.untold(facts),
+        answers=_LOST if lost and not estimates else words.answers(facts),
+        untold=[*(f"{told[0].upper()}{told[1:]}." for told in lost), *words.untold(facts)],
         lead=sections.lead(facts, page),
         verdicts=words.verdict_records(facts),
         over_tasks=facts.get("over_tasks", []),
@@ -77,11 +86,20 @@ def render(facts: Facts, page: Facts) -> str:
         protocol=next((d.get("protocol") for d in tables(facts)), "holdout"),
         protocols=PROTOCOLS,
         seeds=ranges(t["seed"] for t in trials),
-        commands=commands(page),
+        commands=[] if _is_lost(page["winner"], facts) else commands(page),
         style=Markup(style),  # ours, and allowed by its hash
         script=Markup(script),
         policy=policy(style, script),
         optimistic=words.OPTIMISTIC,
+    )
+
+
+def _is_lost(winner: Facts | None, facts: Facts) -> bool:
+    """Whether the winner's folder is not what it was, so that nothing can be done with it."""
+    return winner is not None and any(
+        name.startswith(f"trials/{winner['id']}/")
+        for record in facts["lost"]
+        for name in record["files"]
     )
 
 

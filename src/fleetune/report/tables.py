@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 OPTIMISTIC = "optimistic"
+# A sentence names so many files.
+_MOST_NAMED = 3
 
 
 def grid(header: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
@@ -40,8 +42,9 @@ def comparison(facts: dict[str, Any]) -> str:
         ]
         for name, e in zip(names, facts["estimates"], strict=True)
     ]
+    lost = [lost_told(record) for record in facts["lost"]]
     if not rows:
-        return "no trial has ended yet"
+        return "\n".join(lost) or "no trial has ended yet"
     header = ["method", "metric", "test", "95% interval", "n", "seeds", "encoder", "head", "time"]
     table = grid(header, rows, right=(2, 4, 6, 7, 8))
     notes = sorted({f"{e['metric']}: {e['how']}" for e in facts["estimates"]})
@@ -49,7 +52,19 @@ def comparison(facts: dict[str, Any]) -> str:
         notes.append("time: mean of a training, as its share of its cohort's")
     if facts["study"]["optimistic"]:
         notes.insert(0, 'OPTIMISTIC: protocol "paper" chose the epoch on these same test examples')
-    return "\n".join([table, *(f"  {note}" for note in notes)])
+    return "\n".join([table, *(f"  {note}" for note in (*notes, *lost))])
+
+
+def lost_told(record: dict[str, Any]) -> str:
+    """What is lost of a method's trainings, and what to do, in a sentence."""
+    files = [f"{name} is {state}" for name, state in record["files"].items()]
+    told = "; ".join(files[:_MOST_NAMED])
+    if (left := len(files) - _MOST_NAMED) > 0:
+        told += f"; and {left} more"
+    return (
+        f"left out of estimates and verdicts: {', '.join(record['trials'])}, since {told}; the scores of these trials are kept, "
+        "and a copy of the files would bring back the rest"
+    )
 
 
 def trials(facts: dict[str, Any]) -> str:

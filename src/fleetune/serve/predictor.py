@@ -122,7 +122,7 @@ def model_folder(path: Path) -> Path:
             raise SettingsError(
                 "model", [f"{path}: no trial of this run has ended; run the same command again"]
             )
-        return path / "trials" / found["id"]
+        return _kept(path, found["id"])
     if not (path / layout.RECORD).is_file():
         if path.is_file():
             refuse_pickled(path)
@@ -131,6 +131,21 @@ def model_folder(path: Path) -> Path:
             "model", [f"{path}: neither a run nor a saved model (no {layout.RECORD} in it)"]
         )
     return path
+
+
+def _kept(run: Path, winner: str) -> Path:
+    """The folder of a run's winner; DataError where its model is lost, which the scores of the run outlive."""
+    folder = run / "trials" / winner
+    if (folder / layout.RECORD).is_file():
+        return folder
+    others = sorted(p.parent for p in run.glob(f"trials/*/{layout.RECORD}"))
+    remedy = f", or give another trial's folder, such as {others[0]}" if others else ""
+    raise DataError(
+        str(folder),
+        [
+            f"the saved model of this run's winner is missing ({layout.RECORD}); restore the folder from a copy{remedy}"
+        ],
+    )
 
 
 def _from_trial(folder: Path, dtype: str | None, device: str) -> tuple[ModelRecord, Any, Owned]:

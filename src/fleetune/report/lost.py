@@ -1,0 +1,53 @@
+"""Trainings whose predictions are gone: what the journal says of them stays, and nothing new can be computed from them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from fleetune.artifact import layout
+from fleetune.errors import DataError
+from fleetune.report.stored import read_predictions
+
+
+def lost_groups(
+    folder: Path,
+    measured: Sequence[dict[str, Any]],
+    setting: Callable[[dict[str, Any]], str],
+) -> list[dict[str, Any]]:
+    """One record for each method and setting of which a training's predictions cannot be read.
+
+    measured: the trials whose test rows were opened. setting: what is the same in all seeds of one method and setting. `trials`
+    are all of its trainings, since a mean over those that happen to be left is no estimate; `files` says what is wrong.
+    """
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for trial in measured:
+        groups.setdefault(setting(trial), []).append(trial)
+    found: list[dict[str, Any]] = []
+    for group in groups.values():
+        states = {_file(t): _state(folder / _file(t)) for t in group}
+        files = {name: state for name, state in states.items() if state is not None}
+        if files:
+            found.append(
+                {
+                    "task": group[0]["task"],
+                    "method": group[0]["method"],
+                    "trials": [t["id"] for t in group],
+                    "files": files,
+                }
+            )
+    return found
+
+
+def _file(trial: dict[str, Any]) -> str:
+    return f"trials/{trial['id']}/{layout.PREDICTIONS}"
+
+
+def _state(path: Path) -> str | None:
+    """What is wrong with a file; None where it can be read."""
+    try:
+        read_predictions(path)
+    except DataError:
+        return "damaged" if path.exists() else "missing"
+    return None
