@@ -63,12 +63,12 @@ def _facts(folder: Path, events: list[dict[str, Any]]) -> dict[str, Any]:
         },
         "trials": trials,
         "estimates": _estimates(folder, kept, environment, optimistic),
-        "lost": lost,
         "verdicts": [],
         "over_tasks": [],
         "arms": study_facts.arm_facts(events, trials),
         "rank": [],
         "cohorts": _cohorts(events),
+        "lost": lost,
     }
     read = partial(_outputs, folder)
     facts["verdicts"] = study_facts.verdicts(facts, read)

@@ -1,7 +1,8 @@
 """What a study will train and what it will cost, before anything is written.
 
-Trials, epochs and parameters are exact (but for trials that fail). Time, memory and disk are estimates with their reasons in
-`assumptions`; expect a factor of two. Nothing here looks at a label of a test row, and nothing is written.
+Trials, epochs and parameters are exact (but for trials that fail, and for repeats of a setting in a batch, which go on
+together). Time, memory and disk are estimates with their reasons in `assumptions`; expect a factor of two. Nothing here looks at
+a label of a test row, and nothing is written.
 """
 
 from __future__ import annotations

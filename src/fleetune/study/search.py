@@ -348,7 +348,7 @@ def choose(lane: Lane, *, fixed_epochs: bool) -> Chosen:
     # min keeps the first of equals, and they stand in the order of their first proposals.
     best = min(settings, key=lambda g: (_failures(g), not any(c.ended for c in g), -_score(g)))
     score = _score(best)
-    sound = [c for c in best if c.ended] or [c for c in best if c.in_play or c.stopped]
+    sound = [c for c in best if c.ended] or [c for c in best if not c.failed]
     curve = [_mean(at) for at in zip(*(c.curve for c in sound), strict=False)]
     higher = next(iter(best[0].units.values())).higher_is_better
     return replace(
