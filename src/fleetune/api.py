@@ -202,15 +202,17 @@ def study(
     --set of the command; for files.
     """
     from fleetune.study.file import parse_study, read_study
+    from fleetune.study.folder import has_begun
 
+    begun = has_begun(Path(output_dir))
     if isinstance(study, Mapping):
         if overrides:
             raise SettingsError(
                 "study", ["overrides are for a file; change the dict, or leave them out"]
             )
-        settings = parse_study(study)
+        settings = parse_study(study, begun=begun)
     else:
-        settings = read_study(Path(study), overrides)
+        settings = read_study(Path(study), overrides, begun=begun)
     return _run(
         settings, Path(output_dir), device, report_to, save_steps, progress=progress, watch=watch
     )

@@ -60,11 +60,11 @@ def study(
         raise SettingsError("study", ["--output-dir is needed, or --dry-run to see what would run"])
     from fleetune.live.writers import report_names
     from fleetune.study.file import read_study
-    from fleetune.study.folder import STUDY
+    from fleetune.study.folder import has_begun
     from fleetune.study.prepare import check_compute, prepare
     from fleetune.study.run import Run
 
-    begun = output_dir is not None and (output_dir / STUDY).is_file()
+    begun = output_dir is not None and has_begun(output_dir)
     settings = read_study(file, set_ or (), begun=begun)
     check_compute(None, device)
     writers = report_names(settings.report_to if report_to is None else report_to)

@@ -24,6 +24,11 @@ GIVEN = ("data.jsonl", "test.jsonl")
 """Rows that a Python program gave; there before the run is (given.py)."""
 
 
+def has_begun(folder: Path) -> bool:
+    """Whether a study has been started in a folder."""
+    return (folder / STUDY).is_file()
+
+
 @contextmanager
 def locked(folder: Path) -> Generator[None]:
     """Hold a run's folder; RefusedError (exit 6) while another process does. A killed process's lock is no lock."""
