@@ -267,6 +267,19 @@ def test_each_trial_runs_its_own_embedding() -> None:
     assert torch.equal(leaf(ids), expected)
 
 
+def test_a_parameter_that_the_model_reads_itself_is_the_trials_own() -> None:
+    """deberta-v2 reads its table of relative positions without calling it; what the leaf alone knows stays the leaf's."""
+    own = frozen(lambda: nn.Embedding(11, D, padding_idx=3))
+    current = Current()
+    leaf = CohortOther("leaf", current, own)
+    assert leaf.weight is own.weight, "outside of a pass"
+    table = draw(11, D, seed=8)
+    current.stream, current.active = stream_of("packed"), Active({"leaf.weight": [table]}, {})
+    assert torch.equal(leaf.weight, table) and leaf.padding_idx == 3
+    current.active = Active({}, {})
+    assert leaf.weight is own.weight
+
+
 @pytest.mark.parametrize("layout", ["packed", "padded"])
 @pytest.mark.parametrize("noisy", [True, False])
 def test_low_rank_leaf_is_the_papers_formula(layout: Any, noisy: bool) -> None:

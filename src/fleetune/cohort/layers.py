@@ -197,6 +197,10 @@ class CohortLayerNorm(Leaf):
         return y.view(x.shape)
 
     def _norm(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        own = any(p is not None and p.requires_grad for p in (weight, bias))
+        if own and x.is_cpu and x.dtype == torch.bfloat16:
+            # The kernel would add up their gradients in bfloat16, and such a sum stops growing after some hundred rows.
+            return self._norm(x.float(), weight, bias).to(x.dtype)
         # Statistics are float32 inside the kernel; on a CPU it takes float32 weights with a bfloat16 input, elsewhere not.
         if not x.is_cpu:
             weight, bias = (None if p is None else p.to(x.dtype) for p in (weight, bias))
@@ -235,7 +239,9 @@ class CohortDropout(Leaf):
 class CohortOther(Leaf):
     """Any other module with parameters: shared as it is, or run slice by slice with what each trial owns.
 
-    Slow and plain. With a leaf of its own kind wrapped in it, it is also the reference for the leaves above.
+    Slow and plain. With a leaf of its own kind wrapped in it, it is also the reference for the leaves above. A model that
+    reads a parameter without calling the leaf (deberta-v2's table of relative positions) gets the trial's own where the
+    trial is alone, and the frozen one in company.
     """
 
     def __init__(self, name: str, current: Current, leaf: nn.Module) -> None:
@@ -248,7 +254,12 @@ class CohortOther(Leaf):
             return super().__getattr__(name)
         except AttributeError:
             # The model's code may ask its leaf for what the leaf alone knows (an embedding's padding_idx, a weight's dtype).
-            return getattr(super().__getattr__("leaf"), name)
+            found = getattr(super().__getattr__("leaf"), name)
+        if name in self.__dict__.get("own_names", ()) and self.current.active is not None:
+            own = self.owned(name)
+            if own is not None and len(own) == 1 and own[0] is not None:
+                return own[0].to(found.dtype)
+        return found
 
     def forward(self, x: Tensor, *rest: Any, **named: Any) -> Tensor:
         owned = {own: tensors for own in self.own_names if (tensors := self.owned(own)) is not None}
@@ -269,11 +280,14 @@ class CohortOther(Leaf):
         mine = {own: t[k] for own, t in owned.items() if t[k] is not None}
         shared = self.leaf.weight if hasattr(self.leaf, "weight") else None
         dtype = shared.dtype if isinstance(shared, Tensor) else torch.float32
-        cast = {own: t.to(dtype) for own, t in mine.items() if t is not None}
+        # A table keeps its own dtype, and what is read from it is cast: else its gradient would be added up in the other.
+        is_table = isinstance(self.leaf, nn.Embedding)
+        cast = {own: t if is_table else t.to(dtype) for own, t in mine.items() if t is not None}
         # A twin with parameters of its own to put the trial's into: another lane may be using the leaf.
         twin = copy.copy(self.leaf)
         twin._parameters = dict(self.leaf._parameters)
-        return functional_call(twin, cast, (x, *rest), named)
+        y = functional_call(twin, cast, (x, *rest), named)
+        return y.to(dtype) if is_table else y
 
 
 def by_slices(rows: Tensor, bounds: Sequence[int], run: Callable[[Tensor, int], Tensor]) -> Tensor:
