@@ -7,17 +7,23 @@ import copy
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional
 from torch.testing import assert_close
 
 from fleetune.backbone.families import FAMILIES
 from fleetune.cohort.engine import Engine
 from fleetune.cohort.layers import Active
 from fleetune.data.packing import pack
-from tests.tiny import CONFIGS, tiny_model, tiny_table
+from fleetune.methods.table import make_method
+from tests.oracles.solo import padded_batch
+from tests.tiny import CONFIGS, NO_DROPOUT, tiny_model, tiny_table
 
 NOBODY = Active({}, {})
-POOLINGS = [
+# Fewer heads of keys and values than of queries.
+GROUPED = [("eurobert", {"num_key_value_heads": heads}) for heads in (1, 2)]
+VARIANTS = [
     *((family, {}) for family in CONFIGS),
+    *GROUPED,
     ("modernbert", {"classifier_pooling": "cls"}),
     ("eurobert", {"classifier_pooling": "bos"}),
     ("eurobert", {"classifier_pooling": "mean"}),
@@ -68,7 +74,7 @@ def test_packed_hidden_states_equal_padded_ones(family: str) -> None:
     assert_close(found, expected[mask], rtol=1e-4, atol=2e-5)
 
 
-@pytest.mark.parametrize(("family", "settings"), POOLINGS)
+@pytest.mark.parametrize(("family", "settings"), VARIANTS)
 def test_packed_logits_equal_padded_ones(family: str, settings: dict) -> None:
     model = tiny_model(family, **settings)
     table = tiny_table(9, seed=4)
@@ -81,3 +87,33 @@ def test_packed_logits_equal_padded_ones(family: str, settings: dict) -> None:
     )
     with torch.no_grad():
         assert_close(engine.backbone.forward(packed, NOBODY), expected, rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("family", "settings"),
+    [
+        ("deberta-v2", {}),
+        *GROUPED,
+        *(
+            pytest.param(family, {}, marks=pytest.mark.slow)
+            for family in CONFIGS
+            if family != "deberta-v2"
+        ),
+    ],
+)
+def test_gradients_of_full_are_those_of_the_untouched_model(family: str, settings: dict) -> None:
+    """Every parameter's, in float64."""
+    model = tiny_model(family, **NO_DROPOUT, **settings).double()
+    table, rows = tiny_table(9, seed=5), np.arange(9)
+    labels = torch.from_numpy(rows % 3)
+    alone = copy.deepcopy(model)
+    functional.cross_entropy(alone(**padded_batch(alone, table, rows)).logits, labels).backward()
+    engine = Engine(model, dtype=torch.float64)
+    owned = engine.owned(make_method("full", {}), 0)
+    functional.cross_entropy(engine.logits([owned], pack([(table, rows)]), None), labels).backward()
+    for name, parameter in alone.named_parameters():
+        found = owned.tensors[name].grad
+        assert found is not None
+        # Some parameters have no part in a classifier's output (gte's pooler with "first").
+        expected = torch.zeros_like(found) if parameter.grad is None else parameter.grad
+        assert_close(found, expected, rtol=1e-9, atol=1e-12, msg=lambda m, n=name: f"{n}: {m}")

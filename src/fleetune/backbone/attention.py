@@ -44,7 +44,8 @@ def packed_attention(
 ) -> tuple[Tensor, None]:
     """Attention of every sequence of the stream with itself.
 
-    query, key, value: [1, heads, T, d]. Returns [1, T, heads, d], as transformers' attention functions do. In a module
+    query, key, value: [1, heads, T, d]; key and value may have fewer heads, each for as many neighbouring ones of the query
+    (EuroBERT). Returns [1, T, heads, d], as transformers' attention functions do. In a module
     marked `fleetune_reads_first` only the rows of first tokens are computed where the stream asks for no others, and the
     rest is zero.
     """
@@ -53,6 +54,8 @@ def packed_attention(
     stream = current.require()
     # Not x[0], whose gradient would fill a tensor with zeros and copy into it.
     q, k, v = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))
+    if (shared := q.shape[1] // k.shape[1]) > 1:
+        k, v = (x.repeat_interleave(shared, dim=1) for x in (k, v))
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     call = stream.next_call(site)
     first_only = stream.first_tokens_only and bool(getattr(module, "fleetune_reads_first", False))
