@@ -21,7 +21,7 @@ from fleetune.cohort.lanes import Lanes
 from fleetune.cohort.layers import Active
 from fleetune.cohort.open import OpenBackbone
 from fleetune.cohort.own import Stacks, active_of
-from fleetune.cohort.owned import Owned, initial_values
+from fleetune.cohort.owned import Owned, initial_values, parents, stand_in
 from fleetune.cohort.trial import Rows, TrialInput
 from fleetune.data.packing import Packed, pack
 from fleetune.methods.base import Method
@@ -168,15 +168,11 @@ class _Drawer:
     """What `initial_values` needs of a model before its leaves are swapped: fresh leaves and their initialisation."""
 
     def __init__(self, model: Any, sites: SiteMap) -> None:
-        import copy
-
-        self._leaves = {
-            s.name: copy.deepcopy(model.get_submodule(s.name)) for s in sites if s.fresh
-        }
+        self._parents = {name: stand_in(model.get_submodule(name)) for name in parents(sites)}
         self._init_weights = model._init_weights
 
     def get_submodule(self, name: str) -> Any:
-        return self._leaves[name]
+        return self._parents[name]
 
 
 def _packed(rows: Sequence[Rows]) -> Packed:

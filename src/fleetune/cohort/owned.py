@@ -109,7 +109,8 @@ def initial_values(
     ownership = method.ownership(sites)
     fresh = _fresh_values(seed, sites, model)
     values = {
-        name: fresh.get(name, pretrained[name]).detach().clone() for name in ownership.parameters
+        name: fresh.get(name, pretrained[name]).detach().to(pretrained[name], copy=True)
+        for name in ownership.parameters
     }
     for name in ownership.zero_biases:
         weight = pretrained[f"{name.rpartition('.')[0]}.weight"]
@@ -124,21 +125,51 @@ def initial_values(
     return values, ownership.low_rank
 
 
+def stand_in(parent: nn.Module) -> nn.Module:
+    """A copy of a module that holds copies of the leaves right below it, and nothing else."""
+    found = copy.copy(parent)
+    found._parameters, found._buffers = {}, {}
+    leaves = {
+        own: copy.deepcopy(child)
+        for own, child in parent.named_children()
+        if next(child.parameters(recurse=False), None) is not None
+    }
+    found._modules = {**leaves}
+    return found
+
+
+def parents(sites: SiteMap) -> list[str]:
+    """The modules right above the leaves that have something fresh."""
+    return list(dict.fromkeys(_parent(s.name) for s in sites if s.fresh))
+
+
 def _fresh_values(seed: int, sites: SiteMap, model: Any) -> dict[str, Tensor]:
     """Draw what the checkpoint lacks as transformers does, from the trial's seed and not from the global generator."""
     drawn: dict[str, Tensor] = {}
-    for site in sites:
-        if not site.fresh:
-            continue
-        leaf = copy.deepcopy(model.get_submodule(site.name))
-        for parameter in leaf.parameters():
-            parameter._is_hf_initialized = False  # type: ignore[attr-defined]
+
+    def draw(module: nn.Module, name: str) -> None:
         # transformers draws from torch's global generator; fork_rng gives it back as it was.
         with torch.random.fork_rng(devices=[]), torch.no_grad():
-            torch.manual_seed(torch_seed(seed, "init", site.name))
-            model._init_weights(leaf)
-        drawn.update({site.parameter(own): getattr(leaf, own) for own in site.fresh})
+            torch.manual_seed(torch_seed(seed, "init", name))
+            model._init_weights(module)
+
+    for parent in parents(sites):
+        held = stand_in(model.get_submodule(parent))
+        for parameter in held.parameters():
+            parameter._is_hf_initialized = False  # type: ignore[attr-defined]
+        fresh = [s for s in sites if s.fresh and _parent(s.name) == parent]
+        leaves = [held.get_submodule(site.name.rpartition(".")[2]) for site in fresh]
+        for site, leaf in zip(fresh, leaves, strict=True):
+            draw(leaf, site.name)
+        # Some families set the scale of a leaf where they come to what holds it (ModernBERT its head and classifier).
+        draw(held, parent)
+        for site, leaf in zip(fresh, leaves, strict=True):
+            drawn.update({site.parameter(own): getattr(leaf, own) for own in site.fresh})
     return drawn
+
+
+def _parent(name: str) -> str:
+    return name.rpartition(".")[0]
 
 
 def _lowest_layer(names: Iterable[str], sites: SiteMap) -> int | None:
