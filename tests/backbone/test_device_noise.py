@@ -110,6 +110,18 @@ def test_padding_takes_no_bits_and_is_multiplied_by_one() -> None:
     assert bool((out[[1, 3]] == 1).all())
 
 
+def test_a_table_with_as_many_rows_as_tokens_takes_its_own_numbers() -> None:
+    """In one pass, in either order."""
+    noise = DeviceNoise([NoiseKey(3, 5, tokens_before=7)])
+    tokens = TrialRows([0, 5], [np.asarray([0, 2, 4])], [7])
+    table = TrialRows([0, 5], [None], [0])
+    for rows in (tokens, table, tokens):
+        alone = DeviceNoise(noise.keys)
+        out, other = torch.empty(5, 6).double(), torch.empty(5, 6).double()
+        found = noise.every([0.5], out, rows, "site", 0)
+        assert torch.equal(found, alone.every([0.5], other, rows, "site", 0))
+
+
 @pytest.mark.parametrize("rate", [0.01, 0.1, 0.5, 0.9])
 def test_dropped_share_is_the_rate_and_the_rest_makes_up_for_it(rate: float) -> None:
     count = 200_000

@@ -188,7 +188,7 @@ def test_padded_rows_get_no_bits(lengths: list[int], extra: int, before: list[in
     noise = Noise([NoiseKey(0, 0), key])
     stream = Stream(offsets, trials, "padded", torch.device("cpu"), noise)
     low, high = stream.token_bounds[1:3]
-    existing = stream.existing(stream.n_token_rows, 1)
+    existing = stream.existing((stream.n_sequences, stream.longest), 1)
     assert existing is not None and len(existing) == sum(lengths)
     found = noise.rows(1, rate, LIKE.new_empty(high - low, width), existing, 0, "site", 0)
     assert torch.equal(found[torch.from_numpy(existing)], alone)
@@ -199,8 +199,22 @@ def test_padded_rows_get_no_bits(lengths: list[int], extra: int, before: list[in
 def test_every_row_counts_where_none_is_padding() -> None:
     """After pooling rows are sequences: `existing` is None, even in the padded layout."""
     stream = Stream(np.array([0, 3, 8]), np.array([0, 1, 2]), "padded", torch.device("cpu"))
-    assert stream.existing(2, 0) is None
-    assert stream.existing(10, 1) is not None
+    assert stream.existing((2,), 0) is None
+    assert stream.existing((2, 1), 0) is None
+    assert stream.existing((2, 5), 1) is not None
+
+
+@pytest.mark.parametrize("rows", [10, 12], ids=["as many as tokens", "of its own number"])
+def test_a_table_of_positions_has_neither_padding_nor_rows_before_it(rows: int) -> None:
+    """It is whole in each part of a micro-batch, and may have as many rows as the padded tokens."""
+    key = NoiseKey(0, 0, tokens_before=7, rows_before=3, squares_before=20)
+    offsets, trials = np.array([0, 3, 8]), np.array([0, 2])
+    stream = Stream(offsets, trials, "padded", torch.device("cpu"), Noise([key]))
+    found = stream.trial_rows((rows,))
+    assert (found.bounds, found.existing, found.before) == ([0, rows], [None], [0])
+    tokens, sequences = stream.trial_rows((2, 5)), stream.trial_rows((2, 1))
+    assert tokens.before == [7] and tokens.existing[0] is not None
+    assert sequences.before == [3] and sequences.existing == [None]
 
 
 @settings(max_examples=50, deadline=None, derandomize=True, database=None)

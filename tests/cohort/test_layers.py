@@ -307,7 +307,7 @@ def test_low_rank_leaf_is_the_papers_formula(layout: Any, noisy: bool) -> None:
         low, high = stream.token_bounds[:2]
         kept = rows[low:high]
         if noise is not None:
-            existing = stream.existing(len(rows), 0)
+            existing = stream.existing(shape, 0)
             drop = rows.new_empty(high - low, D)
             kept = kept * noise.rows(0, 0.4, drop, existing, 0, "leaf.lora", 0)
             assert (kept == 0).any()
@@ -341,7 +341,7 @@ def test_dropout_of_each_trial(layout: Any) -> None:
     assert not torch.equal(first, second)
     for k, rate in enumerate([0.25, 0.0, 0.75]):
         low, high = stream.token_bounds[k : k + 2]
-        real = stream.existing(len(first), k)
+        real = stream.existing(shape, k)
         part = first[low:high] if real is None else first[low:high][torch.from_numpy(real)]
         # 16-bit rates of 1/4 and 3/4 are exact, so a kept activation is scaled by just 1 / (1 -
         # rate).

@@ -35,10 +35,12 @@ class DeviceNoise(Noise):
     ) -> Tensor:
         """As the base class, by one kernel."""
         width = out.shape[1]
-        kept = ("rows", len(out), width)
+        # A table of relative positions may have as many rows as there are tokens, and takes its numbers from the first on.
+        padded = tuple(existing is not None for existing in rows.existing)
+        kept = ("rows", len(out), width, tuple(rows.before), padded)
         if kept not in self._kept:
             self._kept[kept] = _drawn(_of_rows(rows, width), out.device)
-        if any(existing is not None for existing in rows.existing):
+        if any(padded):
             out.fill_(1.0)
         multiply(out, self._kept[kept], self._streams(rates, out, *name))
         return out

@@ -7,6 +7,7 @@ flat; the rows of one trial are always contiguous, which is what lets every leaf
 
 from __future__ import annotations
 
+import math
 import threading
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -172,26 +173,42 @@ class Stream:
             [start + np.arange(n) for start, n in zip(starts, self.lengths, strict=True)]
         )
 
-    def existing(self, rows: int, trial: int) -> NDArray[np.int64] | None:
-        """Which of one trial's token rows hold tokens, counted from its first; None where all of them count."""
-        if self.token_rows is None or rows != self.n_token_rows:
+    def holds(self, lead: tuple[int, ...]) -> Literal["tokens", "sequences"] | None:
+        """What the rows of activations [*lead, width] stand for; None: neither, such as a table of relative positions.
+
+        Limit: beside a single sequence, deberta-v2's projections see such a table as they see tokens, [1, rows, D], and take
+        it for them where both have as many rows; so they do for sequences where their number is the table's.
+        """
+        rows = math.prod(lead)
+        is_packed = self.layout == "packed"
+        if rows == self.n_token_rows and (is_packed or lead == (self.n_sequences, self.longest)):
+            return "tokens"
+        return "sequences" if rows == self.n_sequences else None
+
+    def existing(self, lead: tuple[int, ...], trial: int) -> NDArray[np.int64] | None:
+        """Which of one trial's rows of [*lead, width] hold tokens, counted from its first; None where all of them count."""
+        if self.token_rows is None or self.holds(lead) != "tokens":
             return None
         low, high = self.token_bounds[trial], self.token_bounds[trial + 1]
         return self.token_rows[(self.token_rows >= low) & (self.token_rows < high)] - low
 
-    def before(self, rows: int, trial: int) -> int:
-        """How many rows of a trial's micro-batch come before its rows of this pass and are not in it."""
+    def before(self, lead: tuple[int, ...], trial: int) -> int:
+        """How many rows of a trial's micro-batch come before its rows of this pass, [*lead, width], and are not in it.
+
+        None before those that stand for nothing in it: every part of a micro-batch holds all of them.
+        """
         assert self.noise is not None
         key = self.noise.keys[trial]
-        return key.tokens_before if rows == self.n_token_rows else key.rows_before
+        counts = {"tokens": key.tokens_before, "sequences": key.rows_before, None: 0}
+        return counts[self.holds(lead)]
 
-    def trial_rows(self, rows: int) -> TrialRows:
-        """Whose each of so many rows is, for dropout."""
+    def trial_rows(self, lead: tuple[int, ...]) -> TrialRows:
+        """Whose each row of [*lead, width] is, for dropout."""
         trials = range(self.n_trials)
         return TrialRows(
-            self.bounds(rows),
-            [self.existing(rows, k) for k in trials],
-            [self.before(rows, k) for k in trials],
+            self.bounds(math.prod(lead)),
+            [self.existing(lead, k) for k in trials],
+            [self.before(lead, k) for k in trials],
         )
 
     def next_call(self, name: str) -> int:

@@ -89,7 +89,7 @@ class CohortLinear(Leaf):
             y = _each_its_own(rows, bounds, weights, biases)
             if y is not None:
                 return y.view(*x.shape[:-1], self.out_features)
-        masks = self._dropout(low_rank, stream, rows, bounds)
+        masks = self._dropout(low_rank, stream, x, bounds)
         if weights is None:
             y = cohort_linear(rows, self.weight, self.bias, bounds, biases, low_rank, masks)
             return y.view(*x.shape[:-1], self.out_features)
@@ -132,7 +132,7 @@ class CohortLinear(Leaf):
         self,
         low_rank: list[LowRankSlot | None] | None,
         stream: Stream,
-        rows: Tensor,
+        x: Tensor,
         bounds: list[int],
     ) -> list[Tensor | None]:
         """The multiplier of each trial's input to its low-rank factors; None where nothing is dropped."""
@@ -140,6 +140,7 @@ class CohortLinear(Leaf):
         noise = stream.noise
         if low_rank is None or noise is None or not any(s and s.dropout for s in low_rank):
             return masks
+        rows, lead = x.reshape(-1, x.shape[-1]), tuple(x.shape[:-1])
         name = f"{self.name}.lora"
         call = stream.next_call(name)
         if (laid := stream.laid) is not None:
@@ -151,8 +152,7 @@ class CohortLinear(Leaf):
             if slot is None or slot.dropout == 0.0:
                 continue
             part = rows[bounds[k] : bounds[k + 1]]
-            existing = stream.existing(rows.shape[0], k)
-            before = stream.before(rows.shape[0], k)
+            existing, before = stream.existing(lead, k), stream.before(lead, k)
             drawn = torch.empty_like(part)
             masks[k] = noise.rows(k, slot.dropout, drawn, existing, before, name, call)
         return masks
@@ -231,7 +231,7 @@ class CohortDropout(Leaf):
         if (laid := stream.laid) is not None:
             drawing = laid.drawing(rates, self.name, call)
             return dropped(rows, laid.rows(len(rows)), drawing).view(x.shape)
-        whose = stream.trial_rows(rows.shape[0])
+        whose = stream.trial_rows(tuple(x.shape[:-1]))
         kept = noise.every(rates, torch.empty_like(rows), whose, self.name, call)
         return x * kept.view(x.shape)
 
