@@ -176,6 +176,8 @@ def test_the_paper_protocol_is_stamped_in_every_output(made: Made, tmp_path: Pat
             ("--lr-scheduler-type", "polynomial", "--warmup-steps", "3", "--max-steps", "3"),
             "needs a step after the warm-up",
         ),
+        (("--lr-scheduler-type", "cosine_with_min_lr"), "min_lr_rate"),
+        (("--lr-scheduler-type", "cosine", "--lr-scheduler-kwargs", '{"cycles": 2}'), "num_cycles"),
         (("--max-length", "1"), "max_length"),
         (("--seeds", "0"), "seeds"),
         (("--learning-rat", "1"), "--learning-rate"),

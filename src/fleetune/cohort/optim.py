@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fleetune.cohort.learning_rate import scheduler
 from fleetune.cohort.owned import Owned
 from fleetune.config import TrainingSettings
 
@@ -18,8 +19,6 @@ class TrialOptimizer:
     """Steps of one trial; knows nothing of its mates."""
 
     def __init__(self, owned: Owned, settings: TrainingSettings, rows: int) -> None:
-        from transformers import get_scheduler
-
         assert settings.learning_rate is not None, "a trial's settings are resolved"
         self.owned = owned
         self.max_grad_norm = settings.max_grad_norm
@@ -35,13 +34,7 @@ class TrialOptimizer:
             eps=settings.adam_epsilon,
             fused=True,
         )
-        self.schedule: Any = get_scheduler(
-            settings.lr_scheduler_type,
-            self.adam,
-            num_warmup_steps=settings.warmup(rows),
-            num_training_steps=settings.total_steps(rows),
-            scheduler_specific_kwargs=dict(settings.lr_scheduler_kwargs),
-        )
+        self.schedule: Any = scheduler(self.adam, settings, rows)
 
     @property
     def learning_rate(self) -> float:

@@ -162,7 +162,7 @@ def _check_arms(arms: tuple[Arm, ...], task: PreparedTask) -> None:
     """What cannot be used on this data or backbone is refused before anything is written."""
     problems: list[str] = []
     for arm in arms:
-        for picks in arm.corners():
+        for picks in [*arm.corners(), *arm.hardest_schedules()]:
             try:
                 settle(arm, picks, task.rows).method.ownership(task.sites)
             except SettingsError as error:

@@ -9,10 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
+from fleetune.cohort.learning_rate import schedule_problems
 from fleetune.cohort.trial import Rows, TrialInput
 from fleetune.config import TrainingSettings, training_settings
 from fleetune.data import metrics
@@ -43,6 +45,11 @@ class TaskRows:
     reported: Rows | None = None
     """Under protocol "paper", and only there: the rows that choose the epoch, which are the test rows."""
 
+    @cached_property
+    def fewest(self) -> int:
+        """The least rows that a trial trains on, by the first seed: others' differ where several rows share a text."""
+        return min(len(train) for train, _ in divisions(self, 0))
+
 
 @dataclass(frozen=True, slots=True)
 class Setting:
@@ -71,24 +78,8 @@ def settle(arm: Arm, picks: Mapping[str, Any], rows: TaskRows) -> Setting:
     if training.get("greater_is_better") is None:
         training["greater_is_better"] = metrics.higher_is_better(metric)
     checked = training_settings(training)
-    n = len(rows.table)
-    if checked.lr_scheduler_type == "polynomial" and checked.warmup(n) == checked.total_steps(n):
-        # transformers divides by the steps that are left after the warm-up.
-        raise SettingsError(
-            "training",
-            [
-                f"polynomial decay needs a step after the warm-up, but warmup_steps={checked.warmup(n)} is all of the training; "
-                "lower it, or give another lr_scheduler_type"
-            ],
-        )
-    if checked.warmup(n) > checked.total_steps(n):
-        raise SettingsError(
-            "training",
-            [
-                f"warmup_steps={checked.warmup(n)} is more than the {checked.total_steps(n)} steps of the whole "
-                "training; lower it, or give a share below 1"
-            ],
-        )
+    if problems := schedule_problems(checked, rows.fewest):
+        raise SettingsError("training", problems)
     return Setting(method, checked)
 
 

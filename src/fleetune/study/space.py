@@ -18,7 +18,7 @@ import itertools
 import math
 import re
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Union, get_args, get_origin
 
@@ -34,6 +34,12 @@ RANGE_KEYS = ("low", "high", "log", "steps")
 _RULE = re.compile(r"(?:(\d{1,9}(?:\.\d{1,9})?)\s*\*?\s*)?([A-Za-z_]{1,60})")
 MOST_CHOICES = 1000
 """Values of one setting to choose from: each is checked, and no search tries nearly as many."""
+_HARDEST: dict[str, Callable[[Iterable[Any]], Any]] = {
+    "learning_rate": min,
+    "per_device_train_batch_size": max,
+    "gradient_accumulation_steps": max,
+}
+_KINDS = ("lr_scheduler_type", "lr_scheduler_kwargs")
 # Methods are compared by it, so it belongs to the study and not to a method's search.
 _NEVER_SEARCHED = ("metric_for_best_model", "greater_is_better")
 
@@ -101,6 +107,21 @@ class Arm:
         """Settings that together hold every listed value and both ends of every range."""
         first = self.first_picks()
         return [first, *({**first, k: v} for k, s in self.searched.items() for v in _members(s))]
+
+    def hardest_schedules(self) -> list[dict[str, Any]]:
+        """Settings whose schedules of the learning rate are the first to fail: few steps, a low rate, every kind."""
+        found = {key: _members(space) for key, space in self.searched.items()}
+        first = self.first_picks()
+        for key, worst in _HARDEST.items():
+            if key in found:
+                first[key] = worst(found[key])
+        if "warmup_steps" in found:
+            found["warmup_steps"] = (min(found["warmup_steps"]), max(found["warmup_steps"]))
+        varied = [key for key in ("warmup_steps", *_KINDS) if key in found]
+        return [
+            {**first, **dict(zip(varied, values, strict=True))}
+            for values in itertools.product(*(found[key] for key in varied))
+        ]
 
     @property
     def grid_size(self) -> int:
