@@ -242,6 +242,21 @@ def test_a_changed_file_is_read_again(tiny: Path) -> None:
     assert find_backbone(str(tiny)).checksum != first
 
 
+@pytest.mark.parametrize(
+    "asked", [{"return_dict": False}, {"output_attentions": True}, {"output_hidden_states": True}]
+)
+def test_a_model_that_would_give_out_something_else_gives_out_logits(
+    tiny: Path, asked: dict[str, bool]
+) -> None:
+    plain, _ = find_backbone(str(tiny)).classifier(2, [])
+    edit(tiny / "config.json", **asked)
+    model, _ = find_backbone(str(tiny)).classifier(2, [])
+    ids = torch.tensor([[2, 5, 3]])
+    found, expected = model(ids), plain(ids)
+    assert list(found) == list(expected) == ["logits"]
+    assert torch.equal(found.logits, expected.logits)
+
+
 # --- what is refused
 
 

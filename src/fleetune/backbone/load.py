@@ -153,6 +153,9 @@ def _read_config(folder: Path) -> PreTrainedConfig:
         config = _untyped.AutoConfig.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
         )
+    # How a model gives out what: logits by their name, and nothing beside them.
+    config.return_dict = True
+    config.output_attentions = config.output_hidden_states = False
     # By this key a config can name other weights than those that were checked.
     if getattr(config, "transformers_weights", None) is not None:
         config.transformers_weights = None
