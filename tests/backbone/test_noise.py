@@ -48,6 +48,18 @@ def test_expectation_is_exactly_one(rate: float) -> None:
     assert len(found.unique()) <= 2
 
 
+@pytest.mark.parametrize("rate", [0.01, 0.1, 0.15, 0.2, 1 / 3, 0.5, 0.9])
+def test_expectation_in_bfloat16_is_off_by_its_rounding_and_no_more(rate: float) -> None:
+    """Eight bits: half of the last one is 2^-8 of a number between 1 and 2. The multiplier is that of torch's own dropout."""
+    every = np.arange(-LEVELS // 2, LEVELS // 2).astype(np.int16)
+    found = multiply_into(torch.empty(LEVELS, dtype=torch.bfloat16), every, rate)
+    assert float(found.double().mean()) == pytest.approx(1.0, abs=2**-8)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        torchs = torch.nn.functional.dropout(torch.ones(999, dtype=torch.bfloat16), rate)
+    assert float(found.max()) == float(torchs.max())
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_multiplier_has_the_dtype_of_what_it_multiplies(dtype: torch.dtype) -> None:
     found = multiply_into(torch.empty(3, dtype=dtype), np.zeros(3, dtype=np.int16), 0.25)

@@ -6,7 +6,9 @@ nor on how sequences are grouped or padded. So a trial drops the same activation
 trial needs no stored generator.
 
 Bits come from SFC64 (numpy), its state set from a hash of the name; 16 bits decide one activation. A rate is rounded to
-a multiple of 2^-16, and kept activations are scaled by what was really kept, so the expectation is exact.
+a multiple of 2^-16, and kept activations are scaled by what was really kept, so the expectation is exact but for the
+rounding of that factor to the dtype. In bfloat16, as in torch's own dropout on a CPU, this is up to 0.4 % (2^-8): the mean
+multiplier is 0.9984 at a rate of 0.1, and 1.0027 at 0.15.
 
 Not covered: a GPU, which draws for itself (device_noise.py).
 """
