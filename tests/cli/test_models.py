@@ -261,6 +261,22 @@ def test_labels_that_the_model_does_not_know_are_listed(made: Made, tmp_path: Pa
     assert both.code == neither.code == 2 and "either" in both.err
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("evaluate", "--task", "rte", "--label-column", "zzz"), "--label-column is for --data"),
+        (("evaluate", "--task", "rte", "--text-column", "zzz"), "--text-column is for --data"),
+        (("evaluate", "--data", "rows.csv", "--data-dir", "GLUE"), "--data-dir is for --task"),
+        (("predict", "--text", "w1", "--text-column", "zzz"), "a column of --input"),
+        (("predict", "--text", "w1", "--output", "x.csv", "--json"), "--json prints"),
+    ],
+)
+def test_flags_that_would_change_nothing_are_refused(made: Made, words: tuple, told: str) -> None:
+    command, *rest = words
+    found = run_cli(command, made.run, *rest)
+    assert (found.code, found.out) == (2, "") and told in found.err
+
+
 def test_export_never_writes_into_what_is_there(made: Made, tmp_path: Path) -> None:
     trial = made.run / "trials/head-s0"
     (tmp_path / "mine").mkdir()

@@ -182,6 +182,7 @@ def test_the_paper_protocol_is_stamped_in_every_output(made: Made, tmp_path: Pat
         (("--seeds", "0"), "seeds"),
         (("--learning-rat", "1"), "--learning-rate"),
         (("--task", "rte"), "not both"),
+        (("--data-dir", "GLUE"), "--data-dir is for a named task"),
         (("--device", "tpu"), "device"),
     ],
 )
@@ -198,6 +199,31 @@ def test_an_unknown_task_names_the_nearest(made: Made, tmp_path: Path) -> None:
     found = run_cli("train", "--task", "demo-sentimant", "--output-dir", tmp_path / "run")
     assert found.code == 2 and 'did you mean "demo-sentiment"?' in found.err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_named_task_takes_no_rows_and_columns_of_a_file(made: Made, tmp_path: Path) -> None:
+    """They would change nothing, and somebody would believe in a score on rows of their own."""
+    more = ("--label-column", "label", "--text-column", "text", "--groups-column", "author")
+    found = run_cli(
+        *("train", "--task", "demo-sentiment", "--test-data", made.folder / "test.csv", *more),
+        *("--backbone", made.backbone, "--output-dir", tmp_path / "run"),
+    )
+    assert found.code == 2 and "4 problems" in found.err
+    for flag in ("--test-data", *more[::2]):
+        assert f"{flag} is for own rows (--data)" in found.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_resolved_study_of_a_named_task_may_say_its_columns(made: Made) -> None:
+    given = prepare.Settings(
+        data=prepare.DataSettings(task="demo-sentiment", max_train_samples=20),
+        methods=(prepare.MethodSettings("head"),),
+        seeds=(0,),
+        backbone=str(made.backbone),
+    )
+    resolved = prepare.prepare(given).settings
+    assert resolved.data.text_columns == ("text",)
+    assert prepare.prepare(resolved).settings == resolved
 
 
 def test_all_wrong_training_settings_are_told_at_once(made: Made, tmp_path: Path) -> None:

@@ -59,6 +59,8 @@ def evaluate(
 
     if (task is None) == (data is None):
         raise SettingsError("evaluate", ["give either --task or --data, and not both"])
+    if problems := _misplaced(task, data_dir, text_column, label_column):
+        raise SettingsError("evaluate", problems)
     predictor = Predictor(model, dtype=dtype, device=device)
     sets = _sets(predictor, task, data_dir, data, text_column, label_column)
     seen = None if data is None else _seen_in_training(predictor, dict(sets))
@@ -87,6 +89,18 @@ def evaluate(
     ]
     out(grid(["set", "metric", "value", "95% interval", "n", "how"], rows, right=(2, 4)))
     say(f'next: fleetune predict {shlex.quote(str(model))} --text "..."')
+
+
+def _misplaced(
+    task: str | None, data_dir: Path | None, text: list[str] | None, label: str | None
+) -> list[str]:
+    """What is given for the other source of rows, and would change nothing."""
+    if task is None:
+        given, told = {"--data-dir": data_dir}, "is for --task, and the rows come from --data"
+    else:
+        given = {"--text-column": text, "--label-column": label}
+        told = f"is for --data, and the columns of task {task} are known"
+    return [f"{flag} {told}; leave it out" for flag, value in given.items() if value]
 
 
 def _seen_in_training(predictor: Any, sets: dict[str, Any]) -> dict[str, Any] | None:

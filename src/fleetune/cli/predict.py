@@ -46,8 +46,8 @@ def predict(
 
     Example: fleetune predict runs/first --text "Not once in three years has it let me down."
     """
-    if text and input_file:
-        raise SettingsError("predict", ["give --text or --input, and not both"])
+    if problems := _misused(text, input_file, output_file, text_column, as_json):
+        raise SettingsError("predict", problems)
     if input_file and output_file and input_file.resolve() == output_file.resolve():
         raise RefusedError(f"{output_file}: is the input; give --output another file")
     from fleetune.serve.predictor import Predictor
@@ -74,6 +74,24 @@ def predict(
             say(
                 f"next: fleetune predict {shlex.quote(str(model))} --input FILE --output labels.jsonl"
             )
+
+
+def _misused(
+    text: list[str] | None,
+    input_file: Path | None,
+    output_file: Path | None,
+    columns: list[str] | None,
+    as_json: bool,
+) -> list[str]:
+    """Flags that exclude one another."""
+    problems: list[str] = []
+    if text and input_file:
+        problems.append("give --text or --input, and not both")
+    if columns and input_file is None:
+        problems.append("--text-column names a column of --input; leave it out, or give --input")
+    if as_json and output_file:
+        problems.append("--json prints and --output writes; give one of them")
+    return problems
 
 
 def _file_of(found: Sequence[Any], ending: str) -> str:

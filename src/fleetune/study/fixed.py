@@ -22,8 +22,10 @@ def fixed_settings(
 ) -> Settings:
     """One setting of each method. seeds: the seeds themselves, or how many from `seed` on. encoder: fields of `Settings`.
 
-    SettingsError where a method is named twice, or there is no seed.
+    SettingsError where a method is named twice, there is no seed, or something about the data would change nothing.
     """
+    if problems := misplaced(data, columns=True):
+        raise SettingsError("data", problems)
     names = [m.method for m in methods]
     if len(set(names)) != len(names):
         raise SettingsError(
@@ -37,6 +39,27 @@ def fixed_settings(
     return Settings(
         data=data, methods=tuple(methods), seeds=tuple(seeds), training=training, **encoder
     )
+
+
+def misplaced(data: DataSettings, *, columns: bool = False) -> list[str]:
+    """What is given for the other source of rows, and would change nothing; columns: of text and label too.
+
+    A resolved study says the columns of a named task, so they can only be judged as they were given.
+    """
+    known = data.task in TASK_NAMES
+    if data.file is not None:
+        if data.data_dir is None or known:  # both sources: that is said by itself
+            return []
+        return [
+            "--data-dir is for a named task (--task), and the rows come from a file; leave one out"
+        ]
+    if data.task is None:
+        return []
+    given = {"--test-data": data.test_file, "--groups-column": data.groups_column}
+    if columns:
+        given |= {"--text-column": data.text_columns, "--label-column": data.label_column}
+    told = f"is for own rows (--data), and task {data.task} has its own test rows and columns"
+    return [f"{flag} {told}; leave one out" for flag, value in given.items() if value]
 
 
 def task_or_file(name: str) -> tuple[str | None, str | None]:

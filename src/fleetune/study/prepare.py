@@ -24,6 +24,7 @@ from fleetune.data.sources import dataset_from_files
 from fleetune.data.splits import subset, three_way
 from fleetune.data.tokens import TokenTable, default_cache_dir, tokenize, tokenizer_fingerprint
 from fleetune.errors import EnvironmentProblem, SettingsError, did_you_mean
+from fleetune.study.fixed import misplaced
 from fleetune.study.rows import TaskRows, divisions, settle, trial_input
 from fleetune.study.settings import MOST_SEED, PROTOCOLS, TRAIN, Settings
 from fleetune.study.settings import DataSettings as DataSettings
@@ -314,6 +315,7 @@ def _check(settings: Settings) -> None:
             problems.append(
                 "give either a task (--task rte) or a file (--data reviews.csv), and not both"
             )
+        problems += misplaced(data)
         if data.protocol not in PROTOCOLS:
             problems.append(
                 f'protocol "{data.protocol}" is not known{did_you_mean(data.protocol, PROTOCOLS)}'
