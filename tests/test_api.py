@@ -148,6 +148,11 @@ def test_rows_from_memory_do_not_go_into_a_foreign_folder(tmp_path: Path) -> Non
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
 
+def test_a_named_task_takes_no_columns(made: Made, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="--label-column is for own rows"):
+        fleetune.train("rte", output_dir=tmp_path / "run", label_column="zzz")
+
+
 @pytest.mark.parametrize(
     ("data", "error", "told"),
     [
@@ -307,6 +312,33 @@ def correct(folder: Path) -> np.ndarray:
     """Which test rows a saved model gets right, read from its file alone."""
     table = pd.read_parquet(folder / "predictions.parquet")
     return np.stack(table.logits.to_list()).argmax(1) == table.label.to_numpy()
+
+
+def test_texts_may_come_as_list_array_or_series(found: fleetune.Result) -> None:
+    model, given = fleetune.load(found), texts(4, 7)
+    expected = model.predict(given)
+    for held in (tuple(given), np.array(given), pd.Series(given, index=[7, 5, 3, 1]), iter(given)):
+        assert model.predict(held) == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (("w1 w2",), "`first` must be a list of texts, but it is a str"),
+        (({"text": ["w1"]},), "`first` must be a list of texts, but it is a dict"),
+        ((pd.DataFrame({"text": ["w1"]}),), "`first` must be a list of texts, but it is a DataFrame"),
+        ((["w1", None],), r"`first\[1\]` must be a str, but it is None"),
+        (([("w1", "w2")],), r"`first\[0\]` must be a str, but it is \('w1', 'w2'\)"),
+        ((pd.Series([1.5]),), r"`first\[0\]` must be a str, but it is 1.5 \(float\)"),
+        ((["w1"], ["w2"]), "give one text a row"),
+    ],
+)  # fmt: skip
+def test_what_is_no_list_of_texts_is_refused(
+    found: fleetune.Result, given: tuple[Any, ...], told: str
+) -> None:
+    """A text alone is a sequence of its letters, and a tokenizer takes a tuple for a pair."""
+    with pytest.raises(ValueError, match=told):
+        fleetune.load(found).predict(*given)
 
 
 def test_methods_are_compared_over_all_their_trainings(found: fleetune.Result, made: Made) -> None:

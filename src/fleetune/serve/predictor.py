@@ -6,7 +6,7 @@ the same engine and dtype as in training; `dtype` overrides it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,25 +56,39 @@ class Predictor:
         else:
             self.record, engine, owned = _from_export(self.folder, dtype, device)
         self.engine, self.owned, self.tokenizer = engine[0], owned, engine[1]
+        self.truncated = 0
+        """Rows of the last call that were longer than the model reads, and were cut."""
 
     @property
     def pairs(self) -> bool:
         """Whether the model reads two texts."""
         return len(self.record.text_columns) == 2
 
-    def logits(self, first: Sequence[str], second: Sequence[str] | None = None) -> NDArray[Any]:
-        """Logits [n, C] in input order. ValueError where the number of texts is not what the model reads."""
+    def logits(self, first: Iterable[str], second: Iterable[str] | None = None) -> NDArray[Any]:
+        """Logits [n, C] in input order. ValueError where these are not so many lists of texts as the model reads.
+
+        first, second: lists, arrays or pandas series of strings, as long as each other. `truncated` then says how many rows
+        were cut.
+        """
         if self.pairs != (second is not None):
             wanted = " and ".join(self.record.text_columns)
             raise ValueError(
                 f"this model reads {wanted}, so give {'two texts' if self.pairs else 'one text'} a row."
             )
+        first = _listed("first", first)
+        second = None if second is None else _listed("second", second)
+        if second is not None and len(second) != len(first):
+            raise ValueError(
+                f"a pair has two texts, but first has {len(first)} and second {len(second)}."
+            )
+        self.truncated = 0
         if not first:
             return np.empty((0, self.record.num_labels), dtype=np.float32)
         split = Split(
             tuple(str(i) for i in range(len(first))), tuple(first), None if second is None else tuple(second), None
         )  # fmt: skip
         table = tokenize(split, self.tokenizer, self.record.max_length, None, "")
+        self.truncated = table.truncated
         rows = Rows(table, np.arange(len(first)), np.zeros(len(first), dtype=np.int64))
         found = self.engine.predict([self.owned], [rows], [BATCH])[0]
         wrong = np.flatnonzero(~np.isfinite(found).all(axis=1))
@@ -86,9 +100,9 @@ class Predictor:
         return found
 
     def predict(
-        self, first: Sequence[str], second: Sequence[str] | None = None
+        self, first: Iterable[str], second: Iterable[str] | None = None
     ) -> list[Prediction]:
-        """A label and its probabilities for each row."""
+        """A label and its probabilities for each row; first, second and errors as of `logits`."""
         logits = self.logits(first, second).astype(np.float64)
         if self.record.regression:
             return [Prediction(f"{value:.6g}", {}) for value in logits[:, 0].tolist()]
@@ -99,6 +113,20 @@ class Predictor:
             Prediction(names[int(np.argmax(row))], dict(zip(names, row.tolist(), strict=True)))
             for row in shares
         ]
+
+
+def _listed(name: str, texts: Any) -> list[str]:
+    """Texts as a list; ValueError where they are none."""
+    # All three can be gone through: the letters of a text, the names of columns.
+    if isinstance(texts, str | Mapping) or hasattr(texts, "columns"):
+        kind = type(texts).__name__
+        raise ValueError(f"`{name}` must be a list of texts, but it is a {kind}; give [text].")
+    listed = list(texts)
+    for i, text in enumerate(listed):
+        if not isinstance(text, str):
+            kind = type(text).__name__
+            raise ValueError(f"`{name}[{i}]` must be a str, but it is {text!r:.80} ({kind}).")
+    return listed
 
 
 def check_columns(columns: Sequence[str], record: ModelRecord) -> None:
