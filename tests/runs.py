@@ -131,7 +131,7 @@ class Result:
     err: str
 
 
-def run_cli(*words: object, stdin: str = "") -> Result:
+def run_cli(*words: object, stdin: str | bytes = "") -> Result:
     """One command in this process: its exit code and both streams."""
     out, err = io.StringIO(), io.StringIO()
     fresh = typer.Typer(
@@ -142,11 +142,12 @@ def run_cli(*words: object, stdin: str = "") -> Result:
         callback=cli._root,
     )
     code = 0
+    given = stdin if isinstance(stdin, bytes) else stdin.encode()
     with (
         mock.patch.object(cli, "app", fresh),
         mock.patch.object(cli.signal, "signal"),
         mock.patch.object(sys, "argv", ["fleetune", *map(str, words)]),
-        mock.patch.object(sys, "stdin", io.StringIO(stdin)),
+        mock.patch.object(sys, "stdin", io.TextIOWrapper(io.BytesIO(given))),
         mock.patch.dict(os.environ, {"FLEETUNE_WARNINGS": "", "NO_COLOR": "", "TERM": "dumb"}),
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),

@@ -54,6 +54,21 @@ def write_bytes(path: Path, content: bytes, *, sync: bool = True) -> None:
         put(temporary, content)
 
 
+def check_place(path: Path) -> None:
+    """OSError where `write_bytes` could not make this file, so that it is told before there is anything to write."""
+    if _is_stream(path):
+        return
+    if path.name in ("", "..") or path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    folder = path.parent
+    while not os.path.lexists(folder):
+        folder = folder.parent
+    if not folder.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write a value as indented JSON; NaN and infinity are refused, since JSON has none."""
     write_bytes(path, as_json(value))

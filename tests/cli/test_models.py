@@ -81,6 +81,41 @@ def test_texts_on_stdin(made: Made, expected: list[dict]) -> None:
     assert (empty.code, empty.out) == (4, "") and "text 2: empty" in empty.err
 
 
+def test_what_is_not_utf8_is_told_with_its_place(made: Made) -> None:
+    trial = made.run / "trials/lora-s0"
+    for wrong, told in (
+        (b"w1\ncaf\xe9 w2\n", "line 2, byte 6: not UTF-8 (0xe9)"),
+        ("w1\n".encode("utf-16"), "this is UTF-16"),
+        (b"w1\nw\0\n", "line 2, byte 4: a NUL byte"),
+    ):
+        found = run_cli("predict", trial, stdin=wrong)
+        assert (found.code, found.out) == (4, "") and f"stdin: 1 problem\n  - {told}" in (
+            found.err.replace("line 1, byte 0: ", "")
+        )
+    # A byte of the command line that is not UTF-8 arrives as half of a surrogate pair.
+    found = run_cli("predict", trial, "--text", "w1", "--text", "caf\udce9")
+    assert (found.code, found.out) == (4, "") and "text 2: not UTF-8" in found.err
+    marked = run_cli("predict", trial, "--json", stdin=b"\xef\xbb\xbfw1 w2\r\nw80\r\n")
+    plain = run_cli("predict", trial, "--json", "--text", "w1 w2", "--text", "w80")
+    assert marked.code == 0 and marked.out == plain.out
+
+
+def test_texts_that_are_cut_are_counted(made: Made, tmp_path: Path) -> None:
+    most = Predictor(made.run).record.max_length
+    long = "w1 " * most
+    found = run_cli("predict", made.run, "--text", "w1", "--text", long)
+    assert (
+        found.code == 0
+        and f"1 row of the input is longer than {most} tokens and was cut" in found.err
+    )
+    assert "cut" not in run_cli("predict", made.run, "--text", "w1").err
+    rows = tmp_path / "long.csv"
+    rows.write_text(f"text,label\n{long},bad\n{long},good\nw80,good\n")
+    found = run_cli("evaluate", made.run, "--data", rows, "--json")
+    assert f"2 rows of long.csv are longer than {most} tokens and were cut" in found.err
+    assert json.loads(found.out)["sets"][0]["truncated"] == 2
+
+
 @pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl", "parquet"])
 def test_files_in_and_out(made: Made, tmp_path: Path, expected: list[dict], kind: str) -> None:
     rows = write_rows(tmp_path / f"in.{kind}", TEXTS)
@@ -138,6 +173,68 @@ def test_the_input_is_never_overwritten(made: Made, tmp_path: Path) -> None:
     before = rows.read_bytes()
     found = run_cli("predict", made.run, "--input", rows, "--output", tmp_path / "." / "rows.jsonl")
     assert found.code == 6 and rows.read_bytes() == before
+
+
+def test_files_of_a_run_or_a_model_are_never_overwritten(made: Made, tmp_path: Path) -> None:
+    shutil.copytree(made.run, tmp_path / "run")
+    before = tree(tmp_path)
+    trial = tmp_path / "run/trials/lora-s0"
+    for name in ("journal.jsonl", "study.toml", "trials/lora-s0/metrics.json"):
+        words = ("--text", "w1", "--output", tmp_path / "run" / name)
+        found = run_cli("predict", trial, *words)
+        assert found.code == (6) and "exists, in the own folder of a run or a model" in found.err
+        assert tree(tmp_path) == before
+    # A new file may stand there, and what predict wrote elsewhere is written anew.
+    for _ in range(2):
+        assert run_cli("predict", trial, "--text", "w1", "--output", tmp_path / "a.csv").code == 0
+    assert (
+        run_cli("predict", trial, "--text", "w1", "--output", tmp_path / "run/new.jsonl").code == 0
+    )
+
+
+def test_report_replaces_reports_and_nothing_else(made: Made, tmp_path: Path) -> None:
+    shutil.copytree(made.run, tmp_path / "run")
+    journal = (tmp_path / "run/journal.jsonl").read_bytes()
+    for name in ("run/journal.jsonl", "thesis.tex"):
+        (tmp_path / "thesis.tex").write_text("years of work")
+        found = run_cli("report", tmp_path / "run", "--output", tmp_path / name)
+        assert found.code == 6 and "exists and is no report" in found.err
+    assert (tmp_path / "run/journal.jsonl").read_bytes() == journal
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+    for _ in range(2):
+        assert run_cli("report", tmp_path / "run", "--output", tmp_path / "r.html").code == 0
+
+
+def test_a_place_that_cannot_be_written_is_told_before_anything_is_predicted(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Predictor, "__init__", None)  # not even loaded
+    (tmp_path / "file").touch()
+    for name, code, told in (
+        ("out.parquet", 2, "CSV (.csv) and JSON Lines (.jsonl) can be written"),
+        ("out.TSV", 2, "CSV (.csv) and JSON Lines (.jsonl) can be written"),
+        ("file/out.csv", 5, "Not a directory"),
+        ("file/new/out.csv", 5, "Not a directory"),
+        (".", 5, "Is a directory"),
+    ):
+        found = run_cli("predict", made.run, "--text", "w1", "--output", tmp_path / name)
+        assert (found.code, found.out) == (code, "") and told in found.err
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file"]
+
+
+def test_the_next_command_of_a_model_of_pairs_has_two_texts(pairs: Path, tmp_path: Path) -> None:
+    rows = write_csv(tmp_path / "rows.csv", 6, pairs=True)
+    (trial,) = (pairs / "trials").iterdir()
+    for words in (
+        ("show", pairs),
+        ("show", pairs, trial.name),
+        ("evaluate", pairs, "--data", rows),
+    ):
+        found = run_cli(*words)
+        assert found.code == 0 and '--text "..." --text "..."' in found.err
+    page = run_cli("report", pairs, "--output", tmp_path / "r.html")
+    assert page.code == 0
+    assert "--text &#34;...&#34; --text &#34;...&#34;" in (tmp_path / "r.html").read_text()
 
 
 def test_a_run_stands_for_its_winner(made: Made) -> None:

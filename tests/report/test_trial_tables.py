@@ -59,7 +59,8 @@ def test_csv_of_a_trial_has_a_row_an_epoch(write: Write) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", '=HYPERLINK("http://x")', "=cmd|' /C calc'!A0"]
+    "text",
+    ["=1+1", "+1+1", "-1-1", "-", "-1,5", "-1e", "@SUM(A1)", "\t=1", "\r=1", '=HYPERLINK("http://x")', "=cmd|' /C calc'!A0"]
 )  # fmt: skip
 def test_text_is_never_a_formula(write: Write, text: str) -> None:
     trial: dict[str, Any] = {**write("train").facts["trials"][0], "method": text, "task": text}
@@ -75,7 +76,8 @@ def test_text_is_never_a_formula(write: Write, text: str) -> None:
 
 @pytest.mark.parametrize(
     ("value", "wanted"),
-    [(-0.25, "-0.25"), (True, "true"), (None, ""), (3, "3"), (["a", "b"], '["a", "b"]'), ("plain", "plain")],
+    [(-0.25, "-0.25"), (True, "true"), (None, ""), (3, "3"), (["a", "b"], '["a", "b"]'), ("plain", "plain"),
+     ("-0.25", "-0.25"), ("-1", "-1"), ("+1", "+1"), ("-1e-05", "-1e-05"), ("-.5", "-.5"), ("-1\n", "'-1\\n")],
 )  # fmt: skip
 def test_cells(value: Any, wanted: str) -> None:
     assert trial_tables.cell(value) == wanted

@@ -18,6 +18,7 @@ from fleetune.cli.options import (
     dump,
     out,
     say,
+    tell_cut,
 )
 from fleetune.errors import DataError, SettingsError
 
@@ -70,10 +71,11 @@ def evaluate(
         one["in_train"] = None if seen is None else overlap.rows if overlap else 0
         if overlap:
             say(f"note: {overlap_message(one['set'], overlap, one['n'])}")
+        tell_cut(one["truncated"], one["set"], predictor.record.max_length)
     if as_json:
         dump({"model": str(predictor.folder), "task": task or str(data), "sets": found})
         return
-    from fleetune.report.tables import grid
+    from fleetune.report.tables import grid, texts_given
 
     rows = [
         [
@@ -88,7 +90,7 @@ def evaluate(
         for m, v in e["metrics"].items()
     ]
     out(grid(["set", "metric", "value", "95% interval", "n", "how"], rows, right=(2, 4)))
-    say(f'next: fleetune predict {shlex.quote(str(model))} --text "..."')
+    say(f"next: fleetune predict {shlex.quote(str(model))} {texts_given(predictor.pairs)}")
 
 
 def _misplaced(

@@ -222,6 +222,14 @@ def say(text: str) -> None:
     sys.stderr.write(f"{visible_lines(text)}\n")
 
 
+def tell_cut(count: int, what: str, max_length: int, remedy: str = "") -> None:
+    """That rows lost their end; silent where none did."""
+    if count:
+        rows = "1 row" if count == 1 else f"{count} rows"
+        are, were = ("is", "was") if count == 1 else ("are", "were")
+        say(f"{rows} of {what} {are} longer than {max_length} tokens and {were} cut{remedy}")
+
+
 def dump(value: Any) -> None:
     """Print a value as JSON for machines."""
     out(visible_json(json.dumps(value, indent=2, ensure_ascii=False)))

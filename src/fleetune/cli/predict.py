@@ -11,8 +11,19 @@ from typing import Annotated, Any
 
 import typer
 
-from fleetune.cli.options import AsJson, Device, Dtype, TextColumn, out, say, visible_json
+from fleetune.cli.options import (
+    AsJson,
+    Device,
+    Dtype,
+    out,
+    say,
+    tell_cut,
+    visible_json,
+)
 from fleetune.errors import DataError, RefusedError, SettingsError
+
+# Other formats that a table is looked for in: JSON Lines under such a name could not be opened.
+_NOT_WRITTEN = (".tsv", ".parquet", ".xlsx")
 
 
 def register(app: typer.Typer) -> None:
@@ -37,7 +48,12 @@ def predict(
             help="Write here instead of stdout: JSONL; or CSV with label and probability, where the name ends in .csv.",
         ),
     ] = None,
-    text_column: TextColumn = None,
+    text_column: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Column of the text in --input; twice for pairs. By default as it was called in training."
+        ),
+    ] = None,
     dtype: Dtype = None,
     device: Device = "cpu",
     as_json: AsJson = False,
@@ -48,13 +64,14 @@ def predict(
     """
     if problems := _misused(text, input_file, output_file, text_column, as_json):
         raise SettingsError("predict", problems)
-    if input_file and output_file and input_file.resolve() == output_file.resolve():
-        raise RefusedError(f"{output_file}: is the input; give --output another file")
+    if output_file is not None:
+        _check_output(output_file, input_file)
     from fleetune.serve.predictor import Predictor
 
     predictor = Predictor(model, dtype=dtype, device=device)
     first, second = _texts(predictor, text, input_file, text_column)
     found = predictor.predict(first, second)
+    tell_cut(predictor.truncated, "the input", predictor.record.max_length)
     if output_file is not None:
         from fleetune.durable import write_bytes
 
@@ -94,6 +111,27 @@ def _misused(
     return problems
 
 
+def _check_output(output: Path, source: Path | None) -> None:
+    """What cannot or must not be written is said before the model is loaded."""
+    from fleetune.artifact import layout
+    from fleetune.durable import check_place
+    from fleetune.study import journal
+
+    if output.suffix.lower() in _NOT_WRITTEN:
+        raise SettingsError(
+            "predict",
+            [f"--output {output}: CSV (.csv) and JSON Lines (.jsonl) can be written; give it such a name"],
+        )  # fmt: skip
+    if source is not None and source.resolve() == output.resolve():
+        raise RefusedError(f"{output}: is the input; give --output another file")
+    owners = (output.parent / name for name in (journal.NAME, layout.RECORD))
+    if output.is_file() and any(owner.is_file() for owner in owners):
+        raise RefusedError(
+            f"{output}: exists, in the own folder of a run or a model; give --output another file"
+        )
+    check_place(output)
+
+
 def _file_of(found: Sequence[Any], ending: str) -> str:
     """The content of the output file. In CSV a label that a spreadsheet would run gets an apostrophe (trial_tables.py)."""
     if ending != ".csv":
@@ -119,10 +157,13 @@ def _texts(
         rows = read_file(file, columns or names, None)
         return rows.texts[0], rows.texts[1] if len(rows.texts) == 2 else None
     texts = list(text) if text else _stdin()
-    empty = [i for i, t in enumerate(texts, 1) if not t or t.isspace()]
-    if empty:
-        where, unit = ("--text", "text") if text else ("stdin", "line")
-        problems = [f"{unit} {i}: empty; every {unit} must hold something" for i in empty]
+    where, unit = ("--text", "text") if text else ("stdin", "line")
+    problems = [
+        f"{unit} {i}: {problem}"
+        for i, t in enumerate(texts, 1)
+        if (problem := _problem(t, unit)) is not None
+    ]
+    if problems:
         raise DataError(where, problems)
     if not pairs:
         return texts, None
@@ -134,12 +175,28 @@ def _texts(
     return texts[::2], texts[1::2]
 
 
+def _problem(text: str, unit: str) -> str | None:
+    """What is wrong with a text that stands in no file."""
+    from fleetune.data.formats import character_problem
+
+    if not text or text.isspace():
+        return f"empty; every {unit} must hold something"
+    # Bytes of the command line that are not UTF-8 arrive as these.
+    if any("\udc80" <= c <= "\udcff" for c in text):
+        return "not UTF-8; give it as UTF-8, or in a file"
+    return character_problem(text)
+
+
 def _stdin() -> list[str]:
-    if sys.stdin.isatty():
+    from fleetune.data.textfile import decoded
+
+    stdin: Any = sys.stdin  # None where it is closed
+    if stdin is None or stdin.isatty():
         raise SettingsError(
             "predict", ["nothing to predict; give --text, --input, or lines on stdin"]
         )
-    lines = sys.stdin.read().split("\n")
+    text = decoded(stdin.buffer.read(), "stdin")
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     while lines and not lines[-1].strip():
         lines.pop()
     return lines

@@ -31,7 +31,7 @@ def show(
     Example: fleetune show runs/first lora-s42
     Example: fleetune show runs/first --csv > trials.csv
     """
-    from fleetune.report import trial_tables
+    from fleetune.report import tables, trial_tables
     from fleetune.report.facts import run_facts
 
     if as_json and as_csv:
@@ -45,7 +45,8 @@ def show(
     elif chosen is not None:
         out(trial_tables.one(chosen))
         if chosen["status"] == "done" and chosen["phase"] != "search":
-            say(f'next: fleetune predict {_quoted(run / "trials" / chosen["id"])} --text "..."')
+            place = _quoted(run / "trials" / chosen["id"])
+            say(f"next: fleetune predict {place} {tables.texts_of(facts, chosen)}")
     else:
         _all(run, facts)
 
@@ -65,7 +66,8 @@ def _all(run: Path, facts: dict[str, Any]) -> None:
     if study["status"] != "done":
         say("not finished: the same command goes on where it stopped")
     elif best is not None:
-        say(f'next: fleetune predict {_quoted(run)} --text "..."   (uses {best["id"]})')
+        texts = tables.texts_of(facts, best)
+        say(f"next: fleetune predict {_quoted(run)} {texts}   (uses {best['id']})")
         say(f"      fleetune report {_quoted(run)}   (one HTML file with everything)")
 
 

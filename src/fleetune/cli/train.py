@@ -188,7 +188,7 @@ def run(
     with in_terminal(prepared, output_dir, device, writers) as watch:
         outcome = Run(output_dir, prepared, device, save_steps=save_steps).train(watch)
     # Only now: statistics take a second to import, and training need not wait for them.
-    from fleetune.report import study_tables
+    from fleetune.report import study_tables, tables
     from fleetune.report.facts import run_facts, winner
 
     facts = run_facts(output_dir)
@@ -203,8 +203,9 @@ def run(
             say(f"{trial['id']} failed: {trial['reason']}")
     best = winner(facts)
     if best is not None:
+        texts = tables.texts_of(facts, best)
         say(
-            f'next: fleetune predict {output_dir} --text "..."   (uses {best["id"]}, best on the selection rows)'
+            f"next: fleetune predict {output_dir} {texts}   (uses {best['id']}, best on the selection rows)"
         )
     return outcome.failed
 

@@ -6,8 +6,11 @@ A byte offset counts from 0, a line from 1. Lines end with LF, CRLF or CR.
 from __future__ import annotations
 
 import codecs
+import io
+from collections.abc import Callable
 from importlib.resources.abc import Traversable
 from pathlib import Path
+from typing import IO
 
 from fleetune.errors import DataError, did_you_mean
 
@@ -45,9 +48,21 @@ def _near(path: Path) -> str:
 
 def text_problem(file: File) -> str | None:
     """What keeps the file from being read as UTF-8, or None. Reads it once, in chunks."""
+    return _problem(lambda: file.open("rb"))
+
+
+def decoded(content: bytes, where: str) -> str:
+    """What came over a stream as text, without a byte order mark; DataError as for a file. where: the stream's name."""
+    problem = _problem(lambda: io.BytesIO(content))
+    if problem is not None:
+        raise DataError(where, [problem])
+    return content.decode("utf-8-sig")
+
+
+def _problem(opened: Callable[[], IO[bytes]]) -> str | None:
     decoder = codecs.getincrementaldecoder("utf-8")("strict")
     done = 0
-    with file.open("rb") as handle:
+    with opened() as handle:
         while True:
             chunk = handle.read(_CHUNK)
             if done == 0 and chunk.startswith(_UTF16):
@@ -63,16 +78,18 @@ def text_problem(file: File) -> str | None:
                 at = done - held_back + error.start
                 byte = f"0x{error.object[error.start]:02x}"
                 remedy = "save it as UTF-8, e.g. with `iconv -f ISO-8859-1 -t UTF-8`"
-                return f"{_place(file, at)}: not UTF-8 ({byte}); {remedy}"
+                return f"{_place(opened, at)}: not UTF-8 ({byte}); {remedy}"
             if nul >= 0:
-                return f"{_place(file, done + nul)}: a NUL byte; text must not hold any, remove it"
+                return (
+                    f"{_place(opened, done + nul)}: a NUL byte; text must not hold any, remove it"
+                )
             if not chunk:
                 return None
             done += len(chunk)
 
 
-def _place(file: File, offset: int) -> str:
-    with file.open("rb") as handle:
+def _place(opened: Callable[[], IO[bytes]], offset: int) -> str:
+    with opened() as handle:
         before = handle.read(offset)
     line = before.replace(b"\r\n", b"\n").replace(b"\r", b"\n").count(b"\n") + 1
     return f"line {line}, byte {offset}"

@@ -19,15 +19,17 @@ import jinja2
 from markupsafe import Markup
 
 from fleetune.durable import write_bytes
+from fleetune.errors import RefusedError
 from fleetune.report import sections, words
 from fleetune.report.facts import run_facts
 from fleetune.report.model_facts import datasets, tables
 from fleetune.report.page_facts import page_facts
 from fleetune.report.study_tables import chosen
 from fleetune.report.svg import printable
-from fleetune.report.tables import lost_told
+from fleetune.report.tables import lost_told, texts_of
 
 NAME = "report.html"
+_START = b"<!doctype html"
 Facts = dict[str, Any]
 # A page lists so many trials; the rest is in results.parquet.
 MOST_TRIALS = 500
@@ -47,12 +49,26 @@ PROTOCOLS = {
 
 
 def write_report(folder: Path, output: Path | None = None) -> Path:
-    """Write the report of a run, by default as RUN/report.html; returns its path. Raises what `run_facts` raises."""
+    """Write the report of a run, by default as RUN/report.html; returns its path.
+
+    An earlier report is replaced; RefusedError for any other file. Raises what `run_facts` raises.
+    """
+    _refuse_other(output or folder / NAME)
     facts = run_facts(folder)
     page = render(facts, page_facts(folder, facts))
     path = output or folder / NAME
     write_bytes(path, page.encode("utf-8", "backslashreplace"))
     return path
+
+
+def _refuse_other(path: Path) -> None:
+    """RefusedError for a file that is no page; an empty one holds nothing to lose."""
+    if not path.is_file():
+        return
+    with path.open("rb") as file:
+        start = file.read(len(_START))
+    if start and start.lower() != _START:
+        raise RefusedError(f"{path}: exists and is no report; give --output another file")
 
 
 def render(facts: Facts, page: Facts) -> str:
@@ -86,7 +102,7 @@ def render(facts: Facts, page: Facts) -> str:
         protocol=next((d.get("protocol") for d in tables(facts)), "holdout"),
         protocols=PROTOCOLS,
         seeds=ranges(t["seed"] for t in trials),
-        commands=[] if _is_lost(page["winner"], facts) else commands(page),
+        commands=[] if _is_lost(page["winner"], facts) else commands(facts, page),
         style=Markup(style),  # ours, and allowed by its hash
         script=Markup(script),
         policy=policy(style, script),
@@ -111,14 +127,14 @@ def policy(style: str, script: str) -> str:
     )
 
 
-def commands(page: Facts) -> list[tuple[str, str]]:
+def commands(facts: Facts, page: Facts) -> list[tuple[str, str]]:
     """What to do next, as (purpose, command); run in the folder that holds the run."""
     run, best = shlex.quote(printable(page["run"])), page["winner"]
     if best is None:
         return []
     trial = shlex.quote(printable(f"{page['run']}/trials/{best['id']}"))
     return [
-        ("Label new texts", f'fleetune predict {run} --text "..."'),
+        ("Label new texts", f"fleetune predict {run} {texts_of(facts, best)}"),
         ("Measure it on other rows", f"fleetune evaluate {trial} --data FILE"),
         (
             "Write one plain transformers model",

@@ -129,6 +129,19 @@ def _plain(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
+def texts_given(pairs: bool) -> str:
+    """The texts in an example of `fleetune predict`; a pair is two of them."""
+    return " ".join(['--text "..."'] * (2 if pairs else 1))
+
+
+def texts_of(facts: dict[str, Any], trial: dict[str, Any]) -> str:
+    """The same for the model of one trial."""
+    study = facts["study"]
+    tables = study.get("tasks") or [study.get("data") or {}]
+    columns = next((t.get("text_columns") for t in tables if t.get("task") == trial["task"]), None)
+    return texts_given(len(columns or ()) == 2)
+
+
 def duration(seconds: float) -> str:
     """Seconds in words short enough for a table."""
     if seconds < 100:

@@ -1,7 +1,8 @@
 """One trial for the terminal, and trials and epochs as CSV that a spreadsheet opens without running anything.
 
 A spreadsheet takes a cell that begins with `=`, `+`, `-`, `@`, a tab or a carriage return for a formula, also where it is
-quoted (OWASP, CSV Injection). Such a text gets an apostrophe in front; numbers are numbers and stay as they are.
+quoted (OWASP, CSV Injection). Such a text gets an apostrophe in front. Numbers stay as they are, also where they are text (a
+label "-1", a prediction): they compute nothing.
 """
 
 from __future__ import annotations
@@ -9,12 +10,14 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fleetune.errors import SettingsError, did_you_mean
 from fleetune.report.tables import OPTIMISTIC, duration, grid, visible
 
+_NUMBER = re.compile(r"[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
@@ -128,7 +131,8 @@ def cell(value: Any) -> str:
     if isinstance(value, bool | int | float):
         return json.dumps(value) if isinstance(value, bool) else repr(value)
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return visible(f"'{text}" if text.startswith(_FORMULA) else text)
+    runs = text.startswith(_FORMULA) and _NUMBER.fullmatch(text) is None
+    return visible(f"'{text}" if runs else text)
 
 
 def _selection_names(trial: Mapping[str, Any]) -> list[str]:

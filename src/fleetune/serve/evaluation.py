@@ -27,7 +27,7 @@ def evaluate_rows(predictor: Predictor, name: str, split: Split) -> dict[str, An
         metric: as_json(metric_estimate(metric, logits[None], labels))
         for metric in predictor.record.metrics
     }
-    return {"set": name, "n": len(split), "metrics": found}
+    return {"set": name, "n": len(split), "truncated": predictor.truncated, "metrics": found}
 
 
 def labelled_file(
