@@ -102,7 +102,7 @@ def test_what_is_not_utf8_is_told_with_its_place(made: Made) -> None:
 
 def test_texts_that_are_cut_are_counted(made: Made, tmp_path: Path) -> None:
     most = Predictor(made.run).record.max_length
-    long = "w1 " * most
+    long = "w1 " * (most + 1)
     found = run_cli("predict", made.run, "--text", "w1", "--text", long)
     assert (
         found.code == 0
