@@ -221,6 +221,7 @@ def _load(record: ModelRecord) -> str:
     return "\n\n".join(parts)
 
 
+_LOAD_HEADING = "\n## How to load it\n"
 _FLEETUNE = """\
 import fleetune
 
@@ -245,12 +246,46 @@ with torch.inference_mode():
 """
 
 
-def exported_card(card: str) -> str:
-    """The card of a trial, for the plain transformers model that was made of it: the same numbers, another way to load."""
-    head, _, _ = card.rpartition("\n## How to load it\n")
-    lines = head.split("\n")
-    end = lines.index("---", 1)
-    for i, line in enumerate(lines[:end]):
+def exported_card(card: bytes, record: ModelRecord) -> bytes:
+    """The card of a trial, for the plain transformers model that was made of it: the same numbers, another way to load.
+
+    What was written below the ways to load stays. A card that was written anew, without our headings or in other characters
+    than UTF-8, is its author's: it stays as it is.
+    """
+    try:
+        head, heading, tail = card.decode("utf-8").partition(_LOAD_HEADING)
+        lines = head.split("\n")
+        end = lines.index("---", 1)
+        front = _front_of_plain(lines[:end])
+    except (
+        ValueError,
+        TypeError,
+    ):  # other characters; no front matter; tags that are no list in JSON
+        return card
+    if not heading or lines[0] != "---":
+        return card
+    told = "The adapter is merged: this is a plain transformers model, in float32.\n"
+    own = f"\n{_load(record)}\n"
+    rest = tail.removeprefix(own) if tail.startswith(own) else _after_section(tail)
+    load = f"## How to load it\n\n{told}\n```python\n{_PLAIN}```\n"
+    return "\n".join([*front, *lines[end:], load + rest]).encode()
+
+
+def _after_section(text: str) -> str:
+    """From the next heading on; a line in a block of code is none."""
+    fenced = False
+    for match in re.finditer(r"^(```|## )", text, re.M):
+        if match[0] == "```":
+            fenced = not fenced
+        elif not fenced:
+            return f"\n{text[match.start() :]}"
+    return ""
+
+
+def _front_of_plain(front: Sequence[str]) -> list[str]:
+    """The lines of the front matter, as they are of a plain transformers model."""
+    lines = list(front)
+    for i, line in enumerate(lines):
         key, colon, value = line.partition(": ")
         if key == "library_name":
             lines[i] = f'{key}{colon}"transformers"'
@@ -258,8 +293,7 @@ def exported_card(card: str) -> str:
             lines[i] = f'{key}{colon}"finetune"'
         elif key == "tags":
             lines[i] = f"{key}{colon}{_json([t for t in json.loads(value) if t != 'peft'])}"
-    told = "The adapter is merged: this is a plain transformers model, in float32.\n"
-    return "\n".join([*lines, f"## How to load it\n\n{told}\n```python\n{_PLAIN}```\n"])
+    return lines
 
 
 _PLAIN = """\

@@ -57,8 +57,7 @@ def export_hf(folder: Path, output: Path) -> None:
         card = folder / layout.CARD
         # Not among the checksums: a card is there to be written in.
         if card.is_file():
-            told = exported_card(card.read_text("utf-8"))
-            put(staging / layout.CARD, told.encode())
+            put(staging / layout.CARD, exported_card(card.read_bytes(), record))
 
 
 def _save_pretrained(model: Any, folder: Path) -> None:
