@@ -253,6 +253,106 @@ def test_guess_gives_up(tmp_path: Path, content: str) -> None:
     assert content.split("\n")[0].replace(",", ", ") in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("data.csv", "text\tlabel\nso good\tgood\nso bad\tbad\nso so\tbad\n"),
+        ("data.csv", "text;label\nso good;good\nso bad;bad\nso so;bad\n"),
+        ("data.csv", "text;label\nyes, so good;good\nno, bad;bad\n"),
+        ("data.tsv", "text,label\nso good,good\nso bad,bad\nso so,bad\n"),
+    ],
+)
+def test_another_separator_is_told(tmp_path: Path, name: str, content: str) -> None:
+    path = tmp_path / name
+    path.write_text(content)
+    told = "the header is one cell: separate cells by commas in .csv, by tabs in .tsv"
+    for read in (guess_columns, lambda path: read_file(path, None, None)):
+        with pytest.raises(DataError, match=told):
+            read(path)
+
+
+@pytest.mark.parametrize("separator", [";", ","])
+def test_a_note_for_excel_is_told(tmp_path: Path, separator: str) -> None:
+    path = tmp_path / "data.csv"
+    lines = [
+        f"sep={separator}",
+        *(f"{a}{separator}{b}" for a, b in [("text", "label"), ("a b", "x")]),
+    ]
+    path.write_text("\n".join(lines) + "\n")
+    with pytest.raises(DataError, match="line 1 is a note for Excel; remove it"):
+        guess_columns(path)
+
+
+def test_a_file_without_a_header_loses_no_row(tmp_path: Path) -> None:
+    path = tmp_path / "data.csv"
+    rows = [
+        ("great product", "good"),
+        ("broken on day one", "bad"),
+        ("works", "good"),
+        ("no", "bad"),
+    ]
+    path.write_text("".join(f"{a},{b}\n" for a, b in rows))
+    with pytest.raises(DataError, match="line 1 looks like a row, not a header"):
+        dataset_from_files(path, None, None, None)
+    # Who names the columns means them; and keys of an object are no line that could be a row.
+    found = dataset_from_files(path, None, ["great product"], "good")
+    assert len(found.train) == 3
+    path = tmp_path / "data.jsonl"
+    path.write_text("".join(json.dumps({"great product": a, "good": b}) + "\n" for a, b in rows))
+    assert guess_columns(path) == (("great product",), "good")
+
+
+@pytest.mark.parametrize(
+    ("records", "told"),
+    [
+        ([{"text": "a b", "label": 0.5}, {"text": "c", "label": 1.0}], "line 1, column label: a float"),
+        ([{"text": "a b", "label": None}, {"text": "c", "label": "x"}], "line 1, column label: null"),
+        ([{"text": None, "label": "x", "id": "1"}], "line 1, column text: null"),
+        ([{"sentence1": "a", "sentence2": None, "label": "x"}], "line 1, column sentence2: null"),
+    ],
+)  # fmt: skip
+def test_a_column_of_a_wrong_kind_is_named_by_its_name(
+    tmp_path: Path, records: list[dict], told: str
+) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    with pytest.raises(DataError, match=told):
+        dataset_from_files(path, None, None, None)
+
+
+def test_columns_of_a_wrong_kind_in_parquet(tmp_path: Path) -> None:
+    for name, table in (
+        ("label", {"text": ["a b", "c"], "label": [0.5, 1.0], "id": ["1", "2"]}),
+        ("text", {"text": [b"a b", b"c"], "label": ["x", "y"], "id": ["1", "2"]}),
+    ):
+        path = tmp_path / f"{name}.parquet"
+        parquet.write_table(pa.table(table), path)
+        with pytest.raises(DataError, match=f"column {name}: holds (double|binary), but must hold"):
+            dataset_from_files(path, None, None, None)
+
+
+def test_a_number_under_the_name_of_a_text_is_no_text(tmp_path: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    records = [{"document": i, "said": f"some words {i}", "mood": i % 2 == 0} for i in range(4)]
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    assert guess_columns(path) == (("said",), "mood")
+
+
+def test_a_missing_column_names_the_flag(tmp_path: Path) -> None:
+    path = write(tmp_path / "train.csv", [("a b", "x"), ("c d", "y")])
+    for columns, told in (
+        ((["body"], "label", None), "column body: missing; name another with --text-column"),
+        ((["text"], "mark", None), "column mark: missing; name another with --label-column"),
+        ((["text"], "label", "who"), "column who: missing; name another with --groups-column"),
+    ):
+        with pytest.raises(DataError, match=told):
+            read_file(path, *columns)
+    test = tmp_path / "test.csv"
+    test.write_text("body,label\na,x\n")
+    with pytest.raises(DataError, match=r"column text: missing; train\.csv calls it so"):
+        dataset_from_files(path, test, None, None)
+
+
 def test_guess_in_jsonl_by_type(tmp_path: Path) -> None:
     path = tmp_path / "data.jsonl"
     rows = [{"score": i / 2, "said": f"some words {i}", "mood": i % 2 == 0} for i in range(4)]

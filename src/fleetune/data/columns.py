@@ -2,7 +2,8 @@
 
 First by name, in the order of the tables below, without regard to case. Else by content: the label
 is the column with the fewest distinct values (at least two, and fewer than there are rows), the
-text the one with the longest mean. A tie is an error, never a guess.
+text the one with the longest mean. A tie is an error, never a guess; so is a label column in CSV or TSV
+whose own name stands among its values, since the file may have no header.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fleetune.data.formats import Format, Header
+from fleetune.data.formats import Format, Header, lone_header
 from fleetune.errors import DataError
 
 TEXT_PAIRS = (
@@ -60,23 +61,35 @@ def guess(
     if texts and label:
         return texts, label
     contents, rows = _contents(path, form, header)
-    label = label or _label_by_content(path, header, contents, rows, texts or ())
+    if label is None:
+        label = _label_by_content(path, header, contents, rows, texts or ())
+        if form.headed and label in contents[label].distinct:
+            told = f'line 1 looks like a row, not a header: "{label}" stands below it too'
+            raise DataError(str(path), [f"{told}; add a header line, or name the columns"])
     return texts or _text_by_content(path, header, contents, label), label
 
 
 def texts_by_name(header: Header, taken: Sequence[str]) -> tuple[str, ...] | None:
     """The text columns by their names, or None when no name is known."""
-    free = {name.casefold(): name for name in header.texts if name not in taken}
-    for first, second in TEXT_PAIRS:
-        if first in free and second in free:
-            return free[first], free[second]
-    return next(((free[name],) for name in TEXTS if name in free), None)
+    for columns in (header.texts, (*header.texts, *_odd(header))):
+        free = {name.casefold(): name for name in columns if name not in taken}
+        for first, second in TEXT_PAIRS:
+            if first in free and second in free:
+                return free[first], free[second]
+        if (single := next((free[name] for name in TEXTS if name in free), None)) is not None:
+            return (single,)
+    return None
+
+
+def _odd(header: Header) -> tuple[str, ...]:
+    """Columns of a kind that nothing can be made of; one with a known name is taken, and its reader says what is wrong."""
+    return tuple(name for name in header.columns if name not in header.scalars)
 
 
 def only_text(path: Path, header: Header) -> tuple[str, ...]:
     """The text columns of a file without labels: by name, or the only column that holds text."""
     found = texts_by_name(header, ())
-    if found is None and len(header.texts) == 1:
+    if found is None and len(header.texts) == 1 and lone_header(header.columns) is None:
         found = (header.texts[0],)
     if found is None:
         raise _cannot_tell(path, header, "which column holds the text", "--text-column")
@@ -84,8 +97,11 @@ def only_text(path: Path, header: Header) -> tuple[str, ...]:
 
 
 def _label_by_name(header: Header, taken: Sequence[str]) -> str | None:
-    free = {name.casefold(): name for name in header.scalars if name not in taken}
-    return next((free[name] for name in LABELS if name in free), None)
+    for columns in (header.scalars, _odd(header)):
+        free = {name.casefold(): name for name in columns if name not in taken}
+        if (label := next((free[name] for name in LABELS if name in free), None)) is not None:
+            return label
+    return None
 
 
 def _contents(path: Path, form: Format, header: Header) -> tuple[dict[str, _Content], int]:
@@ -129,6 +145,5 @@ def _text_by_content(
 
 def _cannot_tell(path: Path, header: Header, what: str, flag: str) -> DataError:
     there = ", ".join(header.columns)
-    return DataError(
-        str(path), [f"it cannot be told {what}; name it with {flag}; the columns are: {there}"]
-    )
+    remedy = lone_header(header.columns) or f"name it with {flag}"
+    return DataError(str(path), [f"it cannot be told {what}; {remedy}; the columns are: {there}"])

@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import TextIO
 
-from fleetune.data.formats import Format, Header, Row, check_names
+from fleetune.data.formats import Format, Header, Row, check_names, lone_header
 from fleetune.data.textfile import MAX_PROBLEMS, text_problem
 from fleetune.errors import DataError
 
@@ -70,6 +70,8 @@ def _rows(
 
 def _ragged(line: int, cells: list[str], columns: list[str], separator: str) -> str:
     counts = f"the row has {len(cells)} cells, the header {len(columns)} columns"
+    if (told := lone_header(columns)) is not None:
+        return f"line {line}: {counts}; {told}"
     if len(cells) < len(columns):
         return f"line {line}, column {columns[len(cells)]}: missing; {counts}"
     held = "a comma" if separator == "," else "a tab"
@@ -113,7 +115,9 @@ def _explain(reason: str) -> str:
 
 def _format(separator: str) -> Format:
     return Format(
-        header=partial(_header, separator=separator), rows=partial(_rows, separator=separator)
+        header=partial(_header, separator=separator),
+        rows=partial(_rows, separator=separator),
+        headed=True,
     )
 
 

@@ -8,7 +8,7 @@ booleans besides strings, the others only strings.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,6 +42,8 @@ class Format:
     rows: Callable[[Path, Sequence[str], frozenset[str], list[str]], Iterator[Row]]
     unit: str = "line"
     """What a row's number counts: lines, or rows where a file has no lines."""
+    headed: bool = False
+    """Whether the names of the columns stand in a line of their own, which somebody may have left out."""
 
 
 def check_names(path: Path, header: Header) -> None:
@@ -52,20 +54,29 @@ def check_names(path: Path, header: Header) -> None:
         raise DataError(str(path), [f"{header.place(name)}: {problem}" for name in twice])
 
 
-def check_wanted(path: Path, header: Header, names: Sequence[str]) -> None:
-    """Raise DataError where a named column is not there."""
+def lone_header(columns: Sequence[str]) -> str | None:
+    """What is to be said of a header that was not taken apart, since its separator is not that of the file's extension."""
+    if columns[0].casefold().startswith("sep="):
+        return "line 1 is a note for Excel; remove it, and separate cells by commas in .csv, by tabs in .tsv"
+    if len(columns) == 1 and any(separator in columns[0] for separator in ",;|\t"):
+        return "the header is one cell: separate cells by commas in .csv, by tabs in .tsv"
+    return None
+
+
+def check_wanted(
+    path: Path, header: Header, names: Sequence[str], remedies: Mapping[str, str]
+) -> None:
+    """Raise DataError where a named column is not there. remedies: what to do, by the name of the column."""
     there = ", ".join(header.columns)
     problems: list[str] = []
     for name in names:
         if name not in header.columns:
             near = did_you_mean(name, header.columns)
             hint = near if near.startswith(", did") else ""
-            lone = header.columns[0] if len(header.columns) == 1 else ""
-            if any(separator in lone for separator in ";|\t"):
-                hint += (
-                    "; the header is one cell: separate cells by commas in .csv, by tabs in .tsv"
-                )
-            problems.append(f"{header.place(name)}: missing{hint}; the columns are: {there}")
+            remedy = lone_header(header.columns) or remedies[name]
+            problems.append(
+                f"{header.place(name)}: missing{hint}; {remedy}; the columns are: {there}"
+            )
     if problems:
         raise DataError(str(path), problems)
 

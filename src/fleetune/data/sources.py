@@ -35,6 +35,8 @@ FORMATS: dict[str, Format] = {
 # Up to 18 digits: more do not fit into 64 bits. "007" is a name, not a number.
 _INTEGER = re.compile(r"-?(0|[1-9][0-9]{0,17})")
 _NUMBER = re.compile(r"[-+]?([0-9]+|[0-9]*\.[0-9]+)(e[-+]?[0-9]+)?", re.IGNORECASE)
+_ANOTHER_TEXT = "name another with --text-column"
+_ANOTHER_LABEL = "name another with --label-column"
 _MANY = 20
 """With more labels than this they may be no classes. Stars in halves, from 0.5 to 5.0, are ten."""
 
@@ -71,7 +73,7 @@ def guess_columns(path: Path) -> tuple[tuple[str, ...], str]:
 def guess_label(path: Path, texts: Sequence[str]) -> str:
     """The label column of a file whose text columns are known; DataError when unclear."""
     form, header = _opened(path)
-    check_wanted(path, header, texts)
+    check_wanted(path, header, texts, dict.fromkeys(texts, _ANOTHER_TEXT))
     return guess(path, form, header, texts, None)[1]
 
 
@@ -112,7 +114,10 @@ def dataset_from_files(
     tests: dict[str, Split] = {}
     if test is not None:
         test_form, test_header = _opened(test)
-        tests["test"] = _split(_read(test, test_form, test_header, texts, label, None), names)
+        rows_of_test = _read(
+            test, test_form, test_header, texts, label, None, missing=f"{train.name} calls it so"
+        )
+        tests["test"] = _split(rows_of_test, names)
     task = Task(
         name=name or train.stem,
         columns=texts,
@@ -140,10 +145,16 @@ def _read(
     texts: tuple[str, ...],
     label: str | None,
     group: str | None,
+    *,
+    missing: str | None = None,
 ) -> RawTable:
+    """missing: what is said of a column that is not there, instead of how to name another."""
     names = (*texts, *(name for name in (label, group) if name is not None))
     _check_request(path, texts, names)
-    check_wanted(path, header, names)
+    remedies = {name: missing or _ANOTHER_TEXT for name in texts}
+    remedies |= {name: missing or _ANOTHER_LABEL for name in (label,) if name is not None}
+    remedies |= {name: "name another with --groups-column" for name in (group,) if name is not None}
+    check_wanted(path, header, names, remedies)
     lines, columns = _cells(path, form, names, frozenset(names[len(texts) :]))
     return RawTable(
         path=path,
