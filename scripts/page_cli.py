@@ -174,14 +174,15 @@ def exit_codes() -> list[tuple[str, str]]:
     }
     codes = {errors.DONE: "done", **{kind.exit_code: text for kind, text in kinds.items()}}
     codes[errors.SOME_TRIALS_FAILED] = "done, but some trials failed"
-    codes[errors.STOPPED] = "stopped; the same command goes on from here"
-    codes[errors.INTERRUPTED] = "interrupted (Ctrl-C); the same command goes on from here"
-    codes[143] = "ended by SIGTERM; the same command goes on from here"
+    goes_on = "the same train, study or demo goes on from here"
+    codes[errors.STOPPED] = f"out of memory; {goes_on}"
+    codes[errors.INTERRUPTED] = f"interrupted (Ctrl-C); {goes_on}"
+    codes[143] = f"ended by SIGTERM; {goes_on}"
     return [(str(code), text) for code, text in sorted(codes.items())]
 
 
 # Which codes only some commands give: those whose module names the constant.
-_RARE = {"SOME_TRIALS_FAILED": str(errors.SOME_TRIALS_FAILED), "STOPPED": str(errors.STOPPED)}
+_RARE = {"SOME_TRIALS_FAILED": str(errors.SOME_TRIALS_FAILED)}
 
 
 def codes_of(command: Command) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 
 import pytest
@@ -36,8 +37,24 @@ def test_byte_is_the_one_python_names(
         found = textfile.text_problem(path)
     if content.startswith((b"\xff\xfe", b"\xfe\xff")) and chunk > 1:
         assert found is not None and "UTF-16" in found
+    elif any(content.startswith(s) and chunk >= len(s) for s in (b"\x1f\x8b", b"PK\x03\x04")):
+        assert found is not None and "unpack it" in found
     elif first == len(content):
         assert found is None
     else:
         line = len(content[:first].replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n"))
         assert found is not None and f"line {line}, byte {first}: " in found
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (gzip.compress(b"text,label\na,b\n"), "compressed by gzip"),
+        (b"PK\x03\x04\x14\x00\x06\x00\x08\x00", "zip archive"),
+    ],
+)
+def test_packed_files_are_told_as_such(tmp_path: Path, content: bytes, told: str) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_bytes(content)
+    found = textfile.text_problem(path)
+    assert found is not None and told in found and "iconv" not in found

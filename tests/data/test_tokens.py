@@ -11,6 +11,7 @@ import pytest
 from fleetune.data import tokens
 from fleetune.data.base import Split
 from fleetune.data.tokens import TokenTable, default_cache_dir, tokenize, tokenizer_fingerprint
+from fleetune.errors import SettingsError
 
 WORDS = [f"w{i}" for i in range(50)]
 
@@ -101,7 +102,7 @@ def test_no_rows() -> None:
 
 
 def test_wrong_arguments() -> None:
-    with pytest.raises(ValueError, match="max_length > 3"):
+    with pytest.raises(SettingsError, match="max_length > 3"):
         tokenize(make_split(2, True), make_tokenizer(), 3, None, "")
 
     class Slow:

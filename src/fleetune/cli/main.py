@@ -37,13 +37,21 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
+# Where these stopped, the same command goes on; what the others had begun is not kept.
+_GO_ON = ("demo", "train", "study")
+_command: str | None = None
+
+
 @app.callback()
 def _root(
+    context: typer.Context,
     version: bool = typer.Option(
         False, "--version", callback=_version, is_eager=True, help="Print the version."
     ),
 ) -> None:
     del version
+    global _command
+    _command = context.invoked_subcommand
 
 
 def main() -> None:
@@ -55,6 +63,7 @@ def main() -> None:
     for module in (demo, train, study, show, report, predict, evaluate, export, info):
         module.register(app)
     finish(app)
+    _open_closed()
     signal.signal(signal.SIGTERM, _terminated)
     # Warnings of libraries are for those who program with them; FLEETUNE_WARNINGS=1 brings them back.
     if not os.environ.get("FLEETUNE_WARNINGS"):
@@ -69,7 +78,7 @@ def main() -> None:
     except SystemExit as end:
         # typer makes this of Ctrl-C, and says nothing.
         if end.code == INTERRUPTED:
-            sys.stderr.write("fleetune: interrupted; the same command goes on from here\n")
+            sys.stderr.write(f"fleetune: interrupted{_going_on('; ')}\n")
         raise
     except BrokenPipeError:
         # The reader of our output has gone (`| head`); nothing more can be said.
@@ -82,7 +91,7 @@ def main() -> None:
         if not _is_out_of_memory(error):
             raise
         say(
-            "fleetune: out of memory; the same command goes on from here, and may find more of it when others need less"
+            f"fleetune: out of memory{_going_on('; ')}; there may be more of it when others need less"
         )
         sys.exit(STOPPED)
 
@@ -94,7 +103,7 @@ def _disk_problem(error: OSError) -> str:
     if error.errno in _FULL:
         remedy = "make room"
     if error.errno in _LASTING:
-        remedy += ", and the same command goes on from here"
+        remedy += _going_on(", and ")
     return f"{place}{error.strerror or error}{_free(error.filename)}; {remedy}"
 
 
@@ -125,8 +134,20 @@ def _is_out_of_memory(error: BaseException) -> bool:
 
 def _terminated(number: int, frame: Any) -> None:
     del frame
-    sys.stderr.write("fleetune: terminated; the same command goes on from here\n")
+    sys.stderr.write(f"fleetune: terminated{_going_on('; ')}\n")
     sys.exit(128 + number)
+
+
+def _going_on(link: str) -> str:
+    """What follows from being stopped, after a link to what stands before it; empty where nothing was kept."""
+    return f"{link}the same command goes on from here" if _command in _GO_ON else ""
+
+
+def _open_closed() -> None:
+    """A stream that the caller closed (`>&-`) is None here; nobody reads it, and a file opened later must not take its place."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
 
 
 if __name__ == "__main__":

@@ -74,7 +74,7 @@ def study(
         return
     assert output_dir is not None
     run = Run(output_dir, prepared, device, save_steps=save_steps)
-    if _run(run, writers, as_json):
+    if _run(run, settings, writers, as_json):
         raise typer.Exit(SOME_TRIALS_FAILED)
 
 
@@ -91,9 +91,9 @@ def _dry_run(prepared: Any, device: str, as_json: bool) -> None:
         say(line)
 
 
-def _run(run: Any, writers: Sequence[str], as_json: bool) -> int:
+def _run(run: Any, settings: Any, writers: Sequence[str], as_json: bool) -> int:
     """Train with progress and print what was found. Returns how many trials failed."""
-    from fleetune.cli.train import tell_imitated, tell_overlap
+    from fleetune.cli.train import tell_guesses, tell_imitated, tell_lengths, tell_overlap
     from fleetune.live.follow import in_terminal
     from fleetune.report import study_tables, tables
     from fleetune.report.facts import run_facts, winner
@@ -106,6 +106,8 @@ def _run(run: Any, writers: Sequence[str], as_json: bool) -> int:
         f"backbone {prepared.backbone.source} in {prepared.dtype}"
     )
     tell_imitated(prepared.dtype, device)
+    tell_guesses(prepared, settings, "data.text_columns", "data.label_column")
+    tell_lengths(prepared, settings, "backbone.max_length")
     for task in prepared.tasks:
         tell_overlap(task.dataset)
     if prepared.optimistic:

@@ -25,6 +25,7 @@ from fleetune.cli.options import (
     parse_set,
     say,
     split_names,
+    tell_cut,
     with_training_flags,
 )
 from fleetune.errors import SOME_TRIALS_FAILED, SettingsError
@@ -184,7 +185,7 @@ def run(
     check_compute(None, device)
     writers = report_names(report_to)
     prepared = prepare(settings, device=device)
-    _introduce(prepared, settings.data, device)
+    _introduce(prepared, settings, device)
     with in_terminal(prepared, output_dir, device, writers) as watch:
         outcome = Run(output_dir, prepared, device, save_steps=save_steps).train(watch)
     # Only now: statistics take a second to import, and training need not wait for them.
@@ -210,26 +211,47 @@ def run(
     return outcome.failed
 
 
-def _introduce(prepared: Any, given: Any, device: str) -> None:
+def _introduce(prepared: Any, settings: Any, device: str) -> None:
     data, first = prepared.dataset, prepared.inputs[0]
     say(
         f"{data.task.name}: {len(first.train)} train, {len(first.selection)} selection, "
         + ", ".join(f"{len(split)} {name}" for name, split in data.tests.items())
         + f" rows ({data.source}); text {' + '.join(data.task.columns)}, label {data.task.label_column}"
     )
-    _tell_guess(data.task, given)
+    tell_guesses(prepared, settings)
     tell_overlap(data)
     say(f"backbone {prepared.backbone.source} in {prepared.dtype}; {len(prepared.inputs)} trials")
     tell_imitated(prepared.dtype, device)
-    for name, count in prepared.truncated.items():
-        if count:
-            say(
-                f"{count} rows of {name} are longer than {prepared.max_length} tokens and were cut (--max-length)"
-            )
+    tell_lengths(prepared, settings)
     if prepared.optimistic:
         say(
             "protocol paper: the epoch is chosen on the test rows, so the numbers will be OPTIMISTIC"
         )
+
+
+def tell_guesses(
+    prepared: Any, settings: Any, text: str = "--text-column", label: str = "--label-column"
+) -> None:
+    """Which columns of own files were guessed; text, label: the flags, or keys of a study file, that name others."""
+    what = "flags" if text.startswith("--") else "keys"
+    for task, given in zip(prepared.tasks, settings.all_data, strict=True):
+        guessed = _guessed(task.dataset.task, given, text, label)
+        if guessed:
+            of = f" for {task.dataset.task.name}" if len(prepared.tasks) > 1 else ""
+            say(f"guessed{of}: {'; '.join(guessed)}; name others with these {what}")
+
+
+def tell_lengths(prepared: Any, settings: Any, place: str = "--max-length") -> None:
+    """Whether rows were cut, and whether the length that was asked for is more than there is; place: where it is given."""
+    most = prepared.max_length
+    if settings.max_length is not None and settings.max_length > most:
+        say(
+            f"{place} {settings.max_length} is more than the backbone reads: {most} tokens are used"
+        )
+    for task in prepared.tasks:
+        of = f" ({task.dataset.task.name})" if len(prepared.tasks) > 1 else ""
+        for name, count in task.truncated.items():
+            tell_cut(count, name + of, most, f" ({place})")
 
 
 def tell_overlap(dataset: Any) -> None:
@@ -250,20 +272,16 @@ def tell_imitated(dtype: str, device: str) -> None:
         )
 
 
-def _tell_guess(task: Any, given: Any) -> None:
-    """Which columns of an own file were guessed, and how to change that."""
-    if given.file is None or (given.text_columns and given.label_column):
-        return
-    classes = ", ".join(task.label_names[:SHOWN_CLASSES])
-    more = "" if len(task.label_names) <= SHOWN_CLASSES else ", ..."
-    guessed = [
-        *([] if given.text_columns else [f"text = {' + '.join(task.columns)} (--text-column)"]),
-        *(
-            []
-            if given.label_column
-            else [
-                f"label = {task.label_column} with {len(task.label_names)} classes, {classes}{more} (--label-column)"
-            ]
-        ),
-    ]
-    say(f"guessed: {'; '.join(guessed)}; name others with these flags")
+def _guessed(task: Any, given: Any, text: str, label: str) -> list[str]:
+    """The guesses about one task's columns, each with what changes it."""
+    if given.file is None:
+        return []
+    guessed: list[str] = []
+    if not given.text_columns:
+        guessed.append(f"text = {' + '.join(task.columns)} ({text})")
+    if not given.label_column:
+        classes = ", ".join(task.label_names[:SHOWN_CLASSES])
+        more = "" if len(task.label_names) <= SHOWN_CLASSES else ", ..."
+        told = f"with {len(task.label_names)} classes, {classes}{more}"
+        guessed.append(f"label = {task.label_column} {told} ({label})")
+    return guessed

@@ -129,6 +129,8 @@ def dataset_from_files(
 
 
 def _opened(path: Path) -> tuple[Format, Header]:
+    if path.is_dir():
+        check_exists(path)  # says that it is a folder
     form = FORMATS.get(path.suffix.lower())
     if form is None:
         known = ", ".join(FORMATS)

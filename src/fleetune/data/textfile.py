@@ -67,6 +67,8 @@ def _problem(opened: Callable[[], IO[bytes]]) -> str | None:
             chunk = handle.read(_CHUNK)
             if done == 0 and chunk.startswith(_UTF16):
                 return "line 1, byte 0: this is UTF-16; save it as UTF-8"
+            if done == 0 and (packed := _packed(chunk)) is not None:
+                return f"line 1, byte 0: {packed}"
             nul = chunk.find(b"\0")
             part = chunk if nul < 0 else chunk[:nul]
             try:
@@ -86,6 +88,17 @@ def _problem(opened: Callable[[], IO[bytes]]) -> str | None:
             if not chunk:
                 return None
             done += len(chunk)
+
+
+def _packed(start: bytes) -> str | None:
+    """What is to be done with a file that begins so, where it is none of text."""
+    if start.startswith(b"\x1f\x8b"):
+        return "this is compressed by gzip; unpack it first, e.g. with `gunzip`"
+    if start.startswith(b"PK\x03\x04"):
+        return (
+            "this is a zip archive, as spreadsheets (.xlsx) are too; unpack it, or save it as CSV"
+        )
+    return None
 
 
 def _place(opened: Callable[[], IO[bytes]], offset: int) -> str:

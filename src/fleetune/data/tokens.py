@@ -26,6 +26,7 @@ import numpy as np
 
 from fleetune.data.base import Split
 from fleetune.durable import STALE, make_folder, remove_leftovers, write_bytes
+from fleetune.errors import SettingsError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -78,16 +79,15 @@ def tokenize(
     """The tokens of a split, from the cache where it has them; of a pair the longer is cut.
 
     fingerprint: tokenizer_fingerprint(tokenizer). cache_dir: None for no cache; a folder that
-    cannot be written to is as good as none. Raises ValueError for a slow tokenizer, or a max_length
-    that has no place for a token of text.
+    cannot be written to is as good as none. Raises ValueError for a slow tokenizer, and SettingsError
+    for a max_length that has no place for a token of text.
     """
     if not tokenizer.is_fast:
         raise ValueError(f"a fast tokenizer is needed, but {type(tokenizer).__name__} is not one.")
     special = tokenizer.num_special_tokens_to_add(pair=split.second is not None)
     if max_length <= special:
-        raise ValueError(
-            f"`max_length > {special}` must hold (special tokens), but it is {max_length}."
-        )
+        rule = f"`max_length > {special}` must hold, since a row has so many special tokens"
+        raise SettingsError("settings", [f"{rule}, but got {max_length}"])
     if cache_dir is None:
         return _make(split, tokenizer, max_length)
     key = json.dumps([_LAYOUT, split.checksum, fingerprint, max_length])

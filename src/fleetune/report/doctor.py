@@ -9,9 +9,11 @@ import time
 from importlib import metadata
 from typing import Any
 
+import huggingface_hub
 import torch
 
 from fleetune import __version__
+from fleetune.backbone.hub import is_offline, without_password
 from fleetune.backbone.load import find_backbone
 from fleetune.data.tokens import default_cache_dir
 from fleetune.errors import FleetuneError
@@ -147,9 +149,7 @@ def _backbone() -> dict[str, Any]:
 
 def _hub() -> dict[str, Any]:
     """Says what is set and asks nobody: no network call without need."""
-    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
-    offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON")
-    token = "a token is set" if os.environ.get("HF_TOKEN") else "no token"
-    return _found(
-        "hub", f"{endpoint}, {'offline' if offline else 'asked when a hub id is used'}, {token}"
-    )
+    endpoint = without_password(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
+    asked = "offline" if is_offline() else "asked when a hub id is used"
+    token = "a token is set" if huggingface_hub.get_token() else "no token"
+    return _found("hub", f"{endpoint}, {asked}, {token}")

@@ -64,7 +64,7 @@ def _load(path: Path) -> dict[str, Any]:
         if len(content) > MOST_BYTES:
             problem = f"is no study file: it is longer than {MOST_BYTES:,} bytes"
             raise SettingsError(str(path), [problem])
-        text = content.decode("utf-8").replace("\r\n", "\n")
+        text = content.decode("utf-8-sig").replace("\r\n", "\n")
         if _LONG_KEY.search(text):
             problem = f"is no study file: a value lies more than {MOST_LEVELS} tables deep"
             raise SettingsError(str(path), [problem])
