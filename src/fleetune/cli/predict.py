@@ -45,7 +45,8 @@ def predict(
         Path | None,
         typer.Option(
             "--output",
-            help="Write here instead of stdout: JSONL; or CSV with label and probability, where the name ends in .csv.",
+            help="Write here instead of stdout: JSONL; or CSV with label and probability, where the name ends in .csv. A file "
+            "that is there is replaced, but none in the own folder of a run or a model.",
         ),
     ] = None,
     text_column: Annotated[

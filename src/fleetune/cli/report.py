@@ -17,7 +17,10 @@ def register(app: typer.Typer) -> None:
 def report(
     run: Annotated[Path, typer.Argument(help="Folder of a run, finished or not.")],
     output: Annotated[
-        Path | None, typer.Option(help="File to write. Default: report.html in the run's folder.")
+        Path | None,
+        typer.Option(
+            help="File to write; an earlier report is replaced, any other file is not. Default: report.html in the run's folder."
+        ),
     ] = None,
 ) -> None:
     """Write the report of a run as one HTML file that opens anywhere and asks for nothing.
