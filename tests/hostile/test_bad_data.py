@@ -164,7 +164,7 @@ def test_texts_of_every_kind_are_kept_as_they_are(made: Made, tmp_path: Path) ->
         *("--dtype", "float32", "--output-dir", tmp_path / "run"),
     )
     assert found.code == 0 and "label with 3 classes, 1.5, None, nan" in found.err
-    assert "1 rows of train are longer than 40 tokens" in found.err
+    assert "1 row of train is longer than 40 tokens" in found.err
     said = run_cli("predict", tmp_path / "run", "--text", "w1", "--json")
     assert '"1.5"' in said.out and '"None"' in said.out and '"nan"' in said.out
 

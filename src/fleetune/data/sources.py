@@ -8,6 +8,7 @@ compressed files.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -129,8 +130,8 @@ def dataset_from_files(
 
 
 def _opened(path: Path) -> tuple[Format, Header]:
-    if path.is_dir():
-        check_exists(path)  # says that it is a folder
+    if os.path.isdir(path):  # False for a name that no file can have
+        check_exists(path)
     form = FORMATS.get(path.suffix.lower())
     if form is None:
         known = ", ".join(FORMATS)
