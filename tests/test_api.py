@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -349,6 +350,19 @@ def test_methods_are_compared_over_all_their_trainings(found: fleetune.Result, m
     assert as_json(ours) == as_json(mine)
     assert ours.verdict == "cannot tell" and str(ours).startswith("B against A: cannot tell")
     assert fleetune.compare(b, a).difference == -ours.difference
+
+
+def test_a_failed_training_counts_as_one_that_learned_nothing(found: fleetune.Result) -> None:
+    """Half of the test rows are of either label, so a constant answer is right on every second one."""
+    a, b = found["head"], replace(found["lora"], failed=3)
+    sides = [np.stack([correct(f) for f in side.folders]) for side in (a, b)]
+    constant = np.tile(np.arange(24) % 2 == 0, (3, 1))
+    ours = fleetune.compare(a, b)
+    assert as_json(ours) == as_json(compare_methods(sides[0], np.vstack([sides[1], constant])))
+    none = replace(a, folders=(), failed=2)
+    assert fleetune.compare(none, a).value_a == 0.5
+    with pytest.raises(SettingsError, match="every training of both sides failed"):
+        fleetune.compare(none, none)
 
 
 def test_saved_models_are_compared_as_files(made: Made) -> None:

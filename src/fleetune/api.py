@@ -114,7 +114,9 @@ class Trainings:
     name: str
     method: str
     folders: tuple[Path, ...]
-    """The saved model of each seed."""
+    """The saved model of each seed that did not fail."""
+    failed: int = 0
+    """Trainings that failed; in a comparison each counts as one that learned nothing (docs/statistics.md)."""
 
 
 def train(
@@ -311,7 +313,7 @@ def _trainings(result: Result) -> dict[str, Trainings]:
         for label, e in zip(labels(main), main, strict=True):
             name = f"{task}: {label}" if len(tasks) > 1 else label
             folders = tuple(result.folder / "trials" / ident for ident in e["trials"])
-            found[name] = Trainings(name, e["method"], folders)
+            found[name] = Trainings(name, e["method"], folders, e["failed_seeds"])
     return found
 
 
@@ -338,7 +340,8 @@ def _predicted(sides: Sequence[Trainings | Path]) -> tuple[Any, tuple[Any, Any],
     import numpy as np
 
     from fleetune.artifact.load import read_record
-    from fleetune.report.facts import saved_predictions
+    from fleetune.report.trainings import saved_predictions
+    from fleetune.stats.failed import with_failed
 
     records: list[Any] = []
     read: list[list[Any]] = []
@@ -346,7 +349,12 @@ def _predicted(sides: Sequence[Trainings | Path]) -> tuple[Any, tuple[Any, Any],
         folders = side.folders if isinstance(side, Trainings) else (side,)
         records += [read_record(folder)[0] for folder in folders]
         read.append([saved_predictions(folder) for folder in folders])
-    first, (ids, truth, _) = records[0], read[0][0]
+    known = next((side[0] for side in read if side), None)
+    if known is None:
+        raise SettingsError(
+            "compare", ["every training of both sides failed, so there is nothing to compare"]
+        )
+    first, (ids, truth, logits) = records[0], known
     for record in records:
         if record.label_names != first.label_names or record.metrics != first.metrics:
             raise DataError(
@@ -357,7 +365,15 @@ def _predicted(sides: Sequence[Trainings | Path]) -> tuple[Any, tuple[Any, Any],
             "compare",
             ["the two sides were not measured on the same test rows; train both with the same test file"],
         )  # fmt: skip
-    of_a, of_b = (np.stack([logits for _, _, logits in side]) for side in read)
+    none = np.empty((0, *logits.shape))
+    of_a, of_b = (
+        with_failed(
+            np.stack([said for _, _, said in found]) if found else none,
+            truth,
+            side.failed if isinstance(side, Trainings) else 0,
+        )
+        for side, found in zip(sides, read, strict=True)
+    )
     return truth, (of_a, of_b), first.metrics[0]
 
 

@@ -168,7 +168,7 @@ def wilson(share: float, n: int) -> tuple[float, float]:
 
 
 def test_estimates_exactly(facts: dict[str, Any]) -> None:
-    head, lora = facts["estimates"]
+    head, lora, full = facts["estimates"]
     low, high = wilson(4 / 5, 5)
     expected = {
         "task": "toy",
@@ -193,6 +193,19 @@ def test_estimates_exactly(facts: dict[str, Any]) -> None:
     assert lora["value"] == pytest.approx((3 / 5 + 2 / 5) / 2)
     assert (lora["seeds"], lora["n"], lora["trials"]) == (2, 5, ["lora-s0", "lora-s1"])
     assert lora["low"] < lora["value"] < lora["high"]
+    # Three of the five labels are 1: so much earns who always says 1.
+    assert (full["value"], full["failed_score"], full["seeds"], full["failed_seeds"]) == (
+        0.6, 0.6, 1, 1,
+    )  # fmt: skip
+    assert (full["trials"], full["failed_trials"]) == ([], ["full-s0"])
+    # Three of the five labels are 1: so much earns who always says 1.
+    assert (full["value"], full["failed_score"], full["seeds"], full["failed_seeds"]) == (
+        0.6,
+        0.6,
+        1,
+        1,
+    )
+    assert (full["trials"], full["failed_trials"]) == ([], ["full-s0"])
 
 
 def test_a_failed_seed_is_counted_beside_its_mates(tmp_path: Path) -> None:
@@ -203,8 +216,14 @@ def test_a_failed_seed_is_counted_beside_its_mates(tmp_path: Path) -> None:
     book.append("trial-started", **start("head-s1"), total_steps=20, step=0)
     book.append("trial-failed", id="head-s1", reason="out of memory")
     book.close()
-    head, lora = run_facts(run)["estimates"]
+    facts = run_facts(run)
+    head, lora, _ = facts["estimates"]
     assert (head["failed_seeds"], lora["failed_seeds"]) == (1, 0)
+    assert head["value"] == pytest.approx((4 / 5 + 3 / 5) / 2) and head["seeds"] == 2
+    assert (head["trials"], head["failed_trials"]) == (["head-s0"], ["head-s1"])
+    against = {v["method"].split()[0]: v for v in facts["verdicts"]}
+    assert against["lora"]["difference"] == pytest.approx(0.5 - 0.7)
+    assert (against["lora"]["seeds"], against["lora"]["failed_seeds"]) == (2, 1)
 
 
 def test_the_winner_is_of_the_best_mean_on_the_selection_rows(facts: dict[str, Any]) -> None:
@@ -256,7 +275,7 @@ def test_a_run_on_its_way(tmp_path: Path) -> None:
         "lora-s1": "unfinished",
         "full-s0": "failed",
     }
-    assert [e["method"] for e in found["estimates"]] == ["head"]
+    assert [e["method"] for e in found["estimates"]] == ["head", "full"]
     unfinished = next(t for t in found["trials"] if t["id"] == "lora-s0")
     assert unfinished["test"] is None and unfinished["seconds"] == 1.5
     best = winner(found)

@@ -272,8 +272,13 @@ def test_failed_and_unfinished_trials_are_told(write: Write) -> None:
     text = write("broken").read.text
     assert "Not finished. 9 of 10 trials have ended" in text
     assert "failed: the loss was not finite at step 12" in text
-    assert "4 (1 failed)" in text
-    assert "1 of 10 failed, and the estimates are of the others" in text
+    assert "5 (1 failed)" in text
+    assert (
+        "1 of 10 failed; an estimate counts a training that failed as one that learned nothing"
+        in text
+    )
+    assert "1 failed training counted as having learned nothing" in text
+    assert "1 failed training counts as giving the most frequent label for every row" in text
 
 
 def test_a_run_without_an_end_has_no_answer_and_no_winner(write: Write) -> None:

@@ -145,7 +145,7 @@ def differences(verdicts: Sequence[Facts], name: str) -> Drawn:
 
 def seeds(task: Facts, name: str) -> Drawn:
     """Every seed a dot, with mean and interval."""
-    groups = [g for g in task["groups"] if g["seeds"]]
+    groups = [g for g in task["groups"] if g["seeds"] or g["estimate"]["failed_seeds"]]
     if not groups:
         return Absent("Every seed", "no trial has ended well yet")
     left = max(len(groups) - _MOST_ROWS, 0)
@@ -164,19 +164,30 @@ def seeds(task: Facts, name: str) -> Drawn:
                 markersize=6.5,
                 markeredgewidth=0,
             )
+            if e["failed_seeds"]:
+                axes.plot([100 * e["failed_score"]], [-i], "x", color=SERIES[1], markersize=7)
             axes.plot([100 * e["value"]], [-i], "|", color=INK, markersize=15, markeredgewidth=2)
         rows_under_names(axes, [f"{g['name']}: {percent(g['estimate']['value'])}%" for g in groups])
         axes.set_xlabel(axis_name(task["metric"], f" on {short(task['set'])}"))
 
     told = "; ".join(
         f"{g['name']}: mean {percent(g['estimate']['value'])}, 95% interval {interval(g['estimate'])}, seeds "
-        + ", ".join(percent(s["score"]) for s in g["seeds"])
+        + (", ".join(percent(s["score"]) for s in g["seeds"]) or "none")
+        + _failed(g["estimate"])
         for g in groups
     )
     note = "Dot: one training. Bar: their mean. Line: the mean's 95% interval over new seeds and new examples."
+    if any(g["estimate"]["failed_seeds"] for g in groups):
+        note += " Cross: trainings that failed, each counted as one that learned nothing."
     if left:
         note += f" {plural(left, 'setting')} with lower means are not drawn."
     return draw(name, "Every seed", told, plot, height=75 + 40 * len(groups), note=note)
+
+
+def _failed(e: Facts) -> str:
+    if not e["failed_seeds"]:
+        return ""
+    return f", and {plural(e['failed_seeds'], 'failed training')} at {percent(e['failed_score'])}"
 
 
 def rank(task: Facts, name: str, studied: Sequence[Facts] = ()) -> Drawn:

@@ -5,21 +5,20 @@ The form is the contract of `fleetune show RUN --json`: study, trials, estimates
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from functools import partial
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from fleetune.artifact import layout
 from fleetune.errors import SettingsError
 from fleetune.records import as_json
-from fleetune.report import study_facts
+from fleetune.report import study_facts, trainings
 from fleetune.report.lost import lost_groups
-from fleetune.report.stored import damage_told, read_environment, read_predictions, read_settings
+from fleetune.report.stored import damage_told, read_environment, read_settings
+from fleetune.report.trainings import Group
+from fleetune.stats.failed import failed_as
 from fleetune.stats.intervals import metric_estimate
 from fleetune.study import journal
 from fleetune.study.results import epochs
@@ -49,9 +48,9 @@ def _facts(folder: Path, events: list[dict[str, Any]]) -> dict[str, Any]:
     optimistic = any(table.get("protocol") == "paper" for table in tables)
     named = ", ".join(table["task"] for table in tables)
     trials = [_trial(ident, events) for ident in _started(events)]
-    lost = lost_groups(folder, _measured(trials), _setting)
-    gone = {_setting(t) for t in trials if any(t["id"] in g["trials"] for g in lost)}
-    kept = [t for t in trials if _setting(t) not in gone]
+    lost = lost_groups(folder, trainings.groups(trials))
+    gone = {ident for record in lost for ident in record["trials"]}
+    groups = trainings.groups([t for t in trials if t["id"] not in gone])
     facts: dict[str, Any] = {
         "study": {
             **settings,
@@ -62,7 +61,7 @@ def _facts(folder: Path, events: list[dict[str, Any]]) -> dict[str, Any]:
             "environment": environment,
         },
         "trials": trials,
-        "estimates": _estimates(folder, kept, environment, optimistic),
+        "estimates": _estimates(folder, groups, optimistic),
         "verdicts": [],
         "over_tasks": [],
         "arms": study_facts.arm_facts(events, trials),
@@ -70,7 +69,12 @@ def _facts(folder: Path, events: list[dict[str, Any]]) -> dict[str, Any]:
         "cohorts": _cohorts(events),
         "lost": lost,
     }
-    read = partial(_outputs, folder)
+    of = {t["id"]: group for group in groups for t in (*group.done, *group.failed)}
+
+    def read(estimate: Mapping[str, Any]) -> trainings.Outputs:
+        group = of[study_facts.trainings_of(estimate)[0]]
+        return trainings.outputs(folder, group, estimate["set"])
+
     facts["verdicts"] = study_facts.verdicts(facts, read)
     facts["over_tasks"] = study_facts.over_tasks(facts)
     if facts["arms"]:
@@ -79,20 +83,28 @@ def _facts(folder: Path, events: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def winner(facts: dict[str, Any]) -> dict[str, Any] | None:
-    """The trial to use: of the method with the best mean selection score, its best one. Test scores are not looked at."""
-    groups: dict[str, list[tuple[float, dict[str, Any]]]] = {}
-    measured = _measured(facts["trials"])
-    for trial in (t for t in measured if t["task"] == measured[0]["task"]):
-        groups.setdefault(_setting(trial), []).append((_selection_score(facts, trial), trial))
+    """The trial to use: of the method with the best mean selection score, its best one. Test scores are not looked at.
+
+    A failed trial has no selection score, and what its selection rows would give to a constant answer is not kept: in the mean of
+    its method it counts as the worst there is, 0, or where a loss selects an infinite one.
+    """
+    groups = [g for g in trainings.groups(facts["trials"]) if g.done]
     if not groups:
         return None
-    best = max(groups.values(), key=lambda group: float(np.mean([score for score, _ in group])))
-    return max(best, key=lambda pair: pair[0])[1]
+    first = groups[0].first["task"]
+    scored = [
+        (group, [_selection_score(facts, trial) for trial in group.done])
+        for group in groups
+        if group.first["task"] == first
+    ]
+    group, scores = max(scored, key=lambda pair: _standing(*pair))
+    return group.done[int(np.argmax(scores))]
 
 
-def _measured(trials: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Trials that ended well and whose test rows were opened: all but those of a search."""
-    return [t for t in trials if t["status"] == "done" and t["phase"] != "search"]
+def _standing(group: Group, scores: list[float]) -> tuple[float, float]:
+    """What methods are ranked by; where losses are infinite, those of the trials that ended."""
+    worst = 0.0 if group.first["training"]["greater_is_better"] else -math.inf
+    return float(np.mean([*scores, *(worst for _ in group.failed)])), float(np.mean(scores))
 
 
 def _selection_score(facts: dict[str, Any], trial: dict[str, Any]) -> float:
@@ -186,43 +198,44 @@ def _cohorts(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return list(found.values())
 
 
-def _setting(trial: dict[str, Any]) -> str:
-    """What is the same in all seeds of one method and setting: its settings, and its name without the seed."""
-    told = [trial["task"], trial["method"], trial["hyperparameters"], trial["training"]]
-    return json.dumps([trial["id"].rpartition("-s")[0], *told], sort_keys=True)
-
-
-def _estimates(
-    folder: Path, trials: list[dict[str, Any]], environment: dict[str, Any], optimistic: bool
-) -> list[dict[str, Any]]:
-    """One estimate a method, setting, test set and official metric, over the seeds that ended well."""
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for trial in _measured(trials):
-        groups.setdefault(_setting(trial), []).append(trial)
+def _estimates(folder: Path, groups: Sequence[Group], optimistic: bool) -> list[dict[str, Any]]:
+    """One estimate a method, setting, test set and official metric, over all seeds that have ended or failed."""
     found: list[dict[str, Any]] = []
-    for group in groups.values():
-        first = group[0]
-        for name in first["tests"]:
-            labels, outputs = _outputs(folder, group, name)
-            for metric in (m for m in first["tests"][name] if m not in ("n", "loss")):
-                estimate = metric_estimate(metric, outputs, labels, optimistic=optimistic)
-                found.append(
-                    {
-                        "task": first["task"],
-                        "set": name,
-                        "method": first["method"],
-                        "hyperparameters": first["hyperparameters"],
-                        "training": {k: first["training"][k] for k in _SHOWN},
-                        "metric": metric,
-                        **as_json(estimate),
-                        "failed_seeds": _failed(trials, first),
-                        "trainable_parameters": first["trainable_parameters"],
-                        "memory_bytes": training_bytes(first["trainable_parameters"]),
-                        "seconds": float(np.mean([t["seconds"] for t in group])),
-                        "trials": [t["id"] for t in group],
-                    }
-                )
+    for group in groups:
+        for name, scores in group.judged["tests"].items():
+            said = trainings.outputs(folder, group, name)
+            metrics = (m for m in scores if m not in ("n", "loss"))
+            found += [_estimate(group, name, metric, said, optimistic) for metric in metrics]
     return found
+
+
+def _estimate(
+    group: Group, name: str, metric: str, said: trainings.Outputs, optimistic: bool
+) -> dict[str, Any]:
+    labels, outputs = said
+    first, failed = group.first, len(group.failed)
+    estimate = as_json(metric_estimate(metric, outputs, labels, optimistic=optimistic))
+    nothing = None
+    if failed:
+        told = failed_as(failed, regression=outputs.shape[-1] == 1)
+        estimate["how"] = f"{estimate['how']}; {told}"
+        nothing = metric_estimate(metric, outputs[-1:], labels).value
+    return {
+        "task": first["task"],
+        "set": name,
+        "method": first["method"],
+        "hyperparameters": first["hyperparameters"],
+        "training": {k: first["training"][k] for k in _SHOWN},
+        "metric": metric,
+        **estimate,
+        "failed_seeds": failed,
+        "failed_score": nothing,
+        "trainable_parameters": first["trainable_parameters"],
+        "memory_bytes": training_bytes(first["trainable_parameters"]),
+        "seconds": float(np.mean([t["seconds"] for t in group.done or group.failed])),
+        "trials": [t["id"] for t in group.done],
+        "failed_trials": [t["id"] for t in group.failed],
+    }
 
 
 def training_bytes(parameters: dict[str, int]) -> int:
@@ -231,27 +244,3 @@ def training_bytes(parameters: dict[str, int]) -> int:
     The encoder and the activations of a pass are shared by a cohort, and in no trial's number; `full` has its own encoder.
     """
     return 16 * (parameters["encoder"] + parameters["head"])
-
-
-def _failed(trials: list[dict[str, Any]], first: dict[str, Any]) -> int:
-    mine = [t for t in trials if t["phase"] == first["phase"] and _setting(t) == _setting(first)]
-    return sum(t["status"] == "failed" for t in mine)
-
-
-def _outputs(
-    folder: Path, group: Sequence[dict[str, Any]], name: str
-) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Labels [n] and logits [S, n, C] of one test set."""
-    found = [saved_predictions(folder / "trials" / t["id"], name) for t in group]
-    return found[-1][1], np.stack([logits for _, _, logits in found])
-
-
-def saved_predictions(
-    trial: Path, name: str | None = None
-) -> tuple[list[str], NDArray[Any], NDArray[Any]]:
-    """Ids, labels [n] and logits [n, C] of one test set, by default the main one, as a trial's folder keeps them."""
-    table = read_predictions(trial / layout.PREDICTIONS)
-    name = table["split"][0] if name is None else name
-    rows = [i for i, split in enumerate(table["split"]) if split == name]
-    ids, labels, logits = ([table[k][i] for i in rows] for k in ("id", "label", "logits"))
-    return ids, np.asarray(labels), np.asarray(logits)

@@ -2,38 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from fleetune.artifact import layout
 from fleetune.errors import DataError
 from fleetune.report.stored import read_predictions
+from fleetune.report.trainings import Group
 
 
-def lost_groups(
-    folder: Path,
-    measured: Sequence[dict[str, Any]],
-    setting: Callable[[dict[str, Any]], str],
-) -> list[dict[str, Any]]:
+def lost_groups(folder: Path, groups: Sequence[Group]) -> list[dict[str, Any]]:
     """One record for each method and setting of which a training's predictions cannot be read.
 
-    measured: the trials whose test rows were opened. setting: what is the same in all seeds of one method and setting. `trials`
-    are all of its trainings, since a mean over those that happen to be left is no estimate; `files` says what is wrong.
+    `trials` are all of its trainings, since a mean over those that happen to be left is no estimate; `files` says what is wrong.
     """
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for trial in measured:
-        groups.setdefault(setting(trial), []).append(trial)
     found: list[dict[str, Any]] = []
-    for group in groups.values():
-        states = {_file(t): _state(folder / _file(t)) for t in group}
+    for group in groups:
+        states = {_file(t): _state(folder / _file(t)) for t in group.done}
         files = {name: state for name, state in states.items() if state is not None}
         if files:
             found.append(
                 {
-                    "task": group[0]["task"],
-                    "method": group[0]["method"],
-                    "trials": [t["id"] for t in group],
+                    "task": group.first["task"],
+                    "method": group.first["method"],
+                    "trials": [t["id"] for t in (*group.done, *group.failed)],
                     "files": files,
                 }
             )

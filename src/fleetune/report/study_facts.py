@@ -3,7 +3,7 @@
 Verdicts are made for one family: on each task, every method against the study's reference (in a run without search: the first
 that was named), on the main metric of the main test set; Holm's correction is over all of them. A rank study is a family of its
 own (stats/rank.py). From six tasks on, every method is also compared with the reference over the tasks (stats/multiple.py).
-Not covered: a failed trial has no predictions; the numbers are of the trainings that ended, and say how many failed.
+A training that failed counts as one that learned nothing (report/trainings.py), and the numbers say how many did.
 """
 
 from __future__ import annotations
@@ -14,16 +14,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fleetune.data.metrics import metrics_of
 from fleetune.report.tables import labels
+from fleetune.report.trainings import Outputs
 from fleetune.stats.compare import MARGIN, Comparison, compare
+from fleetune.stats.failed import failed_as
 from fleetune.stats.intervals import said_of
 from fleetune.stats.multiple import MIN_TASKS, across_tasks, holm_family
 from fleetune.stats.rank import RankTrend, rank_trend, rank_trend_scores
 from fleetune.stats.scores import compare_scores
 
-Outputs = tuple[NDArray[Any], NDArray[Any]]
-Read = Callable[[Sequence[dict[str, Any]], str], Outputs]
-"""(trials, test set) to labels [n] and logits [S, n, C]."""
+Read = Callable[[Mapping[str, Any]], Outputs]
+"""What was said on the test set of an estimate, by all its trainings, failed ones too."""
+
+
+def trainings_of(estimate: Mapping[str, Any]) -> list[str]:
+    """The ids of all trainings of an estimate, failed ones last."""
+    return [*estimate["trials"], *estimate["failed_trials"]]
 
 
 def arm_facts(
@@ -71,7 +78,7 @@ def verdicts(facts: Mapping[str, Any], read: Read) -> list[dict[str, Any]]:
         for arm, b in group.items():
             if arm != reference:
                 name = f"{b['task']}: {arm} against {reference}"
-                compared[name] = (a, b, _compare(facts, a, b, read))
+                compared[name] = (a, b, _compare(a, b, read))
     if not compared:
         return []
     family = holm_family(
@@ -91,8 +98,8 @@ def _reference(facts: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]) ->
 
 
 def over_tasks(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Each method against the reference over all tasks, by main metric; none below six tasks. Methods that failed on one are left
-    out."""
+    """Each method against the reference over all tasks, by main metric; none below six tasks. Methods that were not confirmed
+    on each are left out."""
     groups = _groups(facts)
     reference = _reference(facts, groups)
     if len(groups) < MIN_TASKS:
@@ -132,6 +139,9 @@ def _verdict(
     reason: str,
     family: str,
 ) -> dict[str, Any]:
+    failed = a["failed_seeds"] + b["failed_seeds"]
+    regression = b["metric"] in metrics_of(True)
+    told = [failed_as(failed, regression=regression)] if failed else []
     return {
         "task": b["task"],
         "set": b["set"],
@@ -147,11 +157,11 @@ def _verdict(
         "probability_better": c.probability_better,
         "seeds": min(c.seeds_a, c.seeds_b),
         "n": c.n,
-        "failed_seeds": a["failed_seeds"] + b["failed_seeds"],
+        "failed_seeds": failed,
         "verdict": verdict,
         "reason": reason,
         "optimistic": bool(a["optimistic"] or b["optimistic"]),
-        "how": f"{c.how}; {family}",
+        "how": "; ".join([c.how, family, *told]),
     }
 
 
@@ -165,24 +175,23 @@ def _groups(facts: Mapping[str, Any]) -> list[dict[str, dict[str, Any]]]:
         named = zip(labels(main), main, strict=True)
         found.append(
             {
-                arm_of.get(e["trials"][0], label): {**e, "label": label}
+                arm_of.get(trainings_of(e)[0], label): {**e, "label": label}
                 for label, e in named
-                if e["trials"][0] in arm_of or not facts["arms"]
+                if trainings_of(e)[0] in arm_of or not facts["arms"]
             }
         )
     return found
 
 
 def _trials(facts: Mapping[str, Any], estimate: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Those that ended well."""
     by_id = {t["id"]: t for t in facts["trials"]}
     return [by_id[i] for i in estimate["trials"]]
 
 
-def _compare(
-    facts: Mapping[str, Any], a: dict[str, Any], b: dict[str, Any], read: Read
-) -> Comparison:
-    truth, of_a = read(_trials(facts, a), a["set"])
-    _, of_b = read(_trials(facts, b), b["set"])
+def _compare(a: dict[str, Any], b: dict[str, Any], read: Read) -> Comparison:
+    truth, of_a = read(a)
+    _, of_b = read(b)
     return compare_outputs(b["metric"], truth, of_a, of_b)
 
 
@@ -233,7 +242,7 @@ def _rank_study(
     reference = entry.get("reference_rank", min(ranks))
     trend = None
     if len(ranks) > 1 and reference in ranks:
-        outputs = {r: read(_trials(facts, e), e["set"]) for r, e in ranks.items()}
+        outputs = {r: read(e) for r, e in ranks.items()}
         if all(len(found) > 1 for _, found in outputs.values()):
             trend = _slope(first["metric"], outputs, reference)
     return {
@@ -244,6 +253,7 @@ def _rank_study(
         "rule": entry.get("lora_alpha"),
         "reference": reference,
         "optimistic": first["optimistic"],
+        "failed_seeds": sum(e["failed_seeds"] for e in ranks.values()),
         "ranks": [_rank(facts, r, e) for r, e in sorted(ranks.items())],
         "trend": None if trend is None else _trend(trend, ranks),
     }

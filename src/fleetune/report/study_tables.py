@@ -104,6 +104,7 @@ def _chosen(facts: Mapping[str, Any]) -> str:
 
 
 def _verdicts(verdicts: Sequence[Mapping[str, Any]]) -> str:
+    failed = any(v["failed_seeds"] for v in verdicts)
     rows = [
         [
             v["task"],
@@ -113,6 +114,7 @@ def _verdicts(verdicts: Sequence[Mapping[str, Any]]) -> str:
             p_value(v["p_adjusted"]),
             "-" if v["detectable"] is None else f"{100 * v['detectable']:.1f}",
             f"{v['probability_better']:.2f}",
+            *([str(v["failed_seeds"])] if failed else []),
             v["verdict"] + (" (optimistic)" if v["optimistic"] else ""),
         ]
         for v in verdicts
@@ -125,12 +127,13 @@ def _verdicts(verdicts: Sequence[Mapping[str, Any]]) -> str:
         "p (Holm)",
         "detectable",
         "P(better)",
+        *(["failed"] if failed else []),
         "verdict",
     ]
     if not rows:
         return ""
     notes = sorted({v["how"] for v in verdicts})
-    table = grid(header, rows, right=(2, 4, 5, 6))
+    table = grid(header, rows, right=(2, 4, 5, 6, *((7,) if failed else ())))
     return "\n".join([table, *(f"  {note}" for note in notes)])
 
 
@@ -159,7 +162,7 @@ def _rank(study: Mapping[str, Any]) -> str:
             str(r["r"]),
             f"{100 * r['value']:.2f}",
             f"[{100 * r['low']:.2f}, {100 * r['high']:.2f}]",
-            str(r["seeds"]),
+            str(r["seeds"]) + (f" ({r['failed_seeds']} failed)" if r["failed_seeds"] else ""),
             "-" if r["gap"] is None else f"{100 * r['gap']:+.2f}",
             f"{r['learning_rate']:.2g}",
             f"{r['trainable_parameters']['encoder']:,}",

@@ -152,7 +152,17 @@ def named(facts: Facts) -> list[tuple[str, Facts]]:
 def verdict_records(facts: Facts) -> list[Facts]:
     """The verdicts in one form for sentences, table and picture; keys that a verdict lacks are None."""
     names = {_identity(e): name for name, e in reversed(named(facts))}
-    optional = ("task", "set", "metric", "p_value", "p_adjusted", "detectable", "seeds", "n")
+    optional = (
+        "task",
+        "set",
+        "metric",
+        "p_value",
+        "p_adjusted",
+        "detectable",
+        "seeds",
+        "n",
+        "failed_seeds",
+    )
     more = ("probability_better", "reason", "how")
     return [
         {
@@ -216,7 +226,7 @@ def _trend(r: Facts, several: bool) -> Facts:
     text = (
         f"Each doubling of the rank of {r['method']}{' on ' + r['task'] if several else ''} changes {r['metric']} by "
         f"{points(t['slope'])} points, 95% interval {interval(t, signed=True)}, over ranks "
-        f"{joined([str(x['r']) for x in r['ranks']], 'and')}: {t['reason']}."
+        f"{joined([str(x['r']) for x in r['ranks']], 'and')}{_failed(r['failed_seeds'])}: {t['reason']}."
     )
     return {"verdict": t["verdict"], "text": text, "optimistic": r["optimistic"]}
 
@@ -230,12 +240,20 @@ def _sentence(v: Facts, several: bool) -> str:
     )
     if v["seeds"] and v["n"]:
         text += f", over {plural(v['seeds'], 'seed')} and {plural(v['n'], 'example')}"
+    text += _failed(v["failed_seeds"])
     p = v["p_adjusted"] if v["p_adjusted"] is not None else v["p_value"]
     if p is not None:
         text += f", {p_equals(p, 'p' if v['p_adjusted'] is None else 'adjusted p')}"
     if v["verdict"] == "cannot tell" and v["detectable"] is not None:
         text += f". A difference under {percent(v['detectable'])} points was too small for this run to see"
     return f"{text}."
+
+
+def _failed(number: int | None) -> str:
+    """How many trainings an estimate or a verdict had to make up for; what they count as is in its `how`."""
+    if not number:
+        return ""
+    return f", {plural(number, 'failed training')} counted as having learned nothing"
 
 
 def _without_verdicts(facts: Facts) -> list[tuple[str, bool]]:
@@ -248,7 +266,8 @@ def _without_verdicts(facts: Facts) -> list[tuple[str, bool]]:
     told = [
         (
             f"{name} scored {percent(e['value'])}% {e['metric']}{' on ' + e['task'] if several else ''}, "
-            f"95% interval {interval(e)}, over {plural(e['seeds'], 'seed')} and {plural(e['n'], 'example')}.",
+            f"95% interval {interval(e)}, over {plural(e['seeds'], 'seed')} and {plural(e['n'], 'example')}"
+            f"{_failed(e['failed_seeds'])}.",
             True,
         )
         for name, e in best[: 2 * _MOST_ANSWERS]
@@ -297,8 +316,8 @@ def untold(facts: Facts) -> list[str]:
         )
     if failed := [t for t in trials if t["status"] == "failed"]:
         found.append(
-            f"What the failed trials would have scored: {len(failed)} of {len(trials)} failed, and the estimates are "
-            "of the others."
+            f"What the failed trials would have scored: {len(failed)} of {len(trials)} failed; an estimate counts a "
+            "training that failed as one that learned nothing."
         )
     if waiting := [t for t in trials if t["status"] == "unfinished"]:
         found.append(

@@ -1,0 +1,80 @@
+"""The trainings of one method with one setting, those that failed among them, and what they said on a test set.
+
+No training is dropped: one that failed counts as one that learned nothing (stats/failed.py). Which sets and metrics there are is
+known from a training of the same task that ended; where none has, nothing can be said of the task.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fleetune.artifact import layout
+from fleetune.report.stored import read_predictions
+from fleetune.stats.failed import with_failed
+
+Trial = dict[str, Any]
+Outputs = tuple[NDArray[Any], NDArray[Any]]
+"""Labels [n] and logits [S, n, C]."""
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """The trainings of one method and setting whose test rows were, or would have been, opened."""
+
+    judged: Trial
+    """One of the same task that ended: its test sets and metrics are those of the group."""
+    done: list[Trial] = field(default_factory=list[Trial])
+    failed: list[Trial] = field(default_factory=list[Trial])
+
+    @property
+    def first(self) -> Trial:
+        return (self.done or self.failed)[0]
+
+
+def groups(trials: Sequence[Trial]) -> list[Group]:
+    """All but those of a search, in the order of their first trainings; without the tasks of which no training has ended."""
+    found: dict[str, Group] = {}
+    judged: dict[str, Trial] = {}
+    tested = [t for t in trials if t["phase"] != "search"]
+    for trial in tested:
+        if trial["status"] == "done":
+            judged.setdefault(trial["task"], trial)
+    for trial in tested:
+        if trial["status"] in ("done", "failed") and trial["task"] in judged:
+            group = found.setdefault(setting(trial), Group(judged[trial["task"]]))
+            (group.done if trial["status"] == "done" else group.failed).append(trial)
+    return list(found.values())
+
+
+def setting(trial: Mapping[str, Any]) -> str:
+    """What is the same in all seeds of one method and setting: its settings, and its name without the seed."""
+    told = [trial["task"], trial["method"], trial["hyperparameters"], trial["training"]]
+    return json.dumps([trial["id"].rpartition("-s")[0], *told], sort_keys=True)
+
+
+def outputs(folder: Path, group: Group, name: str) -> Outputs:
+    """Labels and logits of one test set; failed trainings stand behind the others."""
+    read = [
+        saved_predictions(folder / "trials" / t["id"], name) for t in group.done or [group.judged]
+    ]
+    _, labels, _ = read[-1]
+    logits = np.stack([logits for _, _, logits in read])
+    return labels, with_failed(logits[: len(group.done)], labels, len(group.failed))
+
+
+def saved_predictions(
+    trial: Path, name: str | None = None
+) -> tuple[list[str], NDArray[Any], NDArray[Any]]:
+    """Ids, labels [n] and logits [n, C] of one test set, by default the main one, as a trial's folder keeps them."""
+    table = read_predictions(trial / layout.PREDICTIONS)
+    name = table["split"][0] if name is None else name
+    rows = [i for i, split in enumerate(table["split"]) if split == name]
+    ids, labels, logits = ([table[k][i] for i in rows] for k in ("id", "label", "logits"))
+    return ids, np.asarray(labels), np.asarray(logits)
