@@ -17,6 +17,8 @@ import sys
 import numpy as np
 
 from bench.tables import plain
+from fleetune.records import as_json
+from fleetune.report.tables import span
 from fleetune.stats.intervals import accuracy_estimate
 from fleetune.stats.models import compare_models
 
@@ -37,7 +39,7 @@ def row(task: str) -> list[str]:
     together = compare_models(answers(a, n), answers(b, n)).p_value
     apart = compare_models(answers(a, n), answers(b, n, shift=n - a)).p_value
     estimates = [accuracy_estimate(answers(right, n)[None]) for right in (a, b)]
-    shown = [f"{100 * e.value:.2f} [{100 * e.low:.2f}, {100 * e.high:.2f}]" for e in estimates]
+    shown = [f"{100 * e.value:.2f} {span(as_json(e))}" for e in estimates]
     deviation = 100 * abs(b - a) / n / (1.959964 * math.sqrt(2))
     return [task, *shown, f"{together:.2g}", f"{apart:.2g}", f"{deviation:.2f} points"]
 

@@ -58,6 +58,7 @@ def main(words: Sequence[str] | None = None) -> None:
     asked.add_argument("--epochs", type=int, default=4)
     given = asked.parse_args(words)
     from bench.trials import with_rows
+    from fleetune.report.tables import span
     from fleetune.stats.compare import compare
     from fleetune.study.machine import commit, hardware
     from fleetune.study.prepare import DataSettings, MethodSettings, Settings, prepare
@@ -98,7 +99,7 @@ def main(words: Sequence[str] | None = None) -> None:
         " ".join(["python -m bench.rounding", *(sys.argv[1:] if words is None else words)]),
         f"{given.backbone}, {given.task}, {prepared.dtype}, lora r=8, learning rate 2e-3, "
         f"{given.epochs} epochs of {given.rows} rows",
-        f"cohort against alone: {100 * verdict.difference:+.2f} points [{100 * verdict.low:.2f}, {100 * verdict.high:.2f}]; "
+        f"cohort against alone: {100 * verdict.difference:+.2f} points {span(asdict(verdict))}; "
         f"smallest difference that could have been seen: {100 * (verdict.detectable or 0):.2f}; {verdict.verdict}",
         f"commit {commit()}, {hardware('cpu')['processor']}",
     ]

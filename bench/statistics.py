@@ -21,7 +21,7 @@ from scipy import stats
 
 from bench.simulated import NOISES, simulate
 from fleetune.seeds import stream
-from fleetune.stats.compare import compare
+from fleetune.stats.compare import Comparison, compare
 from fleetune.stats.crossed import contrast
 from fleetune.stats.scores import compare_scores
 
@@ -114,7 +114,14 @@ def mcnemar(a: Answers, b: Answers) -> Rejections:
 def bootstrap(a: Answers, b: Answers) -> Rejections:
     """The crossed percentile bootstrap that `compare` gives as its check."""
     found = [compare(x, y, resamples=500) for x, y in zip(a, b, strict=True)]
-    return np.array([not c.bootstrap_low <= 0 <= c.bootstrap_high for c in found])
+    return np.array([leaves_out_0(c) for c in found])
+
+
+def leaves_out_0(c: Comparison) -> bool:
+    """Whether the bootstrap's interval says that there is a difference."""
+    if c.bootstrap_low is None or c.bootstrap_high is None:
+        return False
+    return not c.bootstrap_low <= 0 <= c.bootstrap_high
 
 
 WAYS = (crossed_t, plain_sum, over_seeds, over_examples, mcnemar)
@@ -169,7 +176,7 @@ def score_row(metric: str, noise: str, seeds: int, budget: Budget) -> list[str]:
             one, other = (np.where(right, y, 1 - y) for right in (right_a, right_b))
             c = compare_scores(metric, one, other, y, resamples=500)
             by_t.append(c.p_value < 0.05)
-            by_bootstrap.append(not c.bootstrap_low <= 0 <= c.bootstrap_high)
+            by_bootstrap.append(leaves_out_0(c))
     return [
         metric,
         noise,

@@ -16,9 +16,9 @@ class Estimate:
     """A number with what it is worth; a score never travels without the rest."""
 
     value: float
-    low: float
-    """Lower end of the 95 % interval, in the unit of the value."""
-    high: float
+    low: float | None
+    """Lower end of the 95 % interval, in the unit of the value; None where nothing varied, so that there is none."""
+    high: float | None
     """Upper end of the 95 % interval."""
     n: int
     """How many examples the value was computed on."""
@@ -31,7 +31,10 @@ class Estimate:
 
     def __str__(self) -> str:
         stamp = ", optimistic" if self.optimistic else ""
-        return f"{self.value:.4f} [{self.low:.4f}, {self.high:.4f}] (n={self.n}, seeds={self.seeds}, {self.how}{stamp})"
+        interval = ""
+        if self.low is not None and self.high is not None:
+            interval = f" [{self.low:.4f}, {self.high:.4f}]"
+        return f"{self.value:.4f}{interval} (n={self.n}, seeds={self.seeds}, {self.how}{stamp})"
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
@@ -104,6 +105,27 @@ def test_a_constant_answer_has_no_correlation(tmp_path: Path) -> None:
     ended = [t["test"]["pearson"] for t in facts["trials"] if t["method"] == "lora" and t["test"]]
     assert lora8["failed_score"] == 0.0 and lora8["value"] == pytest.approx(sum(ended) / 5)
     assert "2 failed trainings count as giving the mean of the targets" in lora8["how"]
+
+
+def test_where_all_failed_a_correlation_has_no_interval(tmp_path: Path) -> None:
+    """Terminal and page say so; no interval of no width, and no difference that "the data are compatible with"."""
+    plan = Plan(
+        tasks=("stsb",), regression=True, labels=("score",), seeds=range(5), epochs=1,
+        failed=(*failing(*range(5)), *failing(*range(5), arm="lora-r2")),
+        arms=(lora(8), lora(2), lora(4)),
+    )  # fmt: skip
+    run = write_run(tmp_path / "run", plan)
+    facts = run_facts(run)
+    none, other, ended = facts["estimates"]
+    assert (none["low"], other["high"]) == (None, None) and ended["low"] is not None
+    same, lora4 = facts["verdicts"]
+    assert (same["low"], same["detectable"], same["verdict"]) == (None, None, "cannot tell")
+    assert "nothing varies" in same["reason"] and lora4["verdict"] == "better"
+    (row,) = [line for line in found(facts).split("\n") if "r=2 against" in line]
+    assert "  none  " in row
+    text = Page(render(facts, page_facts(run, facts))).text
+    assert "differ: nothing varies over these trainings and examples" in text
+    json.dumps(facts, allow_nan=False)
 
 
 def test_from_python_they_are_among_a_methods_trainings(tmp_path: Path) -> None:

@@ -39,6 +39,43 @@ def test_the_table_says_each_verdict(made: Made) -> None:
         assert line.endswith("cannot tell") and line.split(" against ")[1].startswith(METHODS[0])
 
 
+def test_no_verdict_of_a_family_is_contradicted_by_what_stands_beside_it(tmp_path: Path) -> None:
+    """Seven settings half a point apart: some differences would be found alone and are not among seven."""
+    arms = (BITFIT, *(lora(r, 0.79 + 0.004 * i) for i, r in enumerate((1, 2, 3, 4, 6, 8, 16), 1)))
+    plan = Plan(arms=arms, epochs=1, tests={"test": 400})
+    folder = write_run(tmp_path / "run", plan)
+    facts = run_facts(folder)
+    words = {v["verdict"] for v in facts["verdicts"]}
+    assert {"better", "cannot tell"} <= words
+    lost = [
+        v for v in facts["verdicts"] if v["unadjusted_low"] > 0 and v["verdict"] == "cannot tell"
+    ]
+    assert lost, "the test needs a difference that is not found among seven"
+    for v in facts["verdicts"]:
+        assert (v["low"] > 0 or v["high"] < 0) == (v["verdict"] in ("better", "worse"))
+        assert v["comparisons"] == 7 and "simultaneous over the 7" in v["how"]
+    text = Page(render(facts, page_facts(folder, facts))).text
+    assert "The 95% intervals are simultaneous over the 7 comparisons" in text
+    assert "points of accuracy, 95% interval (simultaneous over 7) [" in text
+    for v in lost:
+        assert f"the data agree with anything from {100 * v['low']:+.2f} to" in text
+        assert f"{100 * v['unadjusted_low']:+.2f} to" not in text
+
+
+def test_below_five_seeds_no_difference_is_called_detectable(tmp_path: Path) -> None:
+    """Nor do the data "agree with" an interval that leaves out 0: there is no verdict, and the page says why."""
+    plan = Plan(arms=(BITFIT, lora(8, 0.95)), seeds=range(3), epochs=1, tests={"test": 400})
+    folder = write_run(tmp_path / "run", plan)
+    facts = run_facts(folder)
+    (v,) = facts["verdicts"]
+    assert v["low"] > 0 and (v["verdict"], v["detectable"]) == ("cannot tell", None)
+    text = Page(render(facts, page_facts(folder, facts))).text
+    assert "Below 5 seeds no verdict is given" in text and "the data agree with" not in text
+    assert "too small for this run to see" not in text
+    (row,) = [line for line in found(facts).split("\n") if " against " in line][:1]
+    assert row.split("]")[1].removeprefix("  < ").split()[1] == "-"
+
+
 TASKS = ("cola", "mrpc", "qnli", "qqp", "rte", "sst2")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,15 @@ from scipy import stats
 
 from fleetune.seeds import stream
 from fleetune.stats.compare import Comparison, compare
-from fleetune.stats.multiple import across_tasks, holm, holm_family, replicability, signed_rank_p
+from fleetune.stats.multiple import (
+    Member,
+    across_tasks,
+    holm,
+    holm_family,
+    replicability,
+    signed_rank_p,
+)
+from fleetune.stats.power import power
 
 
 def closed(p: list[float]) -> list[float]:
@@ -53,11 +62,108 @@ def test_verdicts_of_a_family_follow_the_adjusted_p() -> None:
     for member, p in zip(found.members, adjusted, strict=True):
         assert member.p_holm == p >= member.comparison.p_value
         assert (member.verdict in ("better", "worse")) == (p < 0.05)
-        assert member.simultaneous_low <= member.comparison.low
-        assert member.simultaneous_high >= member.comparison.high
+        mine, alone = interval_of(member), (member.comparison.low, member.comparison.high)
+        assert alone[0] is not None and alone[1] is not None
+        assert mine[0] <= alone[0] + 1e-12 and mine[1] >= alone[1] - 1e-12
     lost = [m for m in found.members if m.verdict != m.comparison.verdict]
     assert lost and {m.verdict for m in lost} == {"cannot tell"}
     assert "Holm over 12 comparisons: all settings" in found.how
+
+
+def interval_of(member: Member) -> tuple[float, float]:
+    assert member.simultaneous_low is not None and member.simultaneous_high is not None
+    return member.simultaneous_low, member.simultaneous_high
+
+
+def known(number: int, difference: float, freedom: float = 40.0, seeds: int = 5) -> Comparison:
+    """A comparison with a standard error of 1 and this difference."""
+    found = comparison("any", number, seeds=seeds)
+    p = 2 * float(stats.t.sf(abs(difference), freedom))
+    return replace(
+        found, difference=difference, standard_error=1.0, degrees_of_freedom=freedom, p_value=p, equivalence_p=1.0,
+        low=difference - stats.t.isf(0.025, freedom), high=difference + stats.t.isf(0.025, freedom),
+    )  # fmt: skip
+
+
+def test_no_interval_of_a_family_contradicts_its_verdict() -> None:
+    """Also not where Holm finds what Bonferroni's interval leaves open, as some of these families have it."""
+    draw, like = stream(55, "coherent"), known(0, 0.0)
+    sharper = 0
+    for _ in range(100):
+        m = int(draw.integers(1, 8))
+        family = {}
+        for i, t in enumerate(draw.normal(0.0, 1.0, m) + draw.choice([-9.0, 0.0, 2.5], m)):
+            p = 2 * float(stats.t.sf(abs(t), 40.0))
+            family[str(i)] = replace(like, difference=float(t), p_value=p)
+        for member in holm_family(family, family="drawn").members:
+            low, high = interval_of(member)
+            assert (low > 0 or high < 0) == (member.verdict in ("better", "worse"))
+            assert low < member.comparison.difference < high
+            half = float(stats.t.isf(0.025 / m, 40.0))
+            bonferroni = member.comparison.difference + np.array([-half, half])
+            stepped = not np.allclose((low, high), bonferroni)
+            assert stepped == (member.p_holm < 0.05 <= m * member.comparison.p_value)
+            # The far end stays where it was.
+            assert np.isclose((low, high), bonferroni).sum() >= 1
+            sharper += stepped
+    assert sharper > 4
+
+
+def test_the_ends_by_hand() -> None:
+    """Of p = 0.001 and 0.03 Holm finds both: the second at 5 %, while Bonferroni's 97.5 % interval holds 0."""
+    t = [float(stats.t.isf(p / 2, 40.0)) for p in (0.001, 0.03)]
+    first, second = holm_family(
+        {str(i): known(i, d) for i, d in enumerate(t)}, family="two"
+    ).members
+    assert (first.verdict, second.verdict) == ("better", "better")
+    half, step = float(stats.t.isf(0.0125, 40.0)), float(stats.t.isf(0.025, 40.0))
+    assert interval_of(first) == pytest.approx((t[0] - half, t[0] + half))
+    assert interval_of(second) == pytest.approx((t[1] - step, t[1] + half))
+    assert t[1] - half < 0 < t[1] - step
+
+
+def test_intervals_of_a_family_hold_all_at_once() -> None:
+    """150 families of five truths, all nulls or all of two standard errors, where directions are often stepped for."""
+    draw, like = stream(56, "at once"), known(0, 0.0)
+    for truth in (0.0, 2.0):
+        held = 0
+        for _ in range(150):
+            family = {
+                str(i): replace(like, difference=float(d), p_value=2 * float(stats.t.sf(abs(d), 40.0)))
+                for i, d in enumerate(truth + stats.t.rvs(40.0, size=5, random_state=draw))
+            }  # fmt: skip
+            ends = [interval_of(m) for m in holm_family(family, family="five").members]
+            held += all(low <= truth <= high for low, high in ends)
+        # 95 % of 150 has a standard error of 1.8 %.
+        assert held / 150 > 0.9
+
+
+def test_what_a_family_can_see_is_larger() -> None:
+    """Of eight comparisons each is tested at 5 % / 8."""
+    family = {str(i): comparison("seen", i) for i in range(8)}
+    for member in holm_family(family, family="eight").members:
+        c = member.comparison
+        assert c.detectable is not None and member.detectable is not None
+        assert member.detectable > 1.2 * c.detectable
+        found = power(member.detectable, c.standard_error, c.degrees_of_freedom, alpha=0.05 / 8)
+        assert found == pytest.approx(0.8, abs=1e-6)
+
+
+def test_below_five_seeds_nothing_is_detectable() -> None:
+    """No verdict is ever given there, so no difference is found in 80 % of studies."""
+    few = comparison("few", seeds=4, by=0.28)
+    assert few.detectable is None and few.standard_error > 0
+    assert holm_family({"x": few}, family="one").members[0].detectable is None
+
+
+def test_an_exact_interval_widens_with_the_family() -> None:
+    """All wrong against all right on eight examples: found alone, p = 2 / 256, and not among seven such."""
+    c = compare(np.zeros((5, 8)), np.ones((5, 8)), resamples=2)
+    assert c.verdict == "better" and c.low is not None and c.low > 0
+    for m, verdict in ((6, "better"), (7, "cannot tell")):
+        member = holm_family({str(i): c for i in range(m)}, family="all").members[0]
+        low, high = interval_of(member)
+        assert (member.verdict, low > 0, high) == (verdict, verdict == "better", 1.0)
 
 
 def test_a_family_of_one_changes_nothing() -> None:

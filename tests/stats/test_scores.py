@@ -12,6 +12,7 @@ from sklearn import metrics
 
 from fleetune.seeds import stream
 from fleetune.stats.compare import compare
+from fleetune.stats.multiple import holm_family
 from fleetune.stats.scores import compare_scores, pseudo_values
 from fleetune.stats.weighted import scorer_of
 
@@ -189,6 +190,28 @@ def test_wrong_input_is_named(score, a, b, labels, words) -> None:
         compare_scores(score, a, b, labels)
 
 
-def test_a_constant_score_gives_no_verdict() -> None:
-    c = compare_scores("f1", np.zeros((5, 8)), np.zeros((5, 8)), np.arange(8) % 2, resamples=5)
-    assert c.verdict == "cannot tell" and c.p_value == 1.0 and c.detectable is None
+NAMES = ["f1", "matthews_correlation", "pearson", "spearmanr"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("score", [0, 1])
+def test_where_nothing_varies_there_is_no_interval_and_no_test(name: str, score: int) -> None:
+    """Constant answers against as constant or perfect ones: what another example would do to them is not known from these."""
+    labels = np.arange(300) % 2
+    constant, perfect = np.zeros((5, 300), dtype=int), np.tile(labels, (6, 1))
+    c = compare_scores(name, constant, perfect if score else constant, labels, resamples=5)
+    assert (c.low, c.high, c.bootstrap_low, c.bootstrap_high, c.detectable) == (None,) * 5
+    assert (c.verdict, c.p_value, c.equivalence_p) == ("cannot tell", 1.0, 1.0)
+    assert c.difference == pytest.approx(score)
+    assert "nothing varies" in c.reason and "compatible" not in str(c)
+    assert "no interval" in str(c) and "nothing varies" in c.how
+    member = holm_family({"x": c, "y": c}, family="two").members[0]
+    assert (member.simultaneous_low, member.simultaneous_high) == (None, None)
+    assert member.reason == c.reason
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_one_side_that_varies_is_enough(name: str) -> None:
+    outputs, labels = rows(name, 0, 5, 60, 2)
+    c = compare_scores(name, np.zeros_like(outputs), outputs, labels, resamples=5)
+    assert c.low is not None and c.high is not None and c.low < c.difference < c.high

@@ -52,8 +52,9 @@ def eval_results(record: ModelRecord, metrics: Mapping[str, Any], scores: Scored
     for name, metric, e in scores:
         if metric != record.metrics[0]:
             continue
-        notes = f"{metric} on {e.n} labelled dev examples ({name}); one training, seed {record.seed}; {e.how}: "
-        notes += f"{e.low:.4f} to {e.high:.4f}"
+        notes = f"{metric} on {e.n} labelled dev examples ({name}); one training, seed {record.seed}; {e.how}"
+        if (ends := _ends(e)) is not None:
+            notes += f": {ends[0]:.4f} to {ends[1]:.4f}"
         if metrics.get("optimistic"):
             notes += f"; {_OPTIMISTIC}"
         found.append(
@@ -101,7 +102,9 @@ def _indexed(
             "config": row.config,
             "split": row.hub_splits.get(name, name),
         }
-    told = f"{metric}, 95% interval {e.low:.4f} to {e.high:.4f}, n = {e.n}"
+    ends = _ends(e)
+    told = "no interval" if ends is None else f"95% interval {ends[0]:.4f} to {ends[1]:.4f}"
+    told = f"{metric}, {told}, n = {e.n}"
     return {
         "task": {"type": "text-classification"},
         "dataset": dataset,
@@ -120,7 +123,7 @@ def _results(record: ModelRecord, metrics: Mapping[str, Any], scores: Scored) ->
         return "Not tested."
     stamp = " (optimistic)" if metrics.get("optimistic") else ""
     rows = [
-        f"| {_cell(name)} | {_cell(metric)} | {100 * e.value:.2f}{stamp} | {100 * e.low:.2f} to {100 * e.high:.2f} | {e.n} |"
+        f"| {_cell(name)} | {_cell(metric)} | {100 * e.value:.2f}{stamp} | {_span(e)} | {e.n} |"
         for name, metric, e in scores
     ]
     how = "; ".join(dict.fromkeys(e.how for _, _, e in scores))
@@ -132,6 +135,16 @@ def _results(record: ModelRecord, metrics: Mapping[str, Any], scores: Scored) ->
     if metrics.get("optimistic"):
         told += f" The scores are {_OPTIMISTIC}; on new examples they are lower."
     return "\n".join([head, *rows]) + told
+
+
+def _ends(e: Estimate) -> tuple[float, float] | None:
+    """The interval of a score; None where nothing varied."""
+    return None if e.low is None or e.high is None else (e.low, e.high)
+
+
+def _span(e: Estimate) -> str:
+    ends = _ends(e)
+    return "none" if ends is None else f"{100 * ends[0]:.2f} to {100 * ends[1]:.2f}"
 
 
 def _use(record: ModelRecord) -> str:

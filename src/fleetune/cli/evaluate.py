@@ -75,14 +75,14 @@ def evaluate(
     if as_json:
         dump({"model": str(predictor.folder), "task": task or str(data), "sets": found})
         return
-    from fleetune.report.tables import grid, texts_given
+    from fleetune.report.tables import grid, span, texts_given
 
     rows = [
         [
             e["set"],
             m,
             f"{100 * v['value']:.2f}",
-            f"[{100 * v['low']:.2f}, {100 * v['high']:.2f}]",
+            span(v),
             str(v["n"]),
             v["how"],
         ]

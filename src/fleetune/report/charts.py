@@ -101,7 +101,7 @@ def rows_under_names(axes: Any, names: Sequence[str]) -> None:
 def differences(verdicts: Sequence[Facts], name: str) -> Drawn:
     """Each method's difference to the reference, its interval, and the smallest difference that could be seen."""
     title = "Differences to the reference"
-    shown = [v for v in verdicts if all(_finite(v[k]) for k in ("difference", "low", "high"))]
+    shown = [v for v in verdicts if _finite(v["difference"])]
     shown = shown[:_MOST_ROWS]
     if not shown:
         return Absent(title, "this run computed no verdicts; a study does, with five seeds or more")
@@ -122,7 +122,8 @@ def differences(verdicts: Sequence[Facts], name: str) -> Drawn:
                     linewidth=10,
                     solid_capstyle="butt",
                 )
-            axes.plot([100 * v["low"], 100 * v["high"]], [-i, -i], color=SERIES[0], linewidth=2)
+            if _finite(v["low"]) and _finite(v["high"]):
+                axes.plot([100 * v["low"], 100 * v["high"]], [-i, -i], color=SERIES[0], linewidth=2)
             axes.plot([100 * v["difference"]], [-i], color=SERIES[0], marker="o", markersize=7)
         axes.axvline(0, color=INK, linewidth=1)
         rows_under_names(axes, [row(v) for v in shown])
@@ -132,13 +133,15 @@ def differences(verdicts: Sequence[Facts], name: str) -> Drawn:
         f"{row(v)}, {points(v['difference'])} points, 95% interval {interval(v, signed=True)}"
         for v in shown
     )
+    several = any((v["comparisons"] or 1) > 1 for v in shown)
+    both = ", simultaneous over all verdicts" if several else ""
     return draw(
         name,
         title,
         told,
         plot,
         height=75 + 44 * len(shown),
-        note="Dot and line: the difference and its 95% interval. Grey bar: differences too small for this study to see. "
+        note=f"Dot and line: the difference and its 95% interval{both}. Grey bar: differences too small for this study to see. "
         "A line that crosses 0 leaves the direction open.",
     )
 
@@ -154,7 +157,8 @@ def seeds(task: Facts, name: str) -> Drawn:
     def plot(axes: Any) -> None:
         for i, g in enumerate(groups):
             e, colour = g["estimate"], SERIES[0]
-            axes.plot([100 * e["low"], 100 * e["high"]], [-i, -i], color=colour, linewidth=2)
+            if e["low"] is not None:
+                axes.plot([100 * e["low"], 100 * e["high"]], [-i, -i], color=colour, linewidth=2)
             axes.plot(
                 [100 * s["score"] for s in g["seeds"]],
                 [-i] * len(g["seeds"]),
@@ -324,8 +328,13 @@ def _with_intervals(
     axes: Any, at: Sequence[Any], groups: Sequence[Facts], told: str, look: dict[str, Any]
 ) -> None:
     values = [100 * g["estimate"]["value"] for g in groups]
-    below = [max(v - 100 * g["estimate"]["low"], 0) for v, g in zip(values, groups, strict=True)]
-    above = [max(100 * g["estimate"]["high"] - v, 0) for v, g in zip(values, groups, strict=True)]
+    below, above = (
+        [
+            0 if g["estimate"][end] is None else max(sign * (100 * g["estimate"][end] - v), 0)
+            for v, g in zip(values, groups, strict=True)
+        ]
+        for end, sign in (("low", -1), ("high", 1))
+    )
     axes.errorbar(
         at,
         values,

@@ -20,7 +20,7 @@ from fleetune.report.trainings import Outputs
 from fleetune.stats.compare import MARGIN, Comparison, compare
 from fleetune.stats.failed import failed_as
 from fleetune.stats.intervals import said_of
-from fleetune.stats.multiple import MIN_TASKS, across_tasks, holm_family
+from fleetune.stats.multiple import MIN_TASKS, Family, Member, across_tasks, holm_family
 from fleetune.stats.rank import RankTrend, rank_trend, rank_trend_scores
 from fleetune.stats.scores import compare_scores
 
@@ -85,10 +85,7 @@ def verdicts(facts: Mapping[str, Any], read: Read) -> list[dict[str, Any]]:
         {name: c for name, (_, _, c) in compared.items()},
         family=f"every method against {reference}",
     )
-    return [
-        _verdict(*compared[m.name][:2], m.comparison, m.p_holm, m.verdict, m.reason, family.how)
-        for m in family.members
-    ]
+    return [_verdict(*compared[m.name][:2], m, family) for m in family.members]
 
 
 def _reference(facts: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]) -> str:
@@ -133,12 +130,10 @@ def over_tasks(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _verdict(
     a: dict[str, Any],
     b: dict[str, Any],
-    c: Comparison,
-    adjusted: float,
-    verdict: str,
-    reason: str,
-    family: str,
+    member: Member,
+    family: Family,
 ) -> dict[str, Any]:
+    c = member.comparison
     failed = a["failed_seeds"] + b["failed_seeds"]
     regression = b["metric"] in metrics_of(True)
     told = [failed_as(failed, regression=regression)] if failed else []
@@ -149,19 +144,22 @@ def _verdict(
         "reference": a["label"],
         "method": b["label"],
         "difference": c.difference,
-        "low": c.low,
-        "high": c.high,
+        "low": member.simultaneous_low,
+        "high": member.simultaneous_high,
+        "unadjusted_low": c.low,
+        "unadjusted_high": c.high,
         "p_value": c.p_value,
-        "p_adjusted": adjusted,
-        "detectable": c.detectable,
+        "p_adjusted": member.p_holm,
+        "comparisons": len(family.members),
+        "detectable": member.detectable,
         "probability_better": c.probability_better,
         "seeds": min(c.seeds_a, c.seeds_b),
         "n": c.n,
         "failed_seeds": failed,
-        "verdict": verdict,
-        "reason": reason,
+        "verdict": member.verdict,
+        "reason": member.reason,
         "optimistic": bool(a["optimistic"] or b["optimistic"]),
-        "how": "; ".join([c.how, family, *told]),
+        "how": "; ".join([c.how, family.how, *told]),
     }
 
 
@@ -283,7 +281,7 @@ def _trend(trend: RankTrend, ranks: dict[int, dict[str, Any]]) -> dict[str, Any]
     others = [r for r in sorted(ranks) if r != trend.reference]
     contrasts = [
         _verdict(
-            ranks[trend.reference], ranks[r], m.comparison, m.p_holm, m.verdict, m.reason, trend.contrasts.how,
+            ranks[trend.reference], ranks[r], m, trend.contrasts,
         )
         for r, m in zip(others, trend.contrasts.members, strict=True)
     ]  # fmt: skip

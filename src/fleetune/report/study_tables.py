@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fleetune.report.tables import comparison, duration, grid
+from fleetune.report.tables import comparison, duration, grid, span
 from fleetune.report.words import p_equals, p_value
 
 
@@ -110,7 +110,7 @@ def _verdicts(verdicts: Sequence[Mapping[str, Any]]) -> str:
             v["task"],
             f"{v['method']} against {v['reference']}",
             f"{100 * v['difference']:+.2f}",
-            f"[{100 * v['low']:.2f}, {100 * v['high']:.2f}]",
+            span(v),
             p_value(v["p_adjusted"]),
             "-" if v["detectable"] is None else f"{100 * v['detectable']:.1f}",
             f"{v['probability_better']:.2f}",
@@ -161,7 +161,7 @@ def _rank(study: Mapping[str, Any]) -> str:
         [
             str(r["r"]),
             f"{100 * r['value']:.2f}",
-            f"[{100 * r['low']:.2f}, {100 * r['high']:.2f}]",
+            span(r),
             str(r["seeds"]) + (f" ({r['failed_seeds']} failed)" if r["failed_seeds"] else ""),
             "-" if r["gap"] is None else f"{100 * r['gap']:+.2f}",
             f"{r['learning_rate']:.2g}",
@@ -187,12 +187,12 @@ def _rank(study: Mapping[str, Any]) -> str:
     trend = study["trend"]
     if trend is not None:
         lines.append(
-            f"  slope for each doubling of r: {100 * trend['slope']:+.2f} points [{100 * trend['low']:.2f}, "
-            f"{100 * trend['high']:.2f}], {p_equals(trend['p_value'])}: {trend['verdict']}"
+            f"  slope for each doubling of r: {100 * trend['slope']:+.2f} points {span(trend)}, "
+            f"{p_equals(trend['p_value'])}: {trend['verdict']}"
         )
         lines += [
             f"  r={_rank_of(c['method'])} against r={study['reference']}: {100 * c['difference']:+.2f} points "
-            f"[{100 * c['low']:.2f}, {100 * c['high']:.2f}], {p_equals(c['p_adjusted'], 'p (Holm)')}: {c['verdict']}"
+            f"{span(c)}, {p_equals(c['p_adjusted'], 'p (Holm)')}: {c['verdict']}"
             for c in trend["contrasts"]
         ]
     return "\n".join(lines)

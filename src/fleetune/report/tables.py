@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 OPTIMISTIC = "optimistic"
@@ -33,7 +33,7 @@ def comparison(facts: dict[str, Any]) -> str:
             name,
             _short_metric(e),
             _percent(e, "value"),
-            f"[{_percent(e, 'low')}, {_percent(e, 'high')}]",
+            span(e),
             str(e["n"]),
             str(e["seeds"]) + (f" ({e['failed_seeds']} failed)" if e["failed_seeds"] else ""),
             f"{e['trainable_parameters']['encoder']:,}",
@@ -159,6 +159,13 @@ def _test_score(trial: dict[str, Any]) -> str:
 
 def _short_metric(estimate: dict[str, Any]) -> str:
     return estimate["metric"] + (f" ({OPTIMISTIC})" if estimate["optimistic"] else "")
+
+
+def span(record: Mapping[str, Any]) -> str:
+    """The interval of a score or a difference, in hundredths; "none" where nothing varied."""
+    if record["low"] is None:
+        return "none"
+    return f"[{100 * record['low']:.2f}, {100 * record['high']:.2f}]"
 
 
 def _percent(estimate: dict[str, Any], key: str) -> str:

@@ -55,7 +55,9 @@ def axis_name(metric: str, where: str = "") -> str:
 
 
 def interval(record: Mapping[str, Any], *, signed: bool = False) -> str:
-    """The 95 % interval of an estimate or a difference."""
+    """The 95 % interval of an estimate or a difference; "none" where nothing varied."""
+    if record["low"] is None:
+        return "none"
     told = points if signed else percent
     return f"[{told(record['low'])}, {told(record['high'])}]"
 
@@ -163,7 +165,7 @@ def verdict_records(facts: Facts) -> list[Facts]:
         "n",
         "failed_seeds",
     )
-    more = ("probability_better", "reason", "how")
+    more = ("probability_better", "reason", "how", "comparisons")
     return [
         {
             **{key: v.get(key) for key in (*optional, *more)},
@@ -236,7 +238,7 @@ def _sentence(v: Facts, several: bool) -> str:
     of = f" of {v['metric']}" if v["metric"] else ""
     text = (
         f"{v['name']} {_SENTENCES.get(v['verdict'], v['verdict'])} {v['reference']}{where}: "
-        f"{points(v['difference'])} points{of}, 95% interval {interval(v, signed=True)}"
+        f"{points(v['difference'])} points{of}, {_interval_name(v)} {interval(v, signed=True)}"
     )
     if v["seeds"] and v["n"]:
         text += f", over {plural(v['seeds'], 'seed')} and {plural(v['n'], 'example')}"
@@ -244,9 +246,17 @@ def _sentence(v: Facts, several: bool) -> str:
     p = v["p_adjusted"] if v["p_adjusted"] is not None else v["p_value"]
     if p is not None:
         text += f", {p_equals(p, 'p' if v['p_adjusted'] is None else 'adjusted p')}"
-    if v["verdict"] == "cannot tell" and v["detectable"] is not None:
+    if v["seeds"] and v["seeds"] < LEAST_SEEDS:
+        text += f". Below {LEAST_SEEDS} seeds no verdict is given"
+    elif v["verdict"] == "cannot tell" and v["detectable"] is not None:
         text += f". A difference under {percent(v['detectable'])} points was too small for this run to see"
     return f"{text}."
+
+
+def _interval_name(v: Facts) -> str:
+    """What the interval of a verdict is called: of several verdicts it is about all of them at once."""
+    several = (v["comparisons"] or 1) > 1
+    return f"95% interval (simultaneous over {v['comparisons']})" if several else "95% interval"
 
 
 def _failed(number: int | None) -> str:
@@ -298,11 +308,12 @@ def untold(facts: Facts) -> list[str]:
     open_ = [v for v in main_verdicts(facts) if v["verdict"] == "cannot tell"]
     for v in open_[:_MOST_ANSWERS]:
         where = f" on {v['task']}" if len({w["task"] for w in open_}) > 1 else ""
-        why = f" ({v['reason']})" if v["reason"] and (v["seeds"] or 0) < LEAST_SEEDS else ""
-        found.append(
-            f"Whether {v['name']} and {v['reference']} differ{where}: the data agree with anything from "
-            f"{points(v['low'])} to {points(v['high'])} points{why}."
-        )
+        # Of too few seeds an interval may leave out 0, and says no more for it.
+        closed = v["low"] is None or (v["seeds"] or 0) < LEAST_SEEDS
+        ends = [points(v[key]) for key in ("low", "high") if v[key] is not None]
+        agree = f"the data agree with anything from {' to '.join(ends)} points"
+        why = v["reason"] if closed and v["reason"] else agree
+        found.append(f"Whether {v['name']} and {v['reference']} differ{where}: {why}.")
     if study["optimistic"]:
         found.append(
             "How good the models are on new examples: the epoch was chosen on the reported examples themselves, "

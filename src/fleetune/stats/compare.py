@@ -10,6 +10,7 @@ the table, and the command that prints it). numpy and scipy only.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,10 +26,13 @@ from fleetune.stats.bootstrap import (
 )
 from fleetune.stats.crossed import Floats, checked_pair, contrast
 from fleetune.stats.power import detectable_difference
-from fleetune.stats.verdict import Verdict, decide, in_words
+from fleetune.stats.verdict import MIN_SEEDS, Verdict, decide, in_words
 
 MARGIN = 0.01
 LEVEL = 0.95
+NO_VARIATION = "nothing varies, no interval and no test"
+# Pseudo-values are differences of numbers n times as large as themselves, n up to a few ten thousand.
+_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,22 +40,24 @@ class Comparison:
     """What is known about the difference of two methods, B minus A, in the unit of the score."""
 
     difference: float
-    low: float
-    """Lower end of the interval of the difference."""
-    high: float
+    low: float | None
+    """Lower end of the interval of the difference; None where nothing varies, for then there is none."""
+    high: float | None
     p_value: float
     """Two-sided, of the difference being 0; 1 where a side has one training, for then no test exists."""
     standard_error: float
     degrees_of_freedom: float
     detectable: float | None
-    """The smallest true difference that this many seeds and examples find in 80 % of studies, two-sided 5 %."""
+    """The smallest true difference that this many seeds and examples find in 80 % of studies, tested two-sided at 1 - level.
+
+    None below five seeds, where no verdict is given, and where nothing varies."""
     probability_better: float
     """That a training of B scores above one of A on these examples; ties count half."""
-    bootstrap_low: float
+    bootstrap_low: float | None
     """The same interval by the crossed bootstrap, as a check."""
-    bootstrap_high: float
+    bootstrap_high: float | None
     bootstrap_agrees: bool
-    """Whether both intervals say the same about 0."""
+    """Whether both intervals say the same about 0; True where there are none."""
     equivalence_p: float
     """Of the difference being at least `margin`, either way (two one-sided tests)."""
     margin: float
@@ -77,8 +83,8 @@ class Comparison:
 class Outcome:
     """An interval of a difference and the tests that go with it."""
 
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     p_value: float
     equivalence_p: float
     standard_error: float
@@ -117,13 +123,15 @@ def compare(
     binary = _is_binary(a) and _is_binary(b)
     found = contrast((a, b), (-1.0, 1.0))
     difference = float(found.value)
-    if _nothing_varies(a, b):
+    if nothing_varies((a, b), (-1.0, 1.0)):
         test = _without_variation(difference, a.shape[1], margin, level, binary=binary)
-        method = "exact bound for examples that all agree" if binary else "nothing varies, no test"
+        method = (
+            f"{100 * level:g}% exact bound for examples that all agree" if binary else NO_VARIATION
+        )
     else:
         test = t_test(difference, float(found.variance), float(found.freedom), margin, level)
         over = "examples only, one training on a side" if alone else "seeds and examples"
-        method = f"crossed t over {over}, Satterthwaite"
+        method = f"{100 * level:g}% crossed t over {over}, Satterthwaite"
     draws = crossed_differences(
         mean_scorer(np.concatenate([a, b])),
         len(a),
@@ -141,7 +149,7 @@ def compare(
         n=a.shape[1],
         margin=margin,
         level=level,
-        how=f"{100 * level:g}% {method}",
+        how=method,
     )
 
 
@@ -156,14 +164,41 @@ def check_settings(margin: float, level: float) -> None:
 def t_test(
     difference: float, variance: float, freedom: float, margin: float, level: float
 ) -> Outcome:
-    """Interval, two-sided test and two one-sided tests of a difference whose variance is an estimate."""
+    """Interval, two-sided test and two one-sided tests of a difference whose variance is an estimate; none where that is 0."""
     if variance <= 0.0:
-        return Outcome(difference, difference, 1.0, 1.0, 0.0, freedom)
+        return untested(freedom)
     error = variance**0.5
-    half = float(stats.t.ppf((1 + level) / 2, freedom)) * error
+    half = t_half(error, freedom, level)
     p_value = 2 * float(stats.t.sf(abs(difference) / error, freedom))
     equivalence = float(stats.t.sf((margin - abs(difference)) / error, freedom))
     return Outcome(difference - half, difference + half, p_value, equivalence, error, freedom)
+
+
+def untested(freedom: float) -> Outcome:
+    """What is known where nothing varies: no interval, and no test that could find anything."""
+    return Outcome(None, None, 1.0, 1.0, 0.0, freedom)
+
+
+def t_half(error: float, freedom: float, level: float) -> float:
+    """Half the width of the t interval."""
+    return float(stats.t.isf((1 - level) / 2, freedom)) * error
+
+
+def interval_at(found: Comparison, level: float) -> tuple[float, float] | None:
+    """The interval of a comparison at another level; None where it has none."""
+    if found.low is None:
+        return None
+    if found.standard_error == 0.0:
+        return _exact(found.difference, found.n, level)
+    half = t_half(found.standard_error, found.degrees_of_freedom, level)
+    return found.difference - half, found.difference + half
+
+
+def detectable_at(found: Comparison, alpha: float) -> float | None:
+    """`detectable` of a comparison when its test is at `alpha`."""
+    if found.standard_error == 0.0 or min(found.seeds_a, found.seeds_b) < MIN_SEEDS:
+        return None
+    return detectable_difference(found.standard_error, found.degrees_of_freedom, alpha=alpha)
 
 
 def assemble(
@@ -183,21 +218,30 @@ def assemble(
     alone = min(seeds) == 1
     p_value, equivalence_p = (1.0, 1.0) if alone else (test.p_value, test.equivalence_p)
     verdict, reason = decide(
-        difference, p_value, equivalence_p, alpha=1 - level, seeds=min(seeds), margin=margin
+        difference,
+        p_value,
+        equivalence_p,
+        alpha=1 - level,
+        seeds=min(seeds),
+        margin=margin,
+        varies=test.low is not None,
     )
-    known = not alone and test.standard_error > 0
+    error, known = test.standard_error, test.standard_error > 0 and min(seeds) >= MIN_SEEDS
+    check = (None, None) if test.low is None else bootstrap
     return Comparison(
         difference=difference,
         low=test.low,
         high=test.high,
         p_value=p_value,
-        standard_error=test.standard_error,
+        standard_error=error,
         degrees_of_freedom=test.freedom,
-        detectable=detectable_difference(test.standard_error, test.freedom) if known else None,
+        detectable=detectable_difference(error, test.freedom, alpha=1 - level) if known else None,
         probability_better=probability_better(*trainings),
-        bootstrap_low=bootstrap[0],
-        bootstrap_high=bootstrap[1],
-        bootstrap_agrees=same_side(test.low, test.high, *bootstrap),
+        bootstrap_low=check[0],
+        bootstrap_high=check[1],
+        bootstrap_agrees=test.low is None
+        or test.high is None
+        or same_side(test.low, test.high, *bootstrap),
         equivalence_p=equivalence_p,
         margin=margin,
         level=level,
@@ -223,11 +267,11 @@ def _is_binary(scores: NDArray[np.float64]) -> bool:
     return bool(((scores == 0) | (scores == 1)).all())
 
 
-def _nothing_varies(a: Floats, b: Floats) -> bool:
-    """Whether all trainings of a side agree on every example, and the sides differ by the same amount everywhere."""
-    gap = b[0] - a[0]
-    scale = max(float(np.abs(a).max()), float(np.abs(b).max()))
-    return bool((a == a[0]).all() and (b == b[0]).all() and np.ptp(gap) <= 1e-12 * scale)
+def nothing_varies(groups: Sequence[Floats], weights: Sequence[float]) -> bool:
+    """Whether trainings of a group [S_g, n] agree on every example, and the contrast is the same everywhere, up to rounding."""
+    least = _ROUNDING * max(float(np.abs(g).max()) for g in groups)
+    gap = sum((w * g[0] for w, g in zip(weights, groups, strict=True)), np.zeros(1))
+    return bool(np.ptp(gap) <= least and all((np.ptp(g, axis=0) <= least).all() for g in groups))
 
 
 def _without_variation(
@@ -240,11 +284,16 @@ def _without_variation(
     can be said.
     """
     if not binary:
-        return Outcome(difference, difference, 1.0, 1.0, 0.0, float(n - 1))
+        return untested(float(n - 1))
+    p_value = 1.0 if difference == 0 else min(1.0, 2 * 0.5**n)
+    equivalence_p = max(0.0, 1 - margin) ** n if difference == 0 else 1.0
+    low, high = _exact(difference, n, level)
+    return Outcome(low, high, p_value, equivalence_p, 0.0, float(n - 1))
+
+
+def _exact(difference: float, n: int, level: float) -> tuple[float, float]:
+    """The interval of a difference that was -1, 0 or 1 on every example."""
     unseen = 1 - ((1 - level) / 2) ** (1 / n)
     # An example may turn a difference of 0 into one of 1, and one of 1 into -1.
     reach = unseen * (1 if difference == 0 else 2)
-    p_value = 1.0 if difference == 0 else min(1.0, 2 * 0.5**n)
-    equivalence_p = max(0.0, 1 - margin) ** n if difference == 0 else 1.0
-    low, high = max(-1.0, difference - reach), min(1.0, difference + reach)
-    return Outcome(low, high, p_value, equivalence_p, 0.0, float(n - 1))
+    return max(-1.0, difference - reach), min(1.0, difference + reach)

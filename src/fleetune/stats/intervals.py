@@ -16,11 +16,15 @@ from scipy import stats
 
 from fleetune.records import Estimate
 from fleetune.seeds import stream
-from fleetune.stats.bootstrap import CELLS, draw_weights
-from fleetune.stats.weighted import Score, scorer_of
+from fleetune.stats.bootstrap import CELLS, Floats, Scorer, draw_weights
+from fleetune.stats.compare import LEVEL, NO_VARIATION, nothing_varies, t_half
+from fleetune.stats.crossed import contrast
+from fleetune.stats.scores import ON_PSEUDO_VALUES, pseudo_values
+from fleetune.stats.weighted import RANGES, Score, scorer_of
 
-LEVEL = 0.95
 RESAMPLES = 2000
+# Below this all resamples had one score, up to rounding.
+_ROUNDING = 1e-12
 
 
 def accuracy_estimate(correct: NDArray[np.bool_], *, optimistic: bool = False) -> Estimate:
@@ -81,32 +85,51 @@ def _half_width(parts: tuple[tuple[float, int], ...]) -> float:
     return float(stats.t.ppf((1 + LEVEL) / 2, freedom)) * variance**0.5
 
 
-def bootstrap_estimate(
+def score_estimate(
     score: Score, outputs: NDArray[Any], labels: NDArray[Any], *, optimistic: bool = False
 ) -> Estimate:
     """The mean over seeds of a score that is no mean over examples (F1, Matthews, Pearson), with a 95 % interval.
 
     score: the name of one (`weighted.SCORERS`, fast), or a function of (outputs [n, ...], labels [n]). outputs: [S, n] classes or
-    values for a named score, [S, n, ...] for a function. Percentile bootstrap over examples, and over seeds too where there are
-    several (crossed: every resample draws seeds and examples; Sellam et al. 2022, arXiv:2106.16163).
-    Misleads: with few seeds the percentile interval is too short.
+    values for a named score, [S, n, ...] for a function. Several seeds: the crossed t of jackknife pseudo-values, as comparisons
+    have it (stats/scores.py), over seeds and examples. One seed: the percentile bootstrap over examples. Where nothing varies, as
+    with constant answers or where none is wrong, there is no interval, and `how` says so.
+    Misleads: as `compare_scores`; a symmetric interval near the end of a score's range is cut there.
     """
     seeds, n = outputs.shape[:2]
     scorer = scorer_of(score, outputs, labels)
-    value = float(scorer(np.ones((1, n))).mean())
-    of_seeds = draw_weights(stream(0, "bootstrap", "seeds", seeds), RESAMPLES, seeds) / seeds
-    draw = stream(0, "bootstrap", "examples", n)
-    values = np.empty(RESAMPLES)
-    step = max(1, CELLS // n)
-    for start in range(0, RESAMPLES, step):
-        part = slice(start, min(start + step, RESAMPLES))
-        scores = scorer(draw_weights(draw, part.stop - part.start, n))
-        values[part] = (of_seeds[part] * scores).sum(1)
-    low, high = np.nanpercentile(values, [100 * (1 - LEVEL) / 2, 100 * (1 + LEVEL) / 2])
-    over = "examples, one seed" if seeds == 1 else "seeds and examples"
-    return Estimate(
-        value, float(low), float(high), n, seeds, f"95% bootstrap over {over}", optimistic
+    whole: Floats = scorer(np.ones((1, n)))[0]
+    value = float(whole.mean())
+    how = f"95% {ON_PSEUDO_VALUES} over seeds and examples"
+    if seeds == 1:
+        ends, how = _bootstrap(scorer, n), "95% bootstrap over examples, one seed"
+    else:
+        # Of a single example nothing can be left out.
+        ends = _crossed_t(pseudo_values(scorer, whole, n), value) if n > 1 else None
+    if ends is None:
+        return Estimate(value, None, None, n, seeds, NO_VARIATION, optimistic)
+    least, most = (
+        RANGES.get(score, (-np.inf, np.inf)) if isinstance(score, str) else (-np.inf, np.inf)
     )
+    return Estimate(value, max(ends[0], least), min(ends[1], most), n, seeds, how, optimistic)
+
+
+def _crossed_t(pseudo: Floats, value: float) -> tuple[float, float] | None:
+    if nothing_varies((pseudo,), (1.0,)):
+        return None
+    found = contrast((pseudo,), (1.0,))
+    half = t_half(float(found.variance) ** 0.5, float(found.freedom), LEVEL)
+    return value - half, value + half
+
+
+def _bootstrap(scorer: Scorer, n: int) -> tuple[float, float] | None:
+    """The percentile interval of one training's score over examples."""
+    draw = stream(0, "bootstrap", "examples", n)
+    step = max(1, CELLS // n)
+    sizes = (min(step, RESAMPLES - start) for start in range(0, RESAMPLES, step))
+    values = np.concatenate([scorer(draw_weights(draw, size, n))[:, 0] for size in sizes])
+    low, high = np.nanpercentile(values, [100 * (1 - LEVEL) / 2, 100 * (1 + LEVEL) / 2])
+    return None if high - low <= _ROUNDING else (float(low), float(high))
 
 
 def metric_estimate(
@@ -119,7 +142,7 @@ def metric_estimate(
     said, truth = said_of(outputs), labels
     if outputs.shape[-1] > 1:
         truth = labels.astype(np.int64)
-    return bootstrap_estimate(metric, said, truth, optimistic=optimistic)
+    return score_estimate(metric, said, truth, optimistic=optimistic)
 
 
 def said_of(outputs: NDArray[Any]) -> NDArray[Any]:

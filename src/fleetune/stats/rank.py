@@ -15,10 +15,19 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy import stats
 
 from fleetune.stats.bootstrap import RESAMPLES
-from fleetune.stats.compare import LEVEL, MARGIN, Comparison, check_settings, compare, t_test
+from fleetune.stats.compare import (
+    LEVEL,
+    MARGIN,
+    NO_VARIATION,
+    Comparison,
+    check_settings,
+    compare,
+    nothing_varies,
+    t_half,
+    t_test,
+)
 from fleetune.stats.crossed import Floats, checked, contrast
 from fleetune.stats.multiple import Family, holm_family
 from fleetune.stats.power import detectable_difference
@@ -28,7 +37,7 @@ from fleetune.stats.scores import (
     finite_scores,
     pseudo_values,
 )
-from fleetune.stats.verdict import Verdict, decide
+from fleetune.stats.verdict import MIN_SEEDS, Verdict, decide
 from fleetune.stats.weighted import Score, scorer_of
 
 
@@ -38,8 +47,9 @@ class RankPoint:
 
     r: int
     value: float
-    low: float
-    high: float
+    low: float | None
+    """None where nothing varies."""
+    high: float | None
     seeds: int
 
 
@@ -48,12 +58,13 @@ class RankTrend:
     """How the score changes with rank, in its unit for each doubling of r."""
 
     slope: float
-    low: float
-    high: float
+    low: float | None
+    """None where nothing varies."""
+    high: float | None
     p_value: float
     degrees_of_freedom: float
     detectable: float | None
-    """The smallest slope that such a study finds in 80 % of cases."""
+    """The smallest slope that such a study finds in 80 % of cases, at a two-sided 1 - level; None below five seeds."""
     equivalence_p: float
     """Of the change over the whole range of ranks being at least `margin`, either way."""
     margin: float
@@ -163,16 +174,17 @@ def _trend(
     """groups: what varies as the scores do, [S, n] by rank; means: the score of each rank."""
     x = np.log2(np.asarray(list(groups), dtype=np.float64))
     weights = (x - x.mean()) / np.square(x - x.mean()).sum()
-    found = contrast(list(groups.values()), weights.tolist())
+    values = list(groups.values())
+    found, varies = contrast(values, weights.tolist()), not nothing_varies(values, weights.tolist())
     slope = float(weights @ np.asarray(list(means.values())))
     variance, freedom = float(found.variance), float(found.freedom)
     span = float(x[-1] - x[0])
     # The margin is about the whole change, slope times span.
-    test = t_test(slope, variance, freedom, margin / span, level)
+    test = t_test(slope, variance if varies else 0.0, freedom, margin / span, level)
     seeds = min(len(g) for g in groups.values())
     verdict, reason = decide(
         slope, test.p_value, test.equivalence_p, alpha=1 - level, seeds=seeds, margin=margin,
-        over=" over the whole range of ranks",
+        over=" over the whole range of ranks", varies=varies,
     )  # fmt: skip
     error = test.standard_error
     contrasts = {f"r={r} against r={chosen}": compared for r, compared in against.items()}
@@ -182,7 +194,9 @@ def _trend(
         high=test.high,
         p_value=test.p_value,
         degrees_of_freedom=freedom,
-        detectable=detectable_difference(error, freedom) if error > 0 else None,
+        detectable=detectable_difference(error, freedom, alpha=1 - level)
+        if error > 0 and seeds >= MIN_SEEDS
+        else None,
         equivalence_p=test.equivalence_p,
         margin=margin,
         points=tuple(_point(r, means[r], g, level) for r, g in groups.items()),
@@ -191,7 +205,9 @@ def _trend(
         n=groups[chosen].shape[1],
         verdict=verdict,
         reason=reason,
-        how=f"{100 * level:g}% crossed t{of} of the least-squares slope on log2 r over seeds and examples, Satterthwaite",
+        how=f"{100 * level:g}% crossed t{of} of the least-squares slope on log2 r over seeds and examples, Satterthwaite"
+        if varies
+        else NO_VARIATION,
     )
 
 
@@ -217,8 +233,9 @@ def _checked(scores: Mapping[int, ArrayLike]) -> dict[int, Floats]:
 
 def _point(r: int, value: float, scores: Floats, level: float) -> RankPoint:
     found = contrast((scores,), (1.0,))
-    error = float(found.variance) ** 0.5
-    half = float(stats.t.ppf((1 + level) / 2, float(found.freedom))) * error
+    if nothing_varies((scores,), (1.0,)):
+        return RankPoint(r, value, None, None, len(scores))
+    half = t_half(float(found.variance) ** 0.5, float(found.freedom), level)
     return RankPoint(r, value, value - half, value + half, len(scores))
 
 

@@ -30,16 +30,20 @@ from fleetune.stats.bootstrap import (
 from fleetune.stats.compare import (
     LEVEL,
     MARGIN,
+    NO_VARIATION,
     Comparison,
     assemble,
     check_settings,
+    nothing_varies,
     t_test,
+    untested,
 )
 from fleetune.stats.crossed import contrast
 from fleetune.stats.weighted import Score, scorer_of
 
 # A function is called resamples x trainings times in Python.
 RESAMPLES_OF_FUNCTION = 2_000
+ON_PSEUDO_VALUES = "crossed t on jackknife pseudo-values"
 _CELLS = 4_000_000
 
 
@@ -72,9 +76,13 @@ def compare_scores(
     scorer = scorer_of(score, np.concatenate([a, b]), truth)
     whole = finite_scores(scorer, n)
     pseudo = pseudo_values(scorer, whole, n)
-    found = contrast((pseudo[: len(a)], pseudo[len(a) :]), (-1.0, 1.0))
+    groups, weights = (pseudo[: len(a)], pseudo[len(a) :]), (-1.0, 1.0)
+    found, varies = contrast(groups, weights), not nothing_varies(groups, weights)
     mean_a, mean_b = float(whole[: len(a)].mean()), float(whole[len(a) :].mean())
-    test = t_test(mean_b - mean_a, float(found.variance), float(found.freedom), margin, level)
+    freedom = float(found.freedom)
+    test = untested(freedom)
+    if varies:
+        test = t_test(mean_b - mean_a, float(found.variance), freedom, margin, level)
     draws = crossed_differences(
         scorer,
         len(a),
@@ -97,7 +105,9 @@ def compare_scores(
         n=n,
         margin=margin,
         level=level,
-        how=f"{100 * level:g}% crossed t on jackknife pseudo-values over {over}, Satterthwaite",
+        how=f"{100 * level:g}% {ON_PSEUDO_VALUES} over {over}, Satterthwaite"
+        if varies
+        else NO_VARIATION,
     )
 
 

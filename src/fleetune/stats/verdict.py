@@ -26,17 +26,23 @@ def decide(
     seeds: int | None,
     margin: float,
     over: str = "",
+    varies: bool = True,
 ) -> tuple[Verdict, str]:
     """The verdict and the reason for it in one sentence.
 
     over: what the margin is about, where that is not the difference itself. seeds: the smaller number of trainings of the two
-    sides; None where the claim is not about trainings (two saved models).
+    sides; None where the claim is not about trainings (two saved models). varies: whether there was any variation to go by.
     """
     if seeds is not None and seeds < MIN_SEEDS:
         plural = "training" if seeds == 1 else "trainings"
         return (
             "cannot tell",
             f"{seeds} {plural} on a side, and no verdict is given below {MIN_SEEDS}: run more seeds",
+        )
+    if not varies:
+        return (
+            "cannot tell",
+            "nothing varies over these trainings and examples, so there is nothing to test with",
         )
     close = equivalence_p < alpha
     if p_value < alpha:
@@ -59,9 +65,9 @@ class Told(Protocol):
     @property
     def difference(self) -> float: ...
     @property
-    def low(self) -> float: ...
+    def low(self) -> float | None: ...
     @property
-    def high(self) -> float: ...
+    def high(self) -> float | None: ...
     @property
     def level(self) -> float: ...
     @property
@@ -78,7 +84,9 @@ class Told(Protocol):
 
 def in_words(found: Told) -> str:
     """A comparison in a sentence: what B is against A, by how much, why, and how that was computed."""
-    interval = f"{100 * found.level:g}% [{found.low:+.4f}, {found.high:+.4f}]"
+    interval = "no interval"
+    if found.low is not None and found.high is not None:
+        interval = f"{100 * found.level:g}% [{found.low:+.4f}, {found.high:+.4f}]"
     return (
         f"B against A: {found.verdict}; difference {found.difference:+.4f}, {interval}, p = {found.p_value:.2g}, "
         f"n = {found.n}; {found.reason} ({found.how})"

@@ -183,3 +183,12 @@ SCORERS: dict[str, Callable[[NDArray[Any], NDArray[Any]], Scorer]] = {
     "pearson": _pearson,
     "spearmanr": _spearman,
 }
+RANGES: dict[str, tuple[float, float]] = {
+    "accuracy": (0.0, 1.0),
+    "f1": (0.0, 1.0),
+    "f1_macro": (0.0, 1.0),
+    "matthews_correlation": (-1.0, 1.0),
+    "pearson": (-1.0, 1.0),
+    "spearmanr": (-1.0, 1.0),
+}
+"""The least and the greatest value of each."""
