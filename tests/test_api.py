@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -373,6 +374,44 @@ def test_saved_models_are_compared_as_files(made: Made) -> None:
         int((correct(b) & ~correct(a)).sum()),
     )
     assert "these two files" in str(ours)
+
+
+def test_a_comparison_says_who_chose_on_the_rows_it_is_about(
+    trained: fleetune.Result, made: Made, tmp_path: Path
+) -> None:
+    """The same data under both protocols: files, methods and their JSON carry the stamp, and which side has it."""
+    paper = fleetune.train(
+        rows(60), "head", output_dir=tmp_path / "paper", test_data=rows(24), protocol="paper", seeds=2,
+        backbone=made.backbone, **SHORT,
+    )  # fmt: skip
+    plain, chosen = trained["head"], paper["head"]
+    for a, b, sides in (
+        (plain, chosen, "B"),
+        (chosen, plain, "A"),
+        (chosen, chosen, "A and B"),
+        (plain.folders[0], chosen.folders[0], "B"),
+    ):
+        ours = fleetune.compare(a, b)
+        assert ours.optimistic and ours.optimistic_of == sides
+        assert as_json(ours)["optimistic"] is True
+        assert (
+            f'OPTIMISTIC: {sides} chose the epoch on these same examples (protocol "paper")'
+            in str(ours)
+        )
+        assert (" did not" in str(ours)) == (sides != "A and B")
+    fair = fleetune.compare(plain, trained["lora"])
+    assert not fair.optimistic and "OPTIMISTIC" not in str(fair)
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"seed": 0}'])
+def test_a_model_that_does_not_say_what_chose_it_is_refused(
+    found: fleetune.Result, tmp_path: Path, content: str
+) -> None:
+    copied = tmp_path / "copied"
+    shutil.copytree(found["head"].folders[0], copied)
+    (copied / "metrics.json").write_text(content)
+    with pytest.raises(DataError, match=r"metrics\.json"):
+        fleetune.compare(copied, found["lora"].folders[0])
 
 
 def test_a_run_stands_for_its_winners_method(found: fleetune.Result, made: Made) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -235,18 +235,27 @@ def compare(
     a, b: all trainings of a method (`found["lora"]`); a run, which stands for all trainings of its winner's method; or a
     trial's folder. Two trials are compared as files by accuracy where they classify (stats/models.py); everything else as
     methods, by the main metric of their task (stats/compare.py). margin: differences below it do not matter.
+    The record is stamped optimistic where a side chose its epoch on these same rows, which its files say.
     Misleads: rows are known by number and label alone; whether two test files with the same labels hold the same texts is
-    not seen. Raises SettingsError for what has no predictions, DataError where the test rows differ.
+    not seen. An optimistic side is ahead of one that is not by some luck alone. Raises SettingsError for what has no
+    predictions, DataError where the test rows differ.
     """
     from fleetune.report.study_facts import compare_outputs
     from fleetune.stats.models import compare_models
 
     sides = [_side(a), _side(b)]
     truth, (of_a, of_b), metric = _predicted(sides)
+    stamped = " and ".join(
+        name
+        for name, side in zip("AB", sides, strict=True)
+        if any(map(_optimistic, _folders(side)))
+    )
     if not any(isinstance(side, Trainings) for side in sides) and of_a.shape[-1] > 1:
         right = truth.astype(int)
-        return compare_models(of_a[0].argmax(-1) == right, of_b[0].argmax(-1) == right, margin=margin)  # fmt: skip
-    return compare_outputs(metric, truth, of_a, of_b, margin=margin)
+        found = compare_models(of_a[0].argmax(-1) == right, of_b[0].argmax(-1) == right, margin=margin)  # fmt: skip
+    else:
+        found = compare_outputs(metric, truth, of_a, of_b, margin=margin)
+    return replace(found, optimistic=bool(stamped), optimistic_of=stamped)
 
 
 # --- one way for `train` and `study`
@@ -335,6 +344,24 @@ def _side(given: Place | Result | Trainings) -> Trainings | Path:
     return next(t for t in _trainings(Result(_place(given))).values() if folder in t.folders)
 
 
+def _folders(side: Trainings | Path) -> tuple[Path, ...]:
+    return side.folders if isinstance(side, Trainings) else (side,)
+
+
+def _optimistic(folder: Path) -> bool:
+    """Whether a saved model's epoch was chosen on its test rows. DataError where its folder does not say."""
+    from fleetune.artifact import layout
+    from fleetune.artifact.load import read_json
+
+    found = read_json(folder / layout.METRICS)
+    if not isinstance(found, dict) or not isinstance(found.get("optimistic"), bool):
+        raise DataError(
+            str(folder / layout.METRICS),
+            ["must say whether its scores are optimistic; restore it from a copy"],
+        )
+    return found["optimistic"]
+
+
 def _predicted(sides: Sequence[Trainings | Path]) -> tuple[Any, tuple[Any, Any], str]:
     """Labels [n], logits [S, n, C] of each side, and the metric. DataError where the test rows are not the same."""
     import numpy as np
@@ -346,7 +373,7 @@ def _predicted(sides: Sequence[Trainings | Path]) -> tuple[Any, tuple[Any, Any],
     records: list[Any] = []
     read: list[list[Any]] = []
     for side in sides:
-        folders = side.folders if isinstance(side, Trainings) else (side,)
+        folders = _folders(side)
         records += [read_record(folder)[0] for folder in folders]
         read.append([saved_predictions(folder) for folder in folders])
     known = next((side[0] for side in read if side), None)

@@ -74,6 +74,10 @@ class Comparison:
     """Why this verdict, in one sentence."""
     how: str
     """How interval and p-value were computed, in words."""
+    optimistic: bool = False
+    """Whether a side chose its epoch or setting on these same examples (protocol "paper")."""
+    optimistic_of: str = ""
+    """Which: "A", "B" or "A and B"."""
 
     def __str__(self) -> str:
         return in_words(self)

@@ -43,6 +43,10 @@ class ModelComparison:
     reason: str
     how: str
     about: str = ABOUT
+    optimistic: bool = False
+    """Whether a file's epoch or setting was chosen on these same rows (protocol "paper")."""
+    optimistic_of: str = ""
+    """Which: "A", "B" or "A and B"."""
 
     def __str__(self) -> str:
         return in_words(self)

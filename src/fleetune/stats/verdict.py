@@ -80,6 +80,8 @@ class Told(Protocol):
     def reason(self) -> str: ...
     @property
     def how(self) -> str: ...
+    @property
+    def optimistic_of(self) -> str: ...
 
 
 def in_words(found: Told) -> str:
@@ -89,5 +91,14 @@ def in_words(found: Told) -> str:
         interval = f"{100 * found.level:g}% [{found.low:+.4f}, {found.high:+.4f}]"
     return (
         f"B against A: {found.verdict}; difference {found.difference:+.4f}, {interval}, p = {found.p_value:.2g}, "
-        f"n = {found.n}; {found.reason} ({found.how})"
+        f"n = {found.n}; {found.reason} ({found.how}){_stamp(found.optimistic_of)}"
     )
+
+
+def _stamp(sides: str) -> str:
+    """Whose scores are higher than on new examples, and whether the two sides were measured alike."""
+    if not sides:
+        return ""
+    chose = f'{sides} chose the epoch on these same examples (protocol "paper")'
+    other = {"A": ", B did not", "B": ", A did not"}.get(sides, "")
+    return f"; OPTIMISTIC: {chose}{other}"
