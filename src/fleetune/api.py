@@ -12,17 +12,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from fleetune.errors import DataError, SettingsError, did_you_mean
+from fleetune.errors import SettingsError, did_you_mean
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from fleetune.cohort.train import Event
+    from fleetune.report.compared import Side
     from fleetune.serve.predictor import Predictor
     from fleetune.stats.compare import Comparison
     from fleetune.stats.models import ModelComparison
@@ -240,22 +241,9 @@ def compare(
     not seen. An optimistic side is ahead of one that is not by some luck alone. Raises SettingsError for what has no
     predictions, DataError where the test rows differ.
     """
-    from fleetune.report.study_facts import compare_outputs
-    from fleetune.stats.models import compare_models
+    from fleetune.report.compared import compare_sides
 
-    sides = [_side(a), _side(b)]
-    truth, (of_a, of_b), metric = _predicted(sides)
-    stamped = " and ".join(
-        name
-        for name, side in zip("AB", sides, strict=True)
-        if any(map(_optimistic, _folders(side)))
-    )
-    if not any(isinstance(side, Trainings) for side in sides) and of_a.shape[-1] > 1:
-        right = truth.astype(int)
-        found = compare_models(of_a[0].argmax(-1) == right, of_b[0].argmax(-1) == right, margin=margin)  # fmt: skip
-    else:
-        found = compare_outputs(metric, truth, of_a, of_b, margin=margin)
-    return replace(found, optimistic=bool(stamped), optimistic_of=stamped)
+    return compare_sides(_side(a), _side(b), margin=margin)
 
 
 # --- one way for `train` and `study`
@@ -326,13 +314,14 @@ def _trainings(result: Result) -> dict[str, Trainings]:
     return found
 
 
-def _side(given: Place | Result | Trainings) -> Trainings | Path:
-    """Several trainings of a method, or the folder of one saved model."""
+def _side(given: Place | Result | Trainings) -> Side:
+    """Several trainings of a method, or one saved model."""
     from fleetune.artifact import layout
+    from fleetune.report.compared import Side
     from fleetune.serve.predictor import model_folder
 
     if isinstance(given, Trainings):
-        return given
+        return Side(given.folders, given.failed)
     folder = model_folder(_place(given))
     if not (folder / layout.PREDICTIONS).is_file():
         raise SettingsError(
@@ -340,68 +329,8 @@ def _side(given: Place | Result | Trainings) -> Trainings | Path:
             [f"{folder}: keeps no predictions ({layout.PREDICTIONS}); give a trial's folder, or a run"],
         )  # fmt: skip
     if folder == _place(given):
-        return folder
-    return next(t for t in _trainings(Result(_place(given))).values() if folder in t.folders)
-
-
-def _folders(side: Trainings | Path) -> tuple[Path, ...]:
-    return side.folders if isinstance(side, Trainings) else (side,)
-
-
-def _optimistic(folder: Path) -> bool:
-    """Whether a saved model's epoch was chosen on its test rows. DataError where its folder does not say."""
-    from fleetune.artifact import layout
-    from fleetune.artifact.load import read_json
-
-    found = read_json(folder / layout.METRICS)
-    if not isinstance(found, dict) or not isinstance(found.get("optimistic"), bool):
-        raise DataError(
-            str(folder / layout.METRICS),
-            ["must say whether its scores are optimistic; restore it from a copy"],
-        )
-    return found["optimistic"]
-
-
-def _predicted(sides: Sequence[Trainings | Path]) -> tuple[Any, tuple[Any, Any], str]:
-    """Labels [n], logits [S, n, C] of each side, and the metric. DataError where the test rows are not the same."""
-    import numpy as np
-
-    from fleetune.artifact.load import read_record
-    from fleetune.report.trainings import saved_predictions
-    from fleetune.stats.failed import with_failed
-
-    records: list[Any] = []
-    read: list[list[Any]] = []
-    for side in sides:
-        folders = _folders(side)
-        records += [read_record(folder)[0] for folder in folders]
-        read.append([saved_predictions(folder) for folder in folders])
-    known = next((side[0] for side in read if side), None)
-    if known is None:
-        raise SettingsError(
-            "compare", ["every training of both sides failed, so there is nothing to compare"]
-        )
-    first, (ids, truth, logits) = records[0], known
-    for record in records:
-        if record.label_names != first.label_names or record.metrics != first.metrics:
-            raise DataError(
-                "compare", [f"{first.task} and {record.task} have different labels or metrics"]
-            )
-    if any(i != ids or not np.array_equal(labels, truth) for side in read for i, labels, _ in side):
-        raise DataError(
-            "compare",
-            ["the two sides were not measured on the same test rows; train both with the same test file"],
-        )  # fmt: skip
-    none = np.empty((0, *logits.shape))
-    of_a, of_b = (
-        with_failed(
-            np.stack([said for _, _, said in found]) if found else none,
-            truth,
-            side.failed if isinstance(side, Trainings) else 0,
-        )
-        for side, found in zip(sides, read, strict=True)
-    )
-    return truth, (of_a, of_b), first.metrics[0]
+        return Side((folder,), a_file=True)
+    return _side(next(t for t in _trainings(Result(_place(given))).values() if folder in t.folders))
 
 
 # --- frames
