@@ -94,8 +94,8 @@ def score_estimate(
     values for a named score, [S, n, ...] for a function. Several seeds: the crossed t of jackknife pseudo-values, as comparisons
     have it (stats/scores.py), over seeds and examples. One seed: the percentile bootstrap over examples. Where nothing varies, as
     with constant answers or where none is wrong, there is no interval, and `how` says so.
-    Misleads: with two or three noisy trainings, whose scores are skewed, it holds the truth in 83 to 94 of 100 cases; near the end of
-    a score's range it is cut there; and as `compare_scores`.
+    Misleads: with two or three noisy trainings, whose scores are skewed, it holds the truth in 83 to 94 of 100 cases; near the
+    end of a score's range it is cut there; and as `compare_scores`.
     """
     seeds, n = outputs.shape[:2]
     scorer = scorer_of(score, outputs, labels)
