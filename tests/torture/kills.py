@@ -171,8 +171,8 @@ def chosen(points: list[str], count: int) -> list[int]:
 
 
 ROWS = [
-    Row("C1 SIGKILL at random moments of a 24-trial study", 50, at_random_moments, short=1),
-    Row("C2 SIGKILL at points of a study's writes", 100, at_every_point, short=2),
+    Row("C1 SIGKILL at random moments of a 24-trial study", 50, at_random_moments),
+    Row("C2 SIGKILL at points of a study's writes", 100, at_every_point, short=1),
     Row("C2b SIGKILL at points of report, predict, export", 60, at_every_point_of_other_commands),
     Row("C2c what no fsync has acknowledged is lost", 20, with_what_was_not_flushed_lost),
 ]
