@@ -182,7 +182,7 @@ def test_files_of_a_run_or_a_model_are_never_overwritten(made: Made, tmp_path: P
     for name in ("journal.jsonl", "study.toml", "trials/lora-s0/metrics.json"):
         words = ("--text", "w1", "--output", tmp_path / "run" / name)
         found = run_cli("predict", trial, *words)
-        assert found.code == (6) and "exists, in the own folder of a run or a model" in found.err
+        assert found.code == (6) and "exists, in the folder of a run or a model" in found.err
         assert tree(tmp_path) == before
     # A new file may stand there, and what predict wrote elsewhere is written anew.
     for _ in range(2):

@@ -46,7 +46,7 @@ def predict(
         typer.Option(
             "--output",
             help="Write here instead of stdout: JSONL; or CSV with label and probability, where the name ends in .csv. A file "
-            "that is there is replaced, but none in the own folder of a run or a model.",
+            "that is there is replaced, but none in the folder of a run or a model.",
         ),
     ] = None,
     text_column: Annotated[
@@ -128,7 +128,7 @@ def _check_output(output: Path, source: Path | None) -> None:
     owners = (output.parent / name for name in (journal.NAME, layout.RECORD))
     if output.is_file() and any(owner.is_file() for owner in owners):
         raise RefusedError(
-            f"{output}: exists, in the own folder of a run or a model; give --output another file"
+            f"{output}: exists, in the folder of a run or a model; give --output another file"
         )
     check_place(output)
 
