@@ -132,17 +132,22 @@ EDGES = {
     "long ones with padding": [70, 68, 61, 66],
     "long and short": [3, 45, 1, 80, 8, 44],
 }
+# The largest: a second a case.
+NAMES = [
+    pytest.param(name, marks=pytest.mark.slow) if name == "long ones with padding" else name
+    for name in EDGES
+]
 
 
 @pytest.mark.parametrize("window", [None, 1, 2, 5, 19, 20, 50])
-@pytest.mark.parametrize("name", EDGES)
+@pytest.mark.parametrize("name", NAMES)
 def test_edges(name: str, window: int | None) -> None:
     check(EDGES[name], sliding_window=window)
 
 
 @pytest.mark.parametrize("rates", [None, [None]])
 @pytest.mark.parametrize("window", [None, 1, 4])
-@pytest.mark.parametrize("name", EDGES)
+@pytest.mark.parametrize("name", NAMES)
 def test_first_tokens_alone(
     name: str, window: int | None, rates: list[float | None] | None
 ) -> None:
@@ -151,7 +156,7 @@ def test_first_tokens_alone(
 
 
 @pytest.mark.parametrize("window", [None, 1, 4])
-@pytest.mark.parametrize("name", EDGES)
+@pytest.mark.parametrize("name", NAMES)
 def test_edges_with_dropout(name: str, window: int | None) -> None:
     check(EDGES[name], rates=[None], dropout=0.3, sliding_window=window)
 

@@ -108,7 +108,13 @@ def test_facts_of_the_page_are_plain_values(write: Write) -> None:
         assert json.loads(json.dumps(page.page, allow_nan=False)).keys() == page.page.keys()
 
 
-@pytest.mark.parametrize("name", PLANS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow) if name in ("sets", "classes", "tasks") else name
+        for name in PLANS
+    ],
+)
 def test_every_number_on_the_page_is_in_the_facts(write: Write, name: str) -> None:
     page = write(name)
     extra = {str(len({t["seed"] for t in page.facts["trials"]}))}
@@ -360,7 +366,10 @@ def test_nothing_can_be_asked_for_and_nothing_else_can_run(write: Write, name: s
     assert not re.search(r"url\((?!#)|@import|https?://", page.html)
 
 
-@pytest.mark.parametrize("first", range(0, len(PAYLOADS), 8))
+@pytest.mark.parametrize(
+    "first",
+    [0, *(pytest.param(at, marks=pytest.mark.slow) for at in range(8, len(PAYLOADS), 8))],
+)
 def test_hostile_text_stays_text(marked: Written, first: int) -> None:
     """Whatever a user writes adds no element and no attribute, and is there to be read."""
     payload = " ".join(PAYLOADS[first : first + 8])

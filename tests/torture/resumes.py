@@ -261,9 +261,7 @@ def the_same_twice(folder: Path, count: int) -> Iterator[str]:
 
 
 ROWS = [
-    Row(
-        "C8 resumed at every step, every method, accumulation 1, 2, 4", 168, at_every_step, short=2
-    ),
+    Row("C8 resumed at every step, every method, accumulation 1, 2, 4", 168, at_every_step),
     Row("C10 a resume with something changed", 10, changed_inputs, short=10),
     Row("C11 out of memory in the middle", 10, short_of_memory),
     Row("N1 the same seeds twice", 5, the_same_twice),

@@ -132,7 +132,7 @@ def by_a_lock_of_a_dead_process(folder: Path, count: int) -> Iterator[str]:
 
 ROWS = [
     Row("C3 SIGTERM, SIGINT, a second SIGINT, then resumed", 23, by_signal),
-    Row("C6 ENOSPC, EIO, EROFS, EACCES, then resumed", 40, by_a_disk_that_refuses, short=1),
+    Row("C6 ENOSPC, EIO, EROFS, EACCES, then resumed", 40, by_a_disk_that_refuses),
     Row("C7 a second command on one run", 20, by_a_second_command, short=1),
     Row("C7b a lock that a killed command left", 10, by_a_lock_of_a_dead_process),
 ]

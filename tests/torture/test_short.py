@@ -20,7 +20,18 @@ def test_a_few_cases_pass(row: Row, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "count"),
-    [("C1", 1), ("C2b", 4), ("C2c", 2), ("C3", 2), ("C5", 3), ("C7b", 1), ("C11", 1), ("N1", 1)],
+    [
+        ("C1", 1),
+        ("C2b", 4),
+        ("C2c", 2),
+        ("C3", 2),
+        ("C5", 3),
+        ("C6", 1),
+        ("C7b", 1),
+        ("C8", 2),
+        ("C11", 1),
+        ("N1", 1),
+    ],
 )
 def test_a_few_cases_of_longer_rows_pass(name: str, count: int, tmp_path: Path) -> None:
     """Their commands take seconds each; of some the default tests have a plainer form (test_run.py, test_signals.py)."""
