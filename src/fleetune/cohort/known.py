@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fleetune.cohort.lanes import Lanes
 from fleetune.cohort.open import OpenBackbone
-from fleetune.cohort.shortage import is_out_of_memory
+from fleetune.cohort.shortage import if_it_fits
 from fleetune.data.packing import pack
 from fleetune.data.tokens import TokenTable
 
@@ -66,13 +66,9 @@ class Known:
         size = self.size(table, entry)
         if self._bytes + size > MOST_BYTES:
             return None
-        try:
-            values = self._compute(table, entry)
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
-            return None
-        self._bytes += size
+        values = if_it_fits(lambda: self._compute(table, entry))
+        if values is not None:
+            self._bytes += size
         return values
 
     def _compute(self, table: TokenTable, entry: Entry) -> Tensor:

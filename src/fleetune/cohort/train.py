@@ -32,7 +32,7 @@ from fleetune.cohort.passes import Part, Passed, cut, micro_batches, run_pass
 from fleetune.cohort.plan import Planned
 from fleetune.cohort.room import Returned
 from fleetune.cohort.schedule import FixedList, Schedule
-from fleetune.cohort.shortage import is_out_of_memory
+from fleetune.cohort.shortage import if_it_fits
 from fleetune.cohort.trial import Trial, TrialInput, eval_rows, eval_tokens
 from fleetune.records import EpochResult
 
@@ -251,18 +251,18 @@ class Cohort:
 
     def _pass(self, group: Sequence[Part]) -> Passed | None:
         undo: Undo | None = None
-        try:
+
+        def run() -> Passed:
+            nonlocal undo
             # Parts of micro-batches add nothing yet, and passes on a GPU add at their end, so there is nothing to undo.
             adds = group[0].is_whole and self.engine.graphs is None
             undo = Undo(part.trial for part in group) if adds else None
             return run_pass(self.engine, group)
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
-        # Only here, where the error no longer holds what the pass had allocated.
-        if undo is not None:
+
+        found = if_it_fits(run)
+        if found is None and undo is not None:
             undo.restore()
-        return None
+        return found
 
     def _evaluate(self) -> Iterator[Event]:
         due = [trial for trial in self.active if trial.at_epoch_end]
@@ -317,20 +317,16 @@ class Cohort:
 
     def _try_predict(self, group: Sequence[Trial]) -> list[NDArray[Any]] | None:
         """The logits of some trials; None where memory did not suffice."""
-        found = self._predict(group)
-        return self._predict(group) if found is None and self.engine.gives_way() else found
 
-    def _predict(self, group: Sequence[Trial]) -> list[NDArray[Any]] | None:
-        try:
+        def run() -> list[NDArray[Any]]:
             return self.engine.predict(
                 [t.owned for t in group],
                 [t.given.selection for t in group],
                 [eval_rows(t.given, self.max_eval_tokens) for t in group],
             )
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
-        return None
+
+        found = if_it_fits(run)
+        return if_it_fits(run) if found is None and self.engine.gives_way() else found
 
     def _park(self, trial: Trial) -> None:
         self._remove(trial)

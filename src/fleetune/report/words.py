@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fleetune.report.tables import duration as duration
-from fleetune.report.tables import labels
+from fleetune.report.tables import labels, span
 
 Facts = dict[str, Any]
 
@@ -56,10 +56,9 @@ def axis_name(metric: str, where: str = "") -> str:
 
 def interval(record: Mapping[str, Any], *, signed: bool = False) -> str:
     """The 95 % interval of an estimate or a difference; "none" where nothing varied."""
-    if record["low"] is None:
-        return "none"
-    told = points if signed else percent
-    return f"[{told(record['low'])}, {told(record['high'])}]"
+    if record["low"] is None or not signed:
+        return span(record)
+    return f"[{points(record['low'])}, {points(record['high'])}]"
 
 
 def count(value: int) -> str:

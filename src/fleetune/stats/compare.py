@@ -198,11 +198,11 @@ def interval_at(found: Comparison, level: float) -> tuple[float, float] | None:
     return found.difference - half, found.difference + half
 
 
-def detectable_at(found: Comparison, alpha: float) -> float | None:
-    """`detectable` of a comparison when its test is at `alpha`."""
-    if found.standard_error == 0.0 or min(found.seeds_a, found.seeds_b) < MIN_SEEDS:
+def detectable(error: float, freedom: float, seeds: int, alpha: float) -> float | None:
+    """What a test at `alpha` would find; None of too few seeds (the smaller side's) for a verdict, and without error."""
+    if error == 0.0 or seeds < MIN_SEEDS:
         return None
-    return detectable_difference(found.standard_error, found.degrees_of_freedom, alpha=alpha)
+    return detectable_difference(error, freedom, alpha=alpha)
 
 
 def assemble(
@@ -230,16 +230,15 @@ def assemble(
         margin=margin,
         varies=test.low is not None,
     )
-    error, known = test.standard_error, test.standard_error > 0 and min(seeds) >= MIN_SEEDS
     check = (None, None) if test.low is None else bootstrap
     return Comparison(
         difference=difference,
         low=test.low,
         high=test.high,
         p_value=p_value,
-        standard_error=error,
+        standard_error=test.standard_error,
         degrees_of_freedom=test.freedom,
-        detectable=detectable_difference(error, test.freedom, alpha=1 - level) if known else None,
+        detectable=detectable(test.standard_error, test.freedom, min(seeds), 1 - level),
         probability_better=probability_better(*trainings),
         bootstrap_low=check[0],
         bootstrap_high=check[1],

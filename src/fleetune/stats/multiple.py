@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from fleetune.stats.compare import Comparison, detectable_at, interval_at
+from fleetune.stats.compare import Comparison, detectable, interval_at
 from fleetune.stats.verdict import Verdict, decide
 
 ALPHA = 0.05
@@ -123,17 +123,18 @@ def holm_family(comparisons: Mapping[str, Comparison], *, family: str) -> Family
     alpha = 1 - level
     members: list[Member] = []
     for name, c, p, e in zip(comparisons, found, adjusted, equivalent, strict=True):
+        seeds = min(c.seeds_a, c.seeds_b)
         verdict, reason = decide(
             c.difference,
             p,
             e,
             alpha=alpha,
-            seeds=min(c.seeds_a, c.seeds_b),
+            seeds=seeds,
             margin=c.margin,
             varies=c.low is not None,
         )
         low, high = _simultaneous(c, p, alpha, m, found=verdict in ("better", "worse"))
-        seen = detectable_at(c, alpha / m)
+        seen = detectable(c.standard_error, c.degrees_of_freedom, seeds, alpha / m)
         members.append(Member(name, c, p, e, low, high, seen, verdict, reason))
     how = f"Holm over {m} comparison{'s' * (m > 1)}: {family}"
     if m > 1:

@@ -24,20 +24,20 @@ from fleetune.stats.compare import (
     Comparison,
     check_settings,
     compare,
+    detectable,
     nothing_varies,
     t_half,
     t_test,
 )
 from fleetune.stats.crossed import Floats, checked, contrast
 from fleetune.stats.multiple import Family, holm_family
-from fleetune.stats.power import detectable_difference
 from fleetune.stats.scores import (
     checked_outputs,
     compare_scores,
     finite_scores,
     pseudo_values,
 )
-from fleetune.stats.verdict import MIN_SEEDS, Verdict, decide
+from fleetune.stats.verdict import Verdict, decide
 from fleetune.stats.weighted import Score, scorer_of
 
 
@@ -186,7 +186,6 @@ def _trend(
         slope, test.p_value, test.equivalence_p, alpha=1 - level, seeds=seeds, margin=margin,
         over=" over the whole range of ranks", varies=varies,
     )  # fmt: skip
-    error = test.standard_error
     contrasts = {f"r={r} against r={chosen}": compared for r, compared in against.items()}
     return RankTrend(
         slope=slope,
@@ -194,9 +193,7 @@ def _trend(
         high=test.high,
         p_value=test.p_value,
         degrees_of_freedom=freedom,
-        detectable=detectable_difference(error, freedom, alpha=1 - level)
-        if error > 0 and seeds >= MIN_SEEDS
-        else None,
+        detectable=detectable(test.standard_error, freedom, seeds, 1 - level),
         equivalence_p=test.equivalence_p,
         margin=margin,
         points=tuple(_point(r, means[r], g, level) for r, g in groups.items()),
