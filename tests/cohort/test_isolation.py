@@ -129,7 +129,10 @@ WITH_DROPOUT = [
 ]
 
 
-@pytest.mark.parametrize("family", ["bert", "albert", "modernbert", "mpnet"])
+@pytest.mark.parametrize(
+    "family",
+    ["bert", "modernbert", *(pytest.param(f, marks=pytest.mark.slow) for f in ("albert", "mpnet"))],
+)
 def test_dropout_does_not_depend_on_the_company(family: str) -> None:
     """Alone, in company, with few tokens a pass, joining late: the same weights."""
     model = tiny_model(family).double()

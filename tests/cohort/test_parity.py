@@ -242,7 +242,8 @@ FLOAT32 = {"loss": 3e-6, "logits": 1.5e-5, "weights": 2e-6, "key biases": 2e-3}
 # Measured: 7e-16, 1.9e-15, 7e-16 and 1.5e-13. An error in the rule of a step cannot hide here.
 FLOAT64 = {"loss": 6e-15, "logits": 1.5e-14, "weights": 6e-15, "key biases": 1e-12}
 # A twin of another family or method is among the default tests.
-ALSO_SLOW, OTHERWISE = ("accumulated-bitfit-roberta", "clipped-bitfit-bert"), pytest.mark.slow
+ALSO_SLOW = ("accumulated-bitfit-roberta", "bitfit-bert", "clipped-bitfit-bert", "lora-roberta")
+OTHERWISE = pytest.mark.slow
 ALSO_IN_FLOAT64 = ("lora-bert", "bitfit-roberta", "head-bert", "full-bert", "accumulated-lora-bert")
 
 
@@ -253,10 +254,10 @@ ALSO_IN_FLOAT64 = ("lora-bert", "bitfit-roberta", "head-bert", "full-bert", "acc
             pytest.param(case, torch.float32, FLOAT32, marks=OTHERWISE if case in ALSO_SLOW else ())
             for case in CASES
         ),
-        *((case, torch.float64, FLOAT64) for case in ALSO_IN_FLOAT64[:2]),
+        *((case, torch.float64, FLOAT64) for case in ALSO_IN_FLOAT64[:1]),
         *(
             pytest.param(case, torch.float64, FLOAT64, marks=pytest.mark.slow)
-            for case in ALSO_IN_FLOAT64[2:]
+            for case in ALSO_IN_FLOAT64[1:]
         ),
     ],
 )

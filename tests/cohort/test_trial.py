@@ -304,7 +304,10 @@ def outcome(engine: Engine, given: TrialInput, start: tuple[bytes, str] | None =
     return found
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(
+    "name",
+    [n if n in ("lora", "bitfit") else pytest.param(n, marks=pytest.mark.slow) for n in METHODS],
+)
 def test_resumed_trial_is_the_uninterrupted_one(model: Any, name: str) -> None:
     """Bit for bit: from the end of every epoch, before its evaluation and after it, and from within
     epochs and accumulation groups; with dropout, in the midst of a schedule."""

@@ -23,7 +23,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from fleetune.backbone.device_noise import noise_on
 from fleetune.backbone.noise import Noise, NoiseKey
@@ -284,7 +283,7 @@ class _Allocations(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         # What goes in is older than this mode, or known; only what comes out can be new.
-        for tensor in _tensors((args, kwargs)):
+        for tensor in _tensors((*args, *(kwargs or {}).values())):
             self._see(tensor, 0)
         out = func(*args, **(kwargs or {}))
         for tensor in _tensors(out):
@@ -305,7 +304,12 @@ class _Allocations(TorchDispatchMode):
 
 
 def _tensors(tree: Any) -> Iterator[Tensor]:
-    return (leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor))
+    """Operators take and give tensors alone, or in tuples and lists."""
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, (tuple, list)):
+        for each in tree:
+            yield from _tensors(each)
 
 
 # -- when it was not enough -----------------------------------------------------------------------
