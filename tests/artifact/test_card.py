@@ -18,7 +18,8 @@ from huggingface_hub import ModelCard
 from huggingface_hub.repocard_data import model_index_to_eval_results
 from scipy import stats
 
-from fleetune.artifact.card import eval_results, exported_card, model_card
+from fleetune.artifact.card import eval_results, model_card
+from fleetune.artifact.exported_card import exported_card
 from fleetune.artifact.layout import ModelRecord
 from fleetune.artifact.load import read_json
 from fleetune.artifact.scores import saved_scores
@@ -253,7 +254,7 @@ def test_a_card_is_whole_on_the_disk(made: Made, tmp_path: Path) -> None:
 
 
 def test_the_card_of_an_exported_model_says_what_it_is_now() -> None:
-    found = exported_card(CARD.encode(), RECORD).decode()
+    found = exported_card(CARD.encode(), RECORD, "hf").decode()
     front = ModelCard(found).data.to_dict()
     assert front["library_name"] == "transformers" and "peft" not in front["tags"]
     assert "AutoModelForSequenceClassification" in found and "PeftModel" not in found
@@ -264,13 +265,13 @@ def test_the_card_of_an_exported_model_says_what_it_is_now() -> None:
 def test_what_was_written_into_a_card_stays_when_it_is_exported(method: str) -> None:
     record = replace(RECORD, method=method)
     card = model_card(record, FACTS, SCORES)
-    plain = exported_card(card.encode(), record).decode()
-    assert exported_card(f"{card}\nA line of mine.\n".encode(), record).decode() == (
+    plain = exported_card(card.encode(), record, "hf").decode()
+    assert exported_card(f"{card}\nA line of mine.\n".encode(), record, "hf").decode() == (
         f"{plain}\nA line of mine.\n"
     )
     # Also where the section itself was written in; a comment in code is no heading.
     edited = card.replace("```python\n", "```python\n## a comment\n") + "\n## Mine\n\nA line.\n"
-    found = exported_card(edited.encode(), record).decode()
+    found = exported_card(edited.encode(), record, "hf").decode()
     assert found == f"{plain}\n## Mine\n\nA line.\n"
 
 
@@ -287,4 +288,4 @@ def test_what_was_written_into_a_card_stays_when_it_is_exported(method: str) -> 
     ],
 )
 def test_a_card_written_anew_is_exported_as_it_is(card: bytes) -> None:
-    assert card != CARD.encode() and exported_card(card, RECORD) == card
+    assert card != CARD.encode() and exported_card(card, RECORD, "hf") == card

@@ -15,7 +15,9 @@ from fleetune.methods.table import METHODS
 from fleetune.study.prepare import DTYPES
 from tests.runs import Made, run_cli
 
-COMMANDS = ("demo", "train", "study", "show", "report", "predict", "evaluate", "export", "methods", "doctor")  # fmt: skip
+COMMANDS = (
+    "demo", "train", "study", "show", "report", "predict", "evaluate", "export", "serve", "methods", "doctor",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -81,7 +83,7 @@ def test_every_other_name_leads_to_a_flag_that_there_is() -> None:
             ),
             '"linear"?',
         ),
-        (("export", ".", "--format", "onxx", "--output", "x"), "choose from hf, optuna"),
+        (("export", ".", "--format", "onxx", "--output", "x"), 'did you mean "onnx"?'),
     ],
 )
 def test_a_wrong_name_gets_the_nearest(words: tuple[str, ...], told: str) -> None:

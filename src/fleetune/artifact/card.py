@@ -39,7 +39,7 @@ def model_card(record: ModelRecord, metrics: Mapping[str, Any], scores: Scored) 
         f"## Intended use\n\n{_use(record)}",
         f"## Limits\n\n{_limits(record, metrics, scores)}",
         f"## Training\n\n{_training(record, metrics)}",
-        f"## How to load it\n\n{_load(record)}",
+        f"## How to load it\n\n{load_section(record)}",
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -64,7 +64,7 @@ def eval_results(record: ModelRecord, metrics: Mapping[str, Any], scores: Scored
                 "notes": notes,
             }
         )
-    return "".join(f"- {_json(entry)}\n" for entry in found)
+    return "".join(f"- {as_yaml(entry)}\n" for entry in found)
 
 
 def _front(record: ModelRecord, scores: Scored, optimistic: bool) -> str:
@@ -86,7 +86,7 @@ def _front(record: ModelRecord, scores: Scored, optimistic: bool) -> str:
     if results:
         title = f"{record.method} on {record.task}"
         values["model-index"] = [{"name": title, "results": results}]
-    lines = [f"{key}: {_json(value)}" for key, value in values.items()]
+    lines = [f"{key}: {as_yaml(value)}" for key, value in values.items()]
     return "\n".join(["---", *lines, "---"])
 
 
@@ -206,7 +206,8 @@ def _training(record: ModelRecord, metrics: Mapping[str, Any]) -> str:
     return "\n".join([head, *(f"| {key} | {value} |" for key, value in rows)])
 
 
-def _load(record: ModelRecord) -> str:
+def load_section(record: ModelRecord) -> str:
+    """How a saved trial is loaded: what stands below `LOAD_HEADING`."""
     pair = len(record.text_columns) == 2
     given = '--text "the first text" --text "the second"' if pair else '--text "a text"'
     texts = '["the first text"], ["the second text"]' if pair else '["a text", "another text"]'
@@ -234,7 +235,7 @@ def _load(record: ModelRecord) -> str:
     return "\n\n".join(parts)
 
 
-_LOAD_HEADING = "\n## How to load it\n"
+LOAD_HEADING = "\n## How to load it\n"
 _FLEETUNE = """\
 import fleetune
 
@@ -256,64 +257,6 @@ batch = tokenizer({texts}, padding=True, truncation=True, max_length={length}, r
 with torch.inference_mode():
     logits = model(**batch).logits
 {show}
-"""
-
-
-def exported_card(card: bytes, record: ModelRecord) -> bytes:
-    """The card of a trial, for the plain transformers model that was made of it: the same numbers, another way to load.
-
-    What was written below the ways to load stays. A card that was written anew, without our headings or in other characters
-    than UTF-8, is its author's: it stays as it is.
-    """
-    try:
-        head, heading, tail = card.decode("utf-8").partition(_LOAD_HEADING)
-        lines = head.split("\n")
-        end = lines.index("---", 1)
-        front = _front_of_plain(lines[:end])
-    except (
-        ValueError,
-        TypeError,
-    ):  # other characters; no front matter; tags that are no list in JSON
-        return card
-    if not heading or lines[0] != "---":
-        return card
-    told = "The adapter is merged: this is a plain transformers model, in float32.\n"
-    own = f"\n{_load(record)}\n"
-    rest = tail.removeprefix(own) if tail.startswith(own) else _after_section(tail)
-    load = f"## How to load it\n\n{told}\n```python\n{_PLAIN}```\n"
-    return "\n".join([*front, *lines[end:], load + rest]).encode()
-
-
-def _after_section(text: str) -> str:
-    """From the next heading on; a line in a block of code is none."""
-    fenced = False
-    for match in re.finditer(r"^(```|## )", text, re.M):
-        if match[0] == "```":
-            fenced = not fenced
-        elif not fenced:
-            return f"\n{text[match.start() :]}"
-    return ""
-
-
-def _front_of_plain(front: Sequence[str]) -> list[str]:
-    """The lines of the front matter, as they are of a plain transformers model."""
-    lines = list(front)
-    for i, line in enumerate(lines):
-        key, colon, value = line.partition(": ")
-        if key == "library_name":
-            lines[i] = f'{key}{colon}"transformers"'
-        elif key == "base_model_relation":
-            lines[i] = f'{key}{colon}"finetune"'
-        elif key == "tags":
-            lines[i] = f"{key}{colon}{_json([t for t in json.loads(value) if t != 'peft'])}"
-    return lines
-
-
-_PLAIN = """\
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-model = AutoModelForSequenceClassification.from_pretrained(".")
-tokenizer = AutoTokenizer.from_pretrained(".")
 """
 
 
@@ -359,7 +302,7 @@ def _plain(value: Any) -> str:
     return _plain(json.dumps(value, ensure_ascii=False))
 
 
-def _json(value: Any) -> str:
+def as_yaml(value: Any) -> str:
     """JSON that YAML reads as the same value: printable characters as they are, all others as YAML's escapes."""
     text = json.dumps(value, ensure_ascii=False)
     return "".join(c if c.isprintable() and c != "\ufeff" else _escaped(c) for c in text)

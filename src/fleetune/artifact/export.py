@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from torch import Tensor
 
 from fleetune.artifact import layout
-from fleetune.artifact.card import exported_card
 from fleetune.artifact.check import TOLERANCE, logits_of, padded_inputs
+from fleetune.artifact.exported_card import exported_card
 from fleetune.artifact.layout import ModelRecord
 from fleetune.artifact.load import open_saved
 from fleetune.artifact.merge import merge_into
@@ -31,33 +35,73 @@ _PROBES = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class Merged:
+    """A saved trial merged into a plain model, with the folder that its export grows in."""
+
+    model: Any
+    """A transformers classifier in float32."""
+    tokenizer: Any
+    record: ModelRecord
+    staging: Path
+
+
 def export_hf(folder: Path, output: Path) -> None:
     """Write the merged model of a trial's folder, in float32, with tokenizer and labels.
 
     RefusedError: the output exists, or the trial has biases that a plain model has no place for. FleetuneError: what was
     written gives other logits than the saved model.
     """
+    with exporting(folder, output, "hf") as merged:
+        _save_pretrained(merged.model, merged.staging)
+        _compare(merged)
+
+
+@contextmanager
+def exporting(folder: Path, output: Path, kind: str) -> Generator[Merged]:
+    """What every export has in common: the merged model before, and after it tokenizer, labels, checksums and the card.
+
+    kind: the format, as the record names it. The output appears when all is written, or not at all.
+    """
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise RefusedError(f"{output}: exists and is no empty folder; give --output a new folder")
     opened = open_saved(folder)
-    record, backbone = opened.saved.record, opened.backbone
-    merged = merge_into(opened.model, opened.saved.tensors, opened.low_rank)
+    record, tokenizer = opened.saved.record, opened.backbone.tokenizer
+    model = merge_into(opened.model, opened.saved.tensors, opened.low_rank)
+    model.config.name_or_path = ""
     if output.exists():
         output.rmdir()
     with new_folder(output) as staging, quiet():
-        merged.config.name_or_path = ""
-        _save_pretrained(merged, staging)
-        backbone.tokenizer.save_pretrained(staging)
+        tokenizer.save_pretrained(staging)
+        yield Merged(model, tokenizer, record, staging)
         for file in staging.iterdir():
             file.chmod(plain_mode())  # safetensors makes files of mode 0600
-        _compare(merged, staging, backbone.tokenizer, record)
         sums = {f.name: sha256(f) for f in sorted(staging.iterdir()) if f.is_file()}
-        body: dict[str, Any] = {**record.as_json(), "exported": "hf", "checksums": sums}
+        body: dict[str, Any] = {**record.as_json(), "exported": kind, "checksums": sums}
         put(staging / layout.RECORD, as_json(body))
         card = folder / layout.CARD
         # Not among the checksums: a card is there to be written in.
         if card.is_file():
-            put(staging / layout.CARD, exported_card(card.read_bytes(), record))
+            put(staging / layout.CARD, exported_card(card.read_bytes(), record, kind))
+
+
+def probes(merged: Merged, count: int = len(_PROBES)) -> dict[str, Tensor]:
+    """Some texts, or pairs of them, as a padded batch on which an export is compared with the model that it was made of."""
+    ids = tuple(str(i) for i in range(count))
+    second = _PROBES[::-1][:count] if len(merged.record.text_columns) == 2 else None
+    longest = min(64, merged.record.max_length)
+    split = Split(ids, _PROBES[:count], second, None)
+    table = tokenize(split, merged.tokenizer, longest, None, "")
+    return padded_inputs(merged.model, table, count)
+
+
+def same_logits(merged: Merged, inputs: dict[str, Tensor], found: Tensor) -> None:
+    """FleetuneError where an export gave other logits for some inputs than the model that it was made of."""
+    expected = logits_of(merged.model, inputs)
+    if not torch.allclose(found, expected, rtol=TOLERANCE, atol=TOLERANCE):
+        raise FleetuneError(
+            f"{merged.staging.name}: not exported, since reading it back gave other logits; please report this"
+        )
 
 
 def _save_pretrained(model: Any, folder: Path) -> None:
@@ -72,19 +116,11 @@ def _save_pretrained(model: Any, folder: Path) -> None:
         raise OSError(number, os.strerror(number)) from None
 
 
-def _compare(merged: Any, staging: Path, tokenizer: Any, record: ModelRecord) -> None:
+def _compare(merged: Merged) -> None:
     from transformers import AutoModelForSequenceClassification
 
     read = AutoModelForSequenceClassification.from_pretrained(
-        staging, local_files_only=True, use_safetensors=True, trust_remote_code=False
+        merged.staging, local_files_only=True, use_safetensors=True, trust_remote_code=False
     )
-    ids = tuple(str(i) for i in range(len(_PROBES)))
-    second = _PROBES[::-1] if len(record.text_columns) == 2 else None
-    longest = min(64, record.max_length)
-    table = tokenize(Split(ids, _PROBES, second, None), tokenizer, longest, None, "")
-    inputs = padded_inputs(merged, table, len(_PROBES))
-    expected, found = logits_of(merged, inputs), logits_of(read, inputs)
-    if not torch.allclose(found, expected, rtol=TOLERANCE, atol=TOLERANCE):
-        raise FleetuneError(
-            f"{staging.name}: not exported, since reading it back gave other logits; please report this"
-        )
+    inputs = probes(merged)
+    same_logits(merged, inputs, logits_of(read, inputs))

@@ -18,6 +18,7 @@ RECORD = "fleetune.json"
 METRICS = "metrics.json"
 PREDICTIONS = "predictions.parquet"
 CARD = "README.md"
+GRAPH = "model.onnx"
 PREFIX = "base_model.model."
 FORMAT = 1
 

@@ -68,6 +68,19 @@ def open_saved(folder: Path) -> OnBackbone:
     return OnBackbone(saved, backbone, model, fresh, check_against(saved, site_map(model, fresh)))
 
 
+def open_beside(
+    folder: Path, backbone: Backbone, sites: SiteMap
+) -> tuple[SavedModel, tuple[LowRank, ...]]:
+    """Read a trial's folder for a backbone that is open already; sites: of its classifier, with as many labels.
+
+    Returns it with its low-rank factors; raises what `open_saved` raises of a trial.
+    """
+    saved = load_saved(folder)
+    _check_backbone(saved.record, backbone.checksum, folder)
+    check_length(saved.record, backbone.max_length, folder)
+    return saved, check_against(saved, sites)
+
+
 def load_saved(folder: Path) -> SavedModel:
     """Read a trial's folder. SettingsError: it is none; RefusedError: a file is not what was saved; DataError: damaged."""
     record, sums = read_record(folder)

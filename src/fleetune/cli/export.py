@@ -10,7 +10,7 @@ import typer
 from fleetune.cli.options import out, say
 from fleetune.errors import SettingsError, did_you_mean
 
-FORMATS = ("hf", "optuna")
+FORMATS = ("hf", "onnx", "optuna")
 
 
 def register(app: typer.Typer) -> None:
@@ -26,8 +26,8 @@ def export(
         str,
         typer.Option(
             "--format",
-            help="hf: one plain transformers model, adapter merged. optuna: the search of a study as a database for "
-            "optuna-dashboard.",
+            help="hf: one plain transformers model, adapter merged. onnx: the same as a graph for ONNX Runtime. optuna: the "
+            "search of a study as a database for optuna-dashboard.",
         ),
     ] = "hf",
     push_to_hub: Annotated[
@@ -42,10 +42,11 @@ def export(
         bool, typer.Option("--public", help="Everybody may read what --push-to-hub sends.")
     ] = False,
 ) -> None:
-    """Merge the adapter into the backbone and write a plain transformers model; send a model to the hub; or write a study's
-    search for Optuna.
+    """Merge the adapter into the backbone and write a plain transformers model or an ONNX graph; send a model to the hub; or
+    write a study's search for Optuna.
 
     Example: fleetune export runs/first --format hf --output my-model
+    Example: fleetune export runs/first --format onnx --output my-graph
     Example: fleetune export runs/first --push-to-hub me/my-adapter
     Example: fleetune export runs/study --format optuna --output search.db
     """
@@ -60,17 +61,14 @@ def export(
             raise SettingsError("export", ["--push-to-hub sends a model, and optuna is none"])
         _optuna(model, _needed(output))
         return
-    from fleetune.artifact.export import export_hf
     from fleetune.serve.predictor import model_folder
 
     folder = model_folder(model)
-    if push_to_hub is None or output is not None:
+    if push_to_hub is None or output is not None or format_ == "onnx":
         output = _needed(output)
-        export_hf(folder, output)
+        load = _onnx(folder, output) if format_ == "onnx" else _hf(folder, output)
         out(str(output))
-        say(
-            f"exported {folder}; load it with AutoModelForSequenceClassification.from_pretrained({str(output)!r})"
-        )
+        say(f"exported {folder}; load it with {load}")
         folder = output
     if push_to_hub is not None:
         from fleetune.artifact.push import push_model
@@ -78,6 +76,21 @@ def export(
         out(push_model(folder, push_to_hub, public=public))
         who = "everybody can read it" if public else "private; its page has the setting"
         say(f"sent {folder} ({who}); predictions of the test rows stay here")
+
+
+def _hf(folder: Path, output: Path) -> str:
+    from fleetune.artifact.export import export_hf
+
+    export_hf(folder, output)
+    return f"AutoModelForSequenceClassification.from_pretrained({str(output)!r})"
+
+
+def _onnx(folder: Path, output: Path) -> str:
+    from fleetune.artifact import layout
+    from fleetune.artifact.onnx import export_onnx
+
+    export_onnx(folder, output)
+    return f"onnxruntime.InferenceSession({str(output / layout.GRAPH)!r}); its README.md says how"
 
 
 def _needed(output: Path | None) -> Path:

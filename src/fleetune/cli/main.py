@@ -56,11 +56,22 @@ def _root(
 
 def main() -> None:
     """Run the command line; the process ends with one of the exit codes of errors.py."""
-    from fleetune.cli import demo, evaluate, export, info, predict, report, show, study, train
+    from fleetune.cli import (
+        demo,
+        evaluate,
+        export,
+        info,
+        predict,
+        report,
+        serve,
+        show,
+        study,
+        train,
+    )
     from fleetune.cli.options import say
     from fleetune.cli.shell import finish
 
-    for module in (demo, train, study, show, report, predict, evaluate, export, info):
+    for module in (demo, train, study, show, report, predict, evaluate, export, serve, info):
         module.register(app)
     finish(app)
     _open_closed()

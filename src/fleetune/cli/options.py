@@ -212,9 +212,11 @@ def _json_object(name: str, text: str) -> dict[str, Any]:
     return value
 
 
-def out(text: str) -> None:
-    """Print data."""
+def out(text: str, *, flush: bool = False) -> None:
+    """Print data; flush: at once, for a reader that waits for it."""
     sys.stdout.write(f"{text}\n")
+    if flush:
+        sys.stdout.flush()
 
 
 def say(text: str) -> None:

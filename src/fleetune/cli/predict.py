@@ -157,12 +157,14 @@ def _texts(
         check_columns(columns or names, predictor.record)
         rows = read_file(file, columns or names, None)
         return rows.texts[0], rows.texts[1] if len(rows.texts) == 2 else None
+    from fleetune.data.formats import text_problem
+
     texts = list(text) if text else _stdin()
     where, unit = ("--text", "text") if text else ("stdin", "line")
     problems = [
         f"{unit} {i}: {problem}"
         for i, t in enumerate(texts, 1)
-        if (problem := _problem(t, unit)) is not None
+        if (problem := text_problem(t, unit)) is not None
     ]
     if problems:
         raise DataError(where, problems)
@@ -174,18 +176,6 @@ def _texts(
             [f"this model reads pairs ({names[0]}, {names[1]}), but {len(texts)} texts were given"],
         )
     return texts[::2], texts[1::2]
-
-
-def _problem(text: str, unit: str) -> str | None:
-    """What is wrong with a text that stands in no file."""
-    from fleetune.data.formats import character_problem
-
-    if not text or text.isspace():
-        return f"empty; every {unit} must hold something"
-    # Bytes of the command line that are not UTF-8 arrive as these.
-    if any("\udc80" <= c <= "\udcff" for c in text):
-        return "not UTF-8; give it as UTF-8, or in a file"
-    return character_problem(text)
 
 
 def _stdin() -> list[str]:

@@ -31,7 +31,8 @@ class Engine:
     """One frozen classifier that serves any number of trials.
 
     model: a transformers sequence-classification model in float32 or float64, taken over and changed. fresh: its
-    parameters that the checkpoint lacked. dtype: compute dtype of the encoder.
+    parameters that the checkpoint lacked. dtype: compute dtype of the encoder. remembers: whether to keep, for as long as
+    this object lives, what never changes of a table of tokens; not where tables come and go (`known.py`).
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class Engine:
         *,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
+        remembers: bool = True,
     ) -> None:
         keep_few_kernels()
         self.sites: SiteMap = site_map(model, fresh)
@@ -54,9 +56,20 @@ class Engine:
         self.backbone = OpenBackbone(model, dtype, torch.device(device))
         self.lanes = Lanes(self.backbone.device)
         self.known = Known(self.backbone, self.lanes)
+        self._remembers = remembers
         self._stacks = Stacks(self.backbone, self.sites) if self.backbone.quick else None
         self.graphs = None if self._stacks is None else Graphs(self.backbone, self._stacks)
         """On a GPU: whole passes."""
+
+    def share(self, other: Engine) -> None:
+        """Use the memory of another engine's values wherever this one has the same, bit for bit."""
+        theirs = dict(other.backbone.model.named_parameters())
+        for name, mine in self.backbone.model.named_parameters():
+            if name in theirs and _same(mine, theirs[name]):
+                mine.data = theirs[name].data
+        for name, mine in self.pretrained.items():
+            if name in other.pretrained and _same(mine, other.pretrained[name]):
+                self.pretrained[name] = other.pretrained[name]
 
     def owned(self, method: Method, seed: int) -> Owned:
         """The starting state of a trial."""
@@ -81,7 +94,7 @@ class Engine:
     def highest_entry(self, owned: Owned, *, dropout: float | None) -> Entry:
         """The same as `entry`, if there is memory for what never changes."""
         lowest = owned.lowest_layer
-        if dropout != 0.0 or lowest == 0:
+        if dropout != 0.0 or lowest == 0 or not self._remembers:
             return 0
         can = self.backbone.can_skip if lowest is None else self.backbone.can_enter
         return lowest if can else 0
@@ -173,6 +186,11 @@ class _Drawer:
 
     def get_submodule(self, name: str) -> Any:
         return self._parents[name]
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    alike = a.dtype == b.dtype and a.device == b.device and a.shape == b.shape
+    return alike and torch.equal(a, b)
 
 
 def _packed(rows: Sequence[Rows]) -> Packed:

@@ -8,6 +8,7 @@ booleans besides strings, the others only strings.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,10 +82,25 @@ def check_wanted(
         raise DataError(str(path), problems)
 
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
+# What Python makes of a byte that is not UTF-8.
+_BYTE = re.compile("[\udc80-\udcff]")
+
+
 def character_problem(text: str) -> str | None:
     """What is wrong with the characters of a text that did not come straight from checked UTF-8."""
     if "\0" in text:
         return "a NUL character; text must not hold any, remove it"
-    if any("\ud800" <= character <= "\udfff" for character in text):
+    if _SURROGATE.search(text):
         return "half of a surrogate pair, which is no character; write the character itself"
     return None
+
+
+def text_problem(text: str, unit: str = "text") -> str | None:
+    """What is wrong with a text that stands in no file; unit: what holds it."""
+    if not text or text.isspace():
+        return f"empty; every {unit} must hold something"
+    # Bytes of the command line that are not UTF-8 arrive as these.
+    if _BYTE.search(text):
+        return "not UTF-8; give it as UTF-8, or in a file"
+    return character_problem(text)

@@ -17,6 +17,7 @@ import contextlib
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -97,6 +98,18 @@ def tokenize(
         found = _make(split, tokenizer, max_length)
         _write(path, found)
     return found
+
+
+def joined(tables: Sequence[TokenTable]) -> TokenTable:
+    """The rows of one or more tables of one tokenizer and length, one table after the other."""
+    types = [table.type_ids for table in tables if table.type_ids is not None]
+    return TokenTable(
+        ids=np.concatenate([table.ids for table in tables]),
+        offsets=np.concatenate([[0], *(table.lengths for table in tables)]).cumsum(),
+        type_ids=np.concatenate(types) if types else None,
+        truncated=sum(table.truncated for table in tables),
+        max_length=tables[0].max_length,
+    )
 
 
 def default_cache_dir() -> Path:

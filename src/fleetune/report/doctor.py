@@ -106,17 +106,26 @@ def _disk() -> dict[str, Any]:
     )  # fmt: skip
 
 
+# A package that stands for each extra.
+_OPTIONAL = {
+    "tensorboard": "tensorboard",
+    "trackio": "trackio",
+    "uvicorn": "serve",
+    "onnxruntime": "onnx",
+}
+
+
 def _extras() -> dict[str, Any]:
     """Optional packages; nobody needs them until they are named."""
-    told = [f"{name} {_version(name)}" for name in ("tensorboard", "trackio")]
+    told = [f"{name} {_version(name, extra)}" for name, extra in _OPTIONAL.items()]
     return _found("optional", ", ".join(told))
 
 
-def _version(package: str) -> str:
+def _version(package: str, extra: str) -> str:
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
-        return f"not installed (pip install 'fleetune[{package}]')"
+        return f"not installed (pip install 'fleetune[{extra}]')"
 
 
 def _cache() -> dict[str, Any]:

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from fleetune.artifact import layout
 from fleetune.artifact.layout import ModelRecord
-from fleetune.artifact.load import check_length, open_saved, read_record
-from fleetune.backbone.load import find_backbone
+from fleetune.artifact.load import check_length, open_beside, open_saved, read_record
+from fleetune.backbone.load import Backbone, find_backbone
 from fleetune.backbone.weights import refuse_pickle, refuse_pickled
 from fleetune.cohort.engine import Engine
 from fleetune.cohort.owned import Owned
@@ -44,18 +45,43 @@ class Prediction:
         return {"label": self.label, "probabilities": self.probabilities}
 
 
-class Predictor:
-    """One saved model, loaded and checked."""
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A classifier that saved models compute through, with what they must agree on to share it."""
 
-    def __init__(self, path: Path, *, dtype: str | None = None, device: str = "cpu") -> None:
+    engine: Engine
+    backbone: Backbone
+    labels: tuple[int, bool]
+    """How many, and whether it is regression."""
+    compute: tuple[torch.dtype, str]
+    """The dtype of the encoder, and the device."""
+
+
+class Predictor:
+    """One saved model, loaded and checked.
+
+    beside: models that are open already; where one stands on the same backbone, with the same dtype and device, this one
+    computes through the same frozen weights.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        dtype: str | None = None,
+        device: str = "cpu",
+        beside: Sequence[Predictor] = (),
+    ) -> None:
         check_compute(dtype, device)
         self.folder = model_folder(path)
-        _, sums = read_record(self.folder)
+        self.record, sums = read_record(self.folder)
+        compute = (DTYPES[resolve_dtype(dtype or self.record.dtype, device)], device)
         if layout.WEIGHTS in sums:
-            self.record, engine, owned = _from_trial(self.folder, dtype, device)
+            others = [other.opened for other in beside]
+            self.opened, self.owned = _from_trial(self.folder, self.record, compute, others)
         else:
-            self.record, engine, owned = _from_export(self.folder, dtype, device)
-        self.engine, self.owned, self.tokenizer = engine[0], owned, engine[1]
+            self.opened, self.owned = _from_export(self.folder, compute)
+        self.engine, self.tokenizer = self.opened.engine, self.opened.backbone.tokenizer
         self.truncated = 0
         """Rows of the last call that were longer than the model reads, and were cut."""
 
@@ -70,6 +96,16 @@ class Predictor:
         first, second: lists, arrays or pandas series of strings, as long as each other. `truncated` then says how many rows
         were cut.
         """
+        rows = self.rows(first, second)
+        self.truncated = rows.table.truncated
+        if not len(rows):
+            return np.empty((0, self.record.num_labels), dtype=np.float32)
+        found = self.engine.predict([self.owned], [rows], [BATCH])[0]
+        self.check(found)
+        return found
+
+    def rows(self, first: Iterable[str], second: Iterable[str] | None = None) -> Rows:
+        """The tokens of some texts; first, second and ValueError as of `logits`."""
         if self.pairs != (second is not None):
             wanted = " and ".join(self.record.text_columns)
             raise ValueError(
@@ -81,29 +117,30 @@ class Predictor:
             raise ValueError(
                 f"a pair has two texts, but first has {len(first)} and second {len(second)}."
             )
-        self.truncated = 0
-        if not first:
-            return np.empty((0, self.record.num_labels), dtype=np.float32)
         split = Split(
             tuple(str(i) for i in range(len(first))), tuple(first), None if second is None else tuple(second), None
         )  # fmt: skip
         table = tokenize(split, self.tokenizer, self.record.max_length, None, "")
-        self.truncated = table.truncated
-        rows = Rows(table, np.arange(len(first)), np.zeros(len(first), dtype=np.int64))
-        found = self.engine.predict([self.owned], [rows], [BATCH])[0]
-        wrong = np.flatnonzero(~np.isfinite(found).all(axis=1))
+        return Rows(table, np.arange(len(first)), np.zeros(len(first), dtype=np.int64))
+
+    def check(self, logits: NDArray[Any]) -> None:
+        """DataError where the weights gave no number."""
+        wrong = np.flatnonzero(~np.isfinite(logits).all(axis=1))
         if len(wrong):
             problem = f"gives no number for text {wrong[0] + 1}: its weights are too large for {self.record.dtype}"
             raise DataError(
                 str(self.folder), [f"{problem}; restore it from a copy, or train it again"]
             )
-        return found
 
     def predict(
         self, first: Iterable[str], second: Iterable[str] | None = None
     ) -> list[Prediction]:
         """A label and its probabilities for each row; first, second and errors as of `logits`."""
-        logits = self.logits(first, second).astype(np.float64)
+        return self.predictions(self.logits(first, second))
+
+    def predictions(self, logits: NDArray[Any]) -> list[Prediction]:
+        """What logits [n, C] of this model say."""
+        logits = logits.astype(np.float64)
         if self.record.regression:
             return [Prediction(f"{value:.6g}", {}) for value in logits[:, 0].tolist()]
         shifted = np.exp(logits - logits.max(axis=1, keepdims=True)) if len(logits) else logits
@@ -176,18 +213,40 @@ def _kept(run: Path, winner: str) -> Path:
     )
 
 
-def _from_trial(folder: Path, dtype: str | None, device: str) -> tuple[ModelRecord, Any, Owned]:
-    opened = open_saved(folder)
-    record = opened.saved.record
-    compute = DTYPES[resolve_dtype(dtype or record.dtype, device)]
-    engine = Engine(opened.model, opened.fresh, dtype=compute, device=device)
-    values = {name: t.to(device) for name, t in opened.saved.tensors.items()}
-    owned = Owned(values, opened.low_rank, engine.sites)
-    return record, (engine, opened.backbone.tokenizer), owned
+def _from_trial(
+    folder: Path, record: ModelRecord, compute: tuple[torch.dtype, str], others: Sequence[Opened]
+) -> tuple[Opened, Owned]:
+    labels = (record.num_labels, record.regression)
+    on_it = [
+        other
+        for other in others
+        if other.backbone.checksum == record.backbone_checksum and other.compute == compute
+    ]
+    found = next((other for other in on_it if other.labels == labels), None)
+    if found is not None:
+        saved, low_rank = open_beside(folder, found.backbone, found.engine.sites)
+    else:
+        read = open_saved(folder)
+        saved, low_rank = read.saved, read.low_rank
+        engine = _engine(read.model, read.fresh, compute)
+        # Its head has another shape; the encoder is the same.
+        if on_it:
+            engine.share(on_it[0].engine)
+        found = Opened(engine, read.backbone, labels, compute)
+    wide = found.engine.backbone.head_dtype
+    values = {name: t.to(compute[1], wide) for name, t in saved.tensors.items()}
+    return found, Owned(values, low_rank, found.engine.sites)
 
 
-def _from_export(folder: Path, dtype: str | None, device: str) -> tuple[ModelRecord, Any, Owned]:
+def _from_export(folder: Path, compute: tuple[torch.dtype, str]) -> tuple[Opened, Owned]:
     record, sums = read_record(folder)
+    if layout.GRAPH in sums:
+        raise SettingsError(
+            str(folder),
+            [
+                "an ONNX graph, which onnxruntime runs; its README.md says how; fleetune reads --format hf"
+            ],
+        )
     backbone = find_backbone(str(folder.resolve()))
     if backbone.checksum not in sums.values():
         raise RefusedError(
@@ -197,7 +256,12 @@ def _from_export(folder: Path, dtype: str | None, device: str) -> tuple[ModelRec
     model, fresh = backbone.classifier(record.num_labels, record.label_names)
     if fresh:
         raise DataError(str(folder), [f"{name}: missing" for name in sorted(fresh)])
-    engine = Engine(
-        model, dtype=DTYPES[resolve_dtype(dtype or record.dtype, device)], device=device
-    )
-    return record, (engine, backbone.tokenizer), Owned({}, (), engine.sites)
+    engine = _engine(model, frozenset(), compute)
+    opened = Opened(engine, backbone, (record.num_labels, record.regression), compute)
+    return opened, Owned({}, (), engine.sites)
+
+
+def _engine(model: Any, fresh: frozenset[str], compute: tuple[torch.dtype, str]) -> Engine:
+    dtype, device = compute
+    # Texts come and go: what would be kept of them would fill the memory.
+    return Engine(model, fresh, dtype=dtype, device=device, remembers=False)

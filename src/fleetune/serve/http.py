@@ -1,0 +1,333 @@
+"""Saved models over HTTP: texts in, labels and probabilities out, as JSON.
+
+    GET  /health     {"status": "ok"}; asks for no token
+    GET  /models     what is served, and what each model reads and says
+    POST /predict    {"model": NAME, "texts": ["...", ...]}; of pairs [["...", "..."], ...]; without "model" where one is served
+
+A request that is refused gets {"error": what is wrong and what to do}. Nothing of a request is kept or logged.
+Needs starlette and uvicorn (BSD), the extra `serve`. Not here: TLS and several processes, which a proxy in front does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import secrets
+import socket
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
+from ipaddress import ip_address
+from itertools import islice
+from typing import Any
+
+import h11
+import uvicorn
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from fleetune.data.formats import text_problem
+from fleetune.errors import DataError, EnvironmentProblem, did_you_mean, one_line
+from fleetune.serve.models import Asked, Models
+from fleetune.serve.waiting import Full, WaitingRoom
+
+MOST_BYTES = 4 << 20
+"""Of a request's body."""
+MOST_TEXTS = 1000
+"""Of a request."""
+MOST_CHARACTERS = 100_000
+"""Of a text: far more than any backbone here reads."""
+HEAD_SECONDS = 10.0
+"""In which the head of a request must have come, and then its body again."""
+DRAIN_SECONDS = 30
+"""For what is in flight when the process is told to end."""
+_KEYS = ("model", "texts")
+# Problems of one kind; a body may hold a hundred thousand.
+_MOST_TOLD = 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServeSettings:
+    """How requests are treated."""
+
+    token: str | None = None
+    """What every request but /health must bring; None: nothing."""
+    hosts: Sequence[str] = ()
+    """Names that the Host header may have; none: any. A page in a browser could ask a local server by a name of its own."""
+    most_waiting: int = 64
+    """Requests that may wait; one more is told to come again."""
+    seconds: float = 30.0
+    """In which a request is answered, or told that it was not."""
+
+
+def application(models: Models, settings: ServeSettings) -> Starlette:
+    """The ASGI application."""
+    room = WaitingRoom(models, settings.most_waiting)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_app: Starlette) -> AsyncGenerator[None]:
+        working = asyncio.create_task(room.work())
+        yield
+        working.cancel()
+
+    async def health(_request: Request) -> Response:
+        return JSONResponse({"status": "ok"})
+
+    async def listed(_request: Request) -> Response:
+        return JSONResponse([_described(models, name) for name in models.names])
+
+    async def predict(request: Request) -> Response:
+        asked = _asked(await _body(request), models)
+        try:
+            async with asyncio.timeout(settings.seconds):
+                answer = await room.ask(asked)
+        except Full:
+            raise HTTPException(
+                503,
+                f"{settings.most_waiting} requests are waiting; come again",
+                {"Retry-After": "1"},
+            ) from None
+        except TimeoutError:
+            raise HTTPException(
+                504, f"not answered within {settings.seconds:g} s; send fewer texts, or come again"
+            ) from None
+        except DataError as error:
+            raise HTTPException(500, "; ".join(error.problems)) from None
+        said = [one.as_json() for one in answer.predictions]
+        return JSONResponse(
+            {"model": asked.model, "predictions": said, "truncated": answer.truncated}
+        )
+
+    return Starlette(
+        routes=[
+            Route("/health", health),
+            Route("/models", listed),
+            Route("/predict", predict, methods=["POST"]),
+        ],
+        middleware=[Middleware(_Guard, settings=settings)],
+        exception_handlers={HTTPException: _refused, Exception: _failed},
+        lifespan=lifespan,
+    )
+
+
+def server(models: Models, settings: ServeSettings) -> uvicorn.Server:
+    """A server whose `run([socket])` answers until a signal, or `should_exit`, ends it after what is in flight."""
+    config = uvicorn.Config(
+        application(models, settings),
+        http=_Patient,
+        ws="none",
+        log_config=None,
+        log_level="error",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_graceful_shutdown=DRAIN_SECONDS,
+    )
+    return uvicorn.Server(config)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens; port 0 takes any that is free. EnvironmentProblem where the machine refuses."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        return socket.create_server(found[0][4][:2], family=found[0][0], backlog=2048)
+    except (OSError, UnicodeError) as error:
+        raise EnvironmentProblem(
+            f"{host}, port {port}: {getattr(error, 'strerror', None) or error}; give another --port or --host"
+        ) from None
+
+
+def is_local(host: str) -> bool:
+    """Whether only this machine can reach a host."""
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+# -- what comes in --------------------------------------------------------------------------------
+
+
+async def _body(request: Request) -> Any:
+    """The JSON of a request, read to its limits; HTTPException says which was passed."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        raise HTTPException(415, "the body must be JSON; send Content-Type: application/json")
+    body = bytearray()
+    try:
+        async with asyncio.timeout(HEAD_SECONDS):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > MOST_BYTES:
+                    raise HTTPException(
+                        413, _rule("a body", "bytes", MOST_BYTES, "send fewer texts")
+                    )
+    except TimeoutError:
+        raise HTTPException(408, f"the body did not come within {HEAD_SECONDS:g} s") from None
+    except ClientDisconnect:
+        raise HTTPException(400, "the connection ended within the body") from None
+    try:
+        return json.loads(body.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise HTTPException(400, f"the body must be UTF-8, but byte {error.start} is not") from None
+    except (ValueError, RecursionError) as error:
+        raise HTTPException(400, f"the body must be JSON: {error}") from None
+
+
+def _asked(body: Any, models: Models) -> Asked:
+    """What a request asks; HTTPException names all that is wrong with it."""
+    if not isinstance(body, dict):
+        raise HTTPException(422, 'the body must be an object: {"texts": ["..."]}')
+    name = _model(body, models)
+    pairs = models[name].pairs
+    unknown = [key for key in body if key not in _KEYS]
+    problems = [f"{key}: unknown{did_you_mean(key[:100], _KEYS)}" for key in unknown[:_MOST_TOLD]]
+    texts: Any = body.get("texts")
+    if not isinstance(texts, list) or not texts:
+        problems.append('texts: must be a list of texts, such as ["..."]')
+    elif len(texts) > MOST_TEXTS:
+        problems.append(f"texts: {_rule('a request', 'texts', MOST_TEXTS, 'send several')}")
+    else:
+        told = (_wrong(i, text, models[name].record.text_columns) for i, text in enumerate(texts))
+        problems += islice((problem for problem in told if problem), _MOST_TOLD)
+    if problems:
+        raise HTTPException(422, "; ".join(problems))
+    if pairs:
+        return Asked(name, [a for a, _ in texts], [b for _, b in texts])
+    return Asked(name, texts)
+
+
+def _model(body: dict[str, Any], models: Models) -> str:
+    name = body.get("model")
+    if name is None and len(models) == 1:
+        return models.names[0]
+    if name is None:
+        raise HTTPException(422, f"model: must be one of {', '.join(models.names)}")
+    if not isinstance(name, str) or name not in models:
+        name = str(name)[:100]
+        raise HTTPException(404, f'model "{name}" is not served{did_you_mean(name, models.names)}')
+    return name
+
+
+def _wrong(i: int, text: Any, columns: Sequence[str]) -> str | None:
+    """What is wrong with the i-th text, or pair of texts."""
+    if len(columns) == 2:
+        if not isinstance(text, list) or len(text) != 2:
+            return f"texts[{i}]: must be two texts, {columns[0]} and {columns[1]}"
+        found = (_wrong_text(f"texts[{i}][{k}]", one) for k, one in enumerate(text))
+        return next((problem for problem in found if problem), None)
+    return _wrong_text(f"texts[{i}]", text)
+
+
+def _wrong_text(where: str, text: Any) -> str | None:
+    if not isinstance(text, str):
+        return f"{where}: must be a text"
+    if len(text) > MOST_CHARACTERS:
+        return f"{where}: {_rule('a text', 'characters', MOST_CHARACTERS, 'cut it')}"
+    problem = text_problem(text)
+    return f"{where}: {problem}" if problem else None
+
+
+def _rule(what: str, unit: str, most: int, remedy: str) -> str:
+    return f"{what} may have {most:,} {unit}; {remedy}"
+
+
+# -- what goes out --------------------------------------------------------------------------------
+
+
+def _described(models: Models, name: str) -> dict[str, Any]:
+    record = models[name].record
+    return {
+        "name": name,
+        "task": record.task,
+        "texts": record.text_columns,
+        "labels": [] if record.regression else record.label_names,
+        "method": record.method,
+        "backbone": record.backbone,
+        "max_length": record.max_length,
+    }
+
+
+async def _refused(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return _error(error.status_code, error.detail, error.headers)
+
+
+async def _failed(_request: Request, error: Exception) -> Response:
+    """Whatever was not foreseen; the server goes on, and its log has the trace."""
+    return _error(500, f"{type(error).__name__}; the server's log says more")
+
+
+def _error(status: int, text: str, headers: Any = None) -> Response:
+    return JSONResponse({"error": one_line(text)}, status, headers=headers)
+
+
+# -- who may come in ------------------------------------------------------------------------------
+
+
+class _Guard:
+    """Host and token of every request, before anything of it is read."""
+
+    def __init__(self, app: ASGIApp, settings: ServeSettings) -> None:
+        self._app = app
+        self._token = None if settings.token is None else f"Bearer {settings.token}".encode()
+        self._hosts = {host.lower() for host in settings.hosts}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        refusal = self._refusal(Request(scope)) if scope["type"] == "http" else None
+        await (refusal or self._app)(scope, receive, send)
+
+    def _refusal(self, request: Request) -> Response | None:
+        if self._hosts and _host_of(request.headers.get("host", "")) not in self._hosts:
+            return _error(
+                421, "this server does not go by that Host; --allowed-host names those it does"
+            )
+        if self._token is None or request.url.path == "/health":
+            return None
+        given = request.headers.get("authorization", "").encode()
+        if secrets.compare_digest(given, self._token):
+            return None
+        return _error(
+            401,
+            "send the server's token: Authorization: Bearer TOKEN",
+            {"WWW-Authenticate": "Bearer"},
+        )
+
+
+def _host_of(header: str) -> str:
+    """The name in a Host header, without its port and the brackets of an IPv6 address."""
+    if header.startswith("["):
+        return header[1:].partition("]")[0]
+    return header.partition(":")[0].lower()
+
+
+class _Patient(H11Protocol):
+    """Closes a connection on which the head of a request does not come in time.
+
+    uvicorn itself waits for ever once a first byte has come, so that a few hundred such connections would leave no other.
+    """
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._since = self.loop.time()
+        self._look()
+
+    def on_response_complete(self) -> None:
+        self._since = self.loop.time()
+        super().on_response_complete()
+
+    def _look(self) -> None:
+        if self.transport.is_closing():
+            return
+        if self.conn.their_state is h11.IDLE and self.loop.time() - self._since >= HEAD_SECONDS:
+            self.transport.close()
+            return
+        self.loop.call_later(HEAD_SECONDS / 4, self._look)
