@@ -48,6 +48,8 @@ HEAD_SECONDS = 10.0
 DRAIN_SECONDS = 30
 """For what is in flight when the process is told to end."""
 _KEYS = ("model", "texts")
+# Connections that the system holds until they are taken.
+_BACKLOG = 2048
 # Problems of one kind; a body may hold a hundred thousand.
 _MOST_TOLD = 10
 
@@ -136,7 +138,16 @@ def listen(host: str, port: int) -> socket.socket:
     """A socket that listens; port 0 takes any that is free. EnvironmentProblem where the machine refuses."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        return socket.create_server(found[0][4][:2], family=found[0][0], backlog=2048)
+        # asyncio sends small answers at once only where the socket says that it is TCP; else each waits for 40 ms.
+        listening = socket.socket(found[0][0], socket.SOCK_STREAM, socket.IPPROTO_TCP)
+        try:
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listening.bind(found[0][4])
+            listening.listen(_BACKLOG)
+        except BaseException:
+            listening.close()
+            raise
+        return listening
     except (OSError, UnicodeError) as error:
         raise EnvironmentProblem(
             f"{host}, port {port}: {getattr(error, 'strerror', None) or error}; give another --port or --host"
