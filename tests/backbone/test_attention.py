@@ -133,10 +133,8 @@ EDGES = {
     "long and short": [3, 45, 1, 80, 8, 44],
 }
 # The largest: a second a case.
-NAMES = [
-    pytest.param(name, marks=pytest.mark.slow) if name == "long ones with padding" else name
-    for name in EDGES
-]
+LARGEST = ("long ones with padding", "long and short")
+NAMES = [pytest.param(name, marks=pytest.mark.slow) if name in LARGEST else name for name in EDGES]
 
 
 @pytest.mark.parametrize("window", [None, 1, 2, 5, 19, 20, 50])

@@ -201,8 +201,9 @@ def test_report_replaces_reports_and_nothing_else(made: Made, tmp_path: Path) ->
         assert found.code == 6 and "exists and is no report" in found.err
     assert (tmp_path / "run/journal.jsonl").read_bytes() == journal
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
-    for _ in range(2):
-        assert run_cli("report", tmp_path / "run", "--output", tmp_path / "r.html").code == 0
+    (tmp_path / "r.html").write_text("<!DOCTYPE html>\nan earlier one")
+    assert run_cli("report", tmp_path / "run", "--output", tmp_path / "r.html").code == 0
+    assert "an earlier one" not in (tmp_path / "r.html").read_text()
 
 
 def test_a_place_that_cannot_be_written_is_told_before_anything_is_predicted(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +47,19 @@ class Written:
     folder: Path
     facts: dict[str, Any]
     page: dict[str, Any]
-    html: str
-    read: Page
+
+    @cached_property
+    def html(self) -> str:
+        """The page itself; drawing it takes a second."""
+        before = copy.deepcopy((self.facts, self.page))
+        html = render(self.facts, self.page)
+        assert (self.facts, self.page) == before, "to print the facts must not change them"
+        return html
+
+    @cached_property
+    def read(self) -> Page:
+        """The page as a browser has it."""
+        return Page(self.html)
 
 
 @pytest.fixture(scope="session")
@@ -81,8 +93,4 @@ def marked(tmp_path_factory: pytest.TempPathFactory) -> Written:
 
 def report_of(folder: Path) -> Written:
     facts = run_facts(folder)
-    page = page_facts(folder, facts)
-    before = copy.deepcopy((facts, page))
-    html = render(facts, page)
-    assert (facts, page) == before, "to print the facts must not change them"
-    return Written(folder, facts, page, html, Page(html))
+    return Written(folder, facts, page_facts(folder, facts))

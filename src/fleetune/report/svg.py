@@ -122,6 +122,7 @@ def short(text: str, most: int = 30) -> str:
 
 def _drawn(plot: Callable[[Any], None], height: float) -> str:
     import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
     out = io.StringIO()
@@ -131,9 +132,14 @@ def _drawn(plot: Callable[[Any], None], height: float) -> str:
         matplotlib.rcdefaults()
         parameters: Any = matplotlib.rcParams
         parameters.update(_SETTINGS)
-        figure = Figure(figsize=(WIDTH / 72, height / 72), layout="constrained")
+        # The unit of an SVG is 1/72 inch, so what is laid out here needs no second layout for the file.
+        figure: Any = Figure(figsize=(WIDTH / 72, height / 72), dpi=72, layout="constrained")
+        FigureCanvasSVG(figure)
         axes = figure.subplots()
         plot(axes)
+        # Done by hand: where a figure keeps its layout engine, matplotlib draws all of it once more before it saves.
+        figure.get_layout_engine().execute(figure)
+        figure.set_layout_engine(None)
         figure.savefig(out, format="svg", metadata={"Date": None})
     return out.getvalue()
 
