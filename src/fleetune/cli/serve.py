@@ -23,7 +23,7 @@ def serve(
     models: Annotated[
         list[str],
         typer.Argument(
-            metavar="MODEL...",
+            metavar="MODEL",
             help="Trials' folders, exported folders, or runs (their winners). A model is called as its folder, or as NAME of "
             "NAME=FOLDER.",
         ),
