@@ -44,9 +44,6 @@ class WaitingRoom:
             1, "fleetune-serve", initializer=torch.set_num_threads, initargs=(1,)
         )
 
-    def __len__(self) -> int:
-        return len(self._line)
-
     async def ask(self, asked: Asked) -> Answer:
         """Wait for the answer. Full: nothing was taken; DataError: the model gives no numbers; else what computing raised."""
         if len(self._line) >= self._most:
