@@ -112,6 +112,8 @@ def test_what_is_served_is_told(port: int, models: Models) -> None:
     assert by_name["pairs"]["texts"] == ["first", "second"]
     assert by_name["lora"]["labels"] == ["bad", "good"] and by_name["lora"]["method"] == "lora"
     assert by_name["targets"]["labels"] == []
+    # Clients learn a folder's name, and not where it lies.
+    assert {one["backbone"] for one in found} == {"tiny"}
     assert ask(port, "GET", "/health")[:2] == (200, {"status": "ok"})
 
 

@@ -34,7 +34,7 @@ def model_card(record: ModelRecord, metrics: Mapping[str, Any], scores: Scored) 
         _front(record, scores, bool(metrics.get("optimistic"))),
         f"# {_words(record.method)} on {_words(record.task)}",
         f"A small adapter for text classification: {_code(record.method)} trained by fleetune {record.fleetune_version} on "
-        f"the frozen encoder {_code(_base_name(record))}.",
+        f"the frozen encoder {_code(base_name(record))}.",
         f"## Results{stamp}\n\n{_results(record, metrics, scores)}",
         f"## Intended use\n\n{_use(record)}",
         f"## Limits\n\n{_limits(record, metrics, scores)}",
@@ -70,7 +70,7 @@ def eval_results(record: ModelRecord, metrics: Mapping[str, Any], scores: Scored
 def _front(record: ModelRecord, scores: Scored, optimistic: bool) -> str:
     """The metadata between the two lines of dashes."""
     on_hub = record.task in GLUE
-    base = _base_name(record)
+    base = base_name(record)
     values: dict[str, Any] = {}
     if is_hub_id(record.backbone_source):
         values |= {"base_model": base, "base_model_relation": "adapter"}
@@ -191,7 +191,7 @@ def _training(record: ModelRecord, metrics: Mapping[str, Any]) -> str:
     else:
         protocol = "trained on all of train, for a fixed number of epochs; the test set was opened once, at the end"
     rows: list[tuple[str, str]] = [
-        ("base model", _cell(_base_name(record))),
+        ("base model", _cell(base_name(record))),
         ("base model revision", _cell(record.backbone_revision or "not given")),
         ("base model weights, sha256", _cell(record.backbone_checksum)),
         ("data", _cell(record.task)),
@@ -265,7 +265,7 @@ def is_hub_id(source: str) -> bool:
     return _HUB_ID.fullmatch(source) is not None
 
 
-def _base_name(record: ModelRecord) -> str:
+def base_name(record: ModelRecord) -> str:
     """A hub id, or the last part of a local folder: its path says more of the machine than of the model."""
     source = record.backbone_source
     return source if is_hub_id(source) else re.split(r"[/\\]", source.rstrip("/\\"))[-1]

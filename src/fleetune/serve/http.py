@@ -32,6 +32,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from fleetune.artifact.card import base_name
 from fleetune.data.formats import text_problem
 from fleetune.errors import DataError, EnvironmentProblem, did_you_mean, one_line
 from fleetune.serve.models import Asked, Models
@@ -262,7 +263,7 @@ def _described(models: Models, name: str) -> dict[str, Any]:
         "texts": record.text_columns,
         "labels": [] if record.regression else record.label_names,
         "method": record.method,
-        "backbone": record.backbone,
+        "backbone": base_name(record),
         "max_length": record.max_length,
     }
 
