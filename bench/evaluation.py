@@ -10,15 +10,13 @@ the printed ratio is what it does, over that. Both sides take the same trials an
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from bench.tables import plain
+from bench.tables import keep
 from bench.trials import TrialsSpec, prepare_trials
 
 HEAD = ["task", "K", "training, tokens/s", "evaluation, tokens/s", "share of evaluation's limit over training's"]  # fmt: skip
@@ -94,10 +92,7 @@ def main(words: Sequence[str] | None = None) -> None:
         f"{given.backbone}, LoRA and BitFit mixed, {given.rows} rows a trial; target: 0.90",
         f"commit {commit()}, {hardware('cpu')['processor']}",
     ]
-    told = {"about": about, "head": HEAD, "rows": rows, "times": times}
-    path = Path(__file__).with_name("results") / "evaluation.json"
-    path.write_text(json.dumps(told, indent=1) + "\n")
-    sys.stdout.write("\n".join(about) + "\n\n" + plain((HEAD, rows)) + "\n")
+    keep("evaluation", about, (HEAD, rows), times=times)
 
 
 if __name__ == "__main__":

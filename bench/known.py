@@ -11,16 +11,14 @@ known values holds their making, so the ratio is of the later ones. Both sides t
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from bench.tables import plain
+from bench.tables import keep
 
 EPOCHS = {"known": 5, "whole encoder": 2}
 HEAD = ["method", "whole encoder, s an epoch", "first epoch", "later epochs", "ratio"]
@@ -126,11 +124,8 @@ def main(words: Sequence[str] | None = None) -> None:
         f"{given.backbone}, {given.task}, {prepared.dtype}, no dropout; lora: the last layer alone",
         f"commit {commit()}, {hardware('cpu')['processor']}; target for the head: 50 x",
     ]
-    path = Path(__file__).with_name("results") / f"{given.name}.json"
     times = [kept for _, kept in measured]
-    told = {"about": about, "head": HEAD, "rows": rows, "times": times, "machine": hardware("cpu")}
-    path.write_text(json.dumps(told, indent=1) + "\n")
-    sys.stdout.write("\n".join(about) + "\n\n" + plain((HEAD, rows)) + "\n")
+    keep(given.name, about, (HEAD, rows), times=times, machine=hardware("cpu"))
 
 
 if __name__ == "__main__":

@@ -10,16 +10,14 @@ methods would be (fleetune.stats.compare, crossed over seeds and examples).
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bench.tables import plain
+from bench.tables import keep
 
 HEAD = ["seed", "alone", "in a cohort", "rows judged differently", "largest difference of a logit"]
 
@@ -103,10 +101,7 @@ def main(words: Sequence[str] | None = None) -> None:
         f"smallest difference that could have been seen: {100 * (verdict.detectable or 0):.2f}; {verdict.verdict}",
         f"commit {commit()}, {hardware('cpu')['processor']}",
     ]
-    path = Path(__file__).with_name("results") / f"rounding-{prepared.dtype}.json"
-    told = {"about": about, "head": HEAD, "rows": rows, "compared": asdict(verdict)}
-    path.write_text(json.dumps(told, indent=1, default=str) + "\n")
-    sys.stdout.write("\n".join(about) + "\n\n" + plain((HEAD, rows)) + "\n")
+    keep(f"rounding-{prepared.dtype}", about, (HEAD, rows), compared=asdict(verdict))
 
 
 if __name__ == "__main__":

@@ -11,19 +11,17 @@ compute in the same dtype. What a model says does not matter here, so each is tr
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from bench.tables import plain
+from bench.tables import keep
 
 SIDES = ("together", "one by one", "merged")
 HEAD = ["models", "texts each", "together, texts/s", "x one by one", "x merged", "weights, MiB", "merged, MiB"]  # fmt: skip
@@ -69,6 +67,7 @@ def bytes_of(models: Sequence[Any]) -> int:
 
 def measure(places: Sequence[Path], each: int, repeats: int, folder: Path) -> dict[str, Any]:
     """Texts a second of every side in each turn, and bytes of the weights."""
+    from fleetune.cohort.lanes import single_threads
     from fleetune.serve.models import Asked, Models
 
     models = Models({place.name: place for place in places})
@@ -76,7 +75,7 @@ def measure(places: Sequence[Path], each: int, repeats: int, folder: Path) -> di
     stock = merged_models(places, folder, opened.compute[0])
     tokenizer: Any = models[models.names[0]].tokenizer
     every = texts_of()
-    served = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,))
+    served = single_threads(1, "served")
 
     def asked(turn: int) -> list[Asked]:
         at = [(turn * len(places) + k) * each for k in range(len(places))]
@@ -150,10 +149,7 @@ def main(words: Sequence[str] | None = None) -> None:
         f"MiniLM, {resolve_dtype('auto')}, LoRA and BitFit in turn, texts of demo-sentiment, {given.repeats} turns",
         f"commit {commit()}, {hardware('cpu')['processor']}",
     ]
-    told = {"about": about, "head": HEAD, "rows": rows, "times": times}
-    path = Path(__file__).with_name("results") / "serving.json"
-    path.write_text(json.dumps(told, indent=1) + "\n")
-    sys.stdout.write("\n".join(about) + "\n\n" + plain((HEAD, rows)) + "\n")
+    keep("serving", about, (HEAD, rows), times=times)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.tables import plain
+from bench.tables import keep
 
 ROOT = Path(__file__).resolve().parents[1]
 # (module that reads the name, name, stage)
@@ -193,11 +193,7 @@ def main(words: Sequence[str] | None = None) -> None:
         f"python -m bench.startup --task {given.task} --repeats {given.repeats}",
         f"commit {commit()}, {hardware('cpu')['processor']}; target: under 8 s with cached data",
     ]
-    path = Path(__file__).with_name("results") / f"{given.name}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    told = {"about": about, "head": head, "rows": rows, "runs": runs, "machine": hardware("cpu")}
-    path.write_text(json.dumps(told, indent=1) + "\n")
-    sys.stdout.write("\n".join(about) + "\n\n" + plain((head, rows)) + "\n")
+    keep(given.name, about, (head, rows), runs=runs, machine=hardware("cpu"))
 
 
 def _figure(seconds: list[float]) -> str:

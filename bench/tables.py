@@ -7,6 +7,7 @@ from bench/results/NAME.json, for every NAME that stands there; `--check` only s
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -107,6 +108,15 @@ def simple_markdown(told: Found) -> str:
     """Of a file that holds its own table ("head", "rows") and words on where it was measured ("about")."""
     lines = "\n".join(f"- {line}" for line in told["about"])
     return f"{lines}\n\n{pipes((told['head'], told['rows']))}"
+
+
+def keep(name: str, about: list[str], table: Table, **more: Any) -> None:
+    """Write bench/results/NAME.json as `simple_markdown` reads it, with whatever else is to be kept, and print the table."""
+    head, rows = table
+    told = {"about": about, "head": head, "rows": rows, **more}
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps(told, indent=1, default=str) + "\n")
+    sys.stdout.write("\n".join(about) + "\n\n" + plain(table) + "\n")
 
 
 def plain(table: Table) -> str:

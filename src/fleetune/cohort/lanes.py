@@ -31,8 +31,10 @@ class Lanes:
         if self.count == 1 or len(items) < self.count:
             return [function(item) for item in items]
         if self._threads is None:
-            # torch keeps the number of threads within an operation for each calling thread apart.
-            self._threads = ThreadPoolExecutor(
-                self.count, "fleetune-lane", initializer=torch.set_num_threads, initargs=(1,)
-            )
+            self._threads = single_threads(self.count, "fleetune-lane")
         return list(self._threads.map(function, items))
+
+
+def single_threads(count: int, name: str) -> ThreadPoolExecutor:
+    """So many threads, each with one thread within an operation: torch keeps that number for each calling thread apart."""
+    return ThreadPoolExecutor(count, name, initializer=torch.set_num_threads, initargs=(1,))

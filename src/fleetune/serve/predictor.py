@@ -80,7 +80,7 @@ class Predictor:
             others = [other.opened for other in beside]
             self.opened, self.owned = _from_trial(self.folder, self.record, compute, others)
         else:
-            self.opened, self.owned = _from_export(self.folder, compute)
+            self.opened, self.owned = _from_export(self.folder, self.record, sums, compute)
         self.engine, self.tokenizer = self.opened.engine, self.opened.backbone.tokenizer
         self.truncated = 0
         """Rows of the last call that were longer than the model reads, and were cut."""
@@ -238,8 +238,9 @@ def _from_trial(
     return found, Owned(values, low_rank, found.engine.sites)
 
 
-def _from_export(folder: Path, compute: tuple[torch.dtype, str]) -> tuple[Opened, Owned]:
-    record, sums = read_record(folder)
+def _from_export(
+    folder: Path, record: ModelRecord, sums: Mapping[str, str], compute: tuple[torch.dtype, str]
+) -> tuple[Opened, Owned]:
     if layout.GRAPH in sums:
         raise SettingsError(
             str(folder),

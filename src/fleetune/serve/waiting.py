@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-import torch
-
+from fleetune.cohort.lanes import single_threads
 from fleetune.errors import DataError
 from fleetune.serve.models import Answer, Asked, Models
 
@@ -40,9 +38,7 @@ class WaitingRoom:
         self._came = asyncio.Event()
         # One thread within each operation, as in a lane: with more of them beside those of the main thread, each operation
         # waited for its own (49 ms for a text of MiniLM instead of 22).
-        self._thread = ThreadPoolExecutor(
-            1, "fleetune-serve", initializer=torch.set_num_threads, initargs=(1,)
-        )
+        self._thread = single_threads(1, "fleetune-serve")
 
     async def ask(self, asked: Asked) -> Answer:
         """Wait for the answer. Full: nothing was taken; DataError: the model gives no numbers; else what computing raised."""
