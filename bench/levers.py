@@ -1,6 +1,6 @@
 """Time a round of a cohort under two settings, within one process and taking turns, so that the machine's moods meet both.
 
-A round is one micro-batch of every trial (forward, backward and, at the end of an accumulation group, the optimizer's step).
+A round is one accumulation group of every trial: forward and backward of each micro-batch, and the optimizer's step.
 Both sides train the same trials on the same rows, so the mean loss and the trained values are compared too: a lever that
 changes results shows.
 
@@ -93,16 +93,19 @@ class Side:
                 stack.enter_context(mock.patch.object(place, attribute, value(text)))
             yield
 
-    def round(self) -> Round:
-        """Train one round."""
+    def round(self, group_rows: int) -> Round:
+        """Train one accumulation group of every trial, so many rows altogether."""
+        rows = tokens = 0
         with self.active():
             wall, cpu = time.perf_counter(), time.process_time()
             for event in self.events:
                 # By name, since a class of another tree is another class.
                 if type(event).__name__ == "Advanced":
-                    synchronize(self.device)
-                    took = time.perf_counter() - wall, time.process_time() - cpu
-                    return Round(*took, event.rows, event.tokens)
+                    rows, tokens = rows + event.rows, tokens + event.tokens
+                    if rows >= group_rows:
+                        synchronize(self.device)
+                        took = time.perf_counter() - wall, time.process_time() - cpu
+                        return Round(*took, rows, tokens)
         raise RuntimeError("the trials ended before the rounds did")
 
     def losses(self) -> list[float]:
@@ -209,9 +212,10 @@ def main(words: Sequence[str] | None = None) -> None:
     if given.threads:
         torch.set_num_threads(given.threads)
     n = given.warmup + given.rounds * (2 if given.profile else 1) + 1
+    group = given.batch * given.accumulation
     spec = TrialsSpec(
         task=given.task, data_dir=given.data_dir, backbone=given.backbone, mix=given.mix,
-        trials=given.trials, rows=given.batch * n, batch=given.batch,
+        trials=given.trials, rows=group * n, batch=given.batch,
         accumulation=given.accumulation, dtype=given.dtype,
     )  # fmt: skip
     two = bool(given.a or given.b)
@@ -222,7 +226,7 @@ def main(words: Sequence[str] | None = None) -> None:
     for i in range(given.warmup + given.rounds):
         # a b, then b a: whatever the first of a pair pays for, each pays in turn.
         for side in sides if i % 2 == 0 else reversed(sides):
-            took = side.round()
+            took = side.round(group * given.trials)
             if i >= given.warmup:
                 rounds[side.name].append(took)
     for side in sides:
@@ -231,7 +235,11 @@ def main(words: Sequence[str] | None = None) -> None:
         print(compared(sides[0], sides[1], rounds))
     if given.profile:
         for side in sides:
-            print(f"\n{side.name}:\n{breakdown(side.round, given.rounds, given.device)}")
+
+            def one(of: Side = side) -> Round:
+                return of.round(group * given.trials)
+
+            print(f"\n{side.name}:\n{breakdown(one, given.rounds, given.device)}")
     sys.stdout.flush()
 
 

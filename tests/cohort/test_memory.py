@@ -187,6 +187,23 @@ def test_limits_fit_what_is_free(share: float) -> None:
     assert any("may be taken" in sentence for sentence in planned.why)
 
 
+def test_groups_at_once_are_planned_for() -> None:
+    """A round holds as much of an accumulation group as fits one pass a lane, with a gradient a pass."""
+    engine = engine_of("bert", torch.float32)
+    single, grouped = (
+        [trial("lora", per_device_train_batch_size=8, gradient_accumulation_steps=n)]
+        for n in (1, 4)
+    )
+    rates = measure(engine, single)
+    plain = needs(engine, single, rates, trials=1, tokens=10**6)
+    whole = needs(engine, grouped, rates, trials=1, tokens=10**6)
+    few = needs(engine, grouped, rates, trials=1, tokens=1)
+    per_pass = plain.training - rates.training.fixed * engine.lanes.count
+    assert whole.training - plain.training == pytest.approx(3 * per_pass, rel=0.5)
+    assert few.training <= plain.training < whole.training
+    assert whole.states > plain.states
+
+
 def test_not_even_one_trial_fits() -> None:
     planned = fit(engine_of("bert", torch.float32), MIXED, free=1000)
     assert planned.limits.trials == 1

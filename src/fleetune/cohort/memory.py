@@ -29,7 +29,7 @@ from fleetune.backbone.noise import Noise, NoiseKey
 from fleetune.cohort.engine import Engine
 from fleetune.cohort.known import MOST_BYTES, Entry
 from fleetune.cohort.owned import Owned
-from fleetune.cohort.passes import are_divided
+from fleetune.cohort.passes import are_divided, takes_ahead
 from fleetune.cohort.trial import Rows, Trial, TrialInput, eval_tokens
 from fleetune.data.packing import Packed, pack
 from fleetune.data.tokens import TokenTable
@@ -156,11 +156,14 @@ def needs(
     judged = sorted((eval_tokens(given, tokens) for given in inputs), reverse=True)[:trials]
     padding = padding_share(engine, inputs)
     # On a processor one pass runs in each lane.
+    ahead = min(given.settings.gradient_accumulation_steps for given in inputs)
+    ahead = ahead if takes_ahead(engine, inputs) else 1
+    held = ahead * sum(batches)
     divides = are_divided(len(batches), sum(batches), engine.lanes.count)
-    lanes = engine.lanes.count if divides else min(engine.lanes.count, len(batches))
-    # Each part of a divided trial has a gradient of its own until all are added.
-    gradients = lanes * sum(states[:trials]) // COPIES if divides else 0
-    alive = max(min(tokens * lanes, sum(batches)), max(batches))
+    lanes = engine.lanes.count if divides else min(engine.lanes.count, ahead * len(batches))
+    # What is not alone of its trial in a round has a gradient of its own until all are added.
+    gradients = lanes * sum(states[:trials]) // COPIES if divides or ahead > 1 else 0
+    alive = max(min(tokens * lanes, held), max(batches))
     return Needs(
         backbone_bytes(engine),
         sum(states[: trials + parked]) + gradients,

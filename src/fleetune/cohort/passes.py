@@ -2,9 +2,11 @@
 
 Notation: K parts of a pass, B sequences of all of them.
 
-A pass holds whole micro-batches where their number fills the lanes evenly, and an equal part of every micro-batch where it
+A round holds the next micro-batch of every trial, and as many more of their accumulation groups as fill one pass a lane: until
+the step they depend on nothing but the same weights, so a few trials keep the lanes as busy as many do. A pass holds whole
+micro-batches where their number fills the lanes evenly, and an equal part of every micro-batch where it
 does not (one trial on two cores, say). A part draws the dropout that its rows have in the whole micro-batch, and weighs
-what they weigh there, so both are the same computation up to the order of sums.
+what they weigh there, so all of this is the same computation up to the order of sums.
 
 Not covered: what happens when a pass fails, and the steps that follow (train.py).
 """
@@ -30,7 +32,7 @@ from fleetune.cohort.graphs import Work
 from fleetune.cohort.known import Entry, places
 from fleetune.cohort.loss import Targets, sequence_losses, sums
 from fleetune.cohort.tables import Tables
-from fleetune.cohort.trial import Trial
+from fleetune.cohort.trial import Trial, TrialInput
 from fleetune.data.packing import pack
 
 # From so many trials a lane on, one trial more or less on a lane makes little difference.
@@ -50,6 +52,10 @@ class Part:
     """Rows of the whole micro-batch."""
     entry: Entry = 0
     """Where these rows enter the encoder (`Engine.entry`)."""
+    ahead: int = 0
+    """Which micro-batch of this round it is, of this trial."""
+    alone: bool = True
+    """Whether the round holds nothing else of this trial."""
     rows_before: int = 0
     """Rows of the micro-batch before these."""
     tokens_before: int = 0
@@ -75,7 +81,7 @@ class Part:
     def noise_key(self) -> NoiseKey:
         """What decides its dropout."""
         return replace(
-            self.trial.noise_key,
+            self.trial.noise_key(self.ahead),
             rows_before=self.rows_before,
             tokens_before=self.tokens_before,
             squares_before=self.squares_before,
@@ -90,7 +96,7 @@ class Passed:
     losses: Tensor
     """Each part's share of its micro-batch's mean loss, [K]."""
     gradients: tuple[tuple[Tensor, Tensor], ...]
-    """Gradients still to be added, with what they are added to; none where every part is whole: then they have been."""
+    """Gradients still to be added, with what they are added to; none where every part is alone: then they have been."""
     tables: Tables | None
     """On a GPU, those that trials own stacked."""
     seconds: float
@@ -104,16 +110,43 @@ class Passed:
             into.add_(gradient)
 
 
-def micro_batches(engine: Engine, trials: Sequence[Trial]) -> list[Part]:
+def micro_batches(engine: Engine, trials: Sequence[Trial], max_tokens: int = 0) -> list[Part]:
     """The next micro-batch of each trial, whole or, where that pays, in as many parts as there are lanes.
 
-    First those that leave the encoder out.
+    First those that leave the encoder out. max_tokens: of a pass; while all of them fit one pass a lane, the micro-batches after
+    these are among them, of every trial as many, none beyond its accumulation group.
     """
-    batches = [(trial, trial.batch(), _entry(engine, trial)) for trial in trials]
-    whole = [Part(trial, rows, len(rows), entry) for trial, rows, entry in batches]
+    entries = [_entry(engine, trial) for trial in trials]
+    most = (
+        min((trial.left_in_group for trial in trials), default=0)
+        if takes_ahead(engine, [t.given for t in trials])
+        else 1
+    )
+    whole: list[Part] = []
+    for ahead in range(most):
+        more = [
+            Part(trial, rows, len(rows), entry, ahead)
+            for trial, entry in zip(trials, entries, strict=True)
+            for rows in [trial.batch(ahead)]
+        ]
+        room = max_tokens * engine.lanes.count
+        if ahead and sum(part.tokens for part in (*whole, *more)) > room:
+            break
+        whole += more
+    if len(whole) > len(trials):
+        whole = [replace(part, alone=False) for part in whole]
     quick = [part for part in whole if part.entry is None]
     slow = [part for part in whole if part.entry is not None]
     return [*quick, *_in_parts(slow, engine.lanes.count)]
+
+
+def takes_ahead(engine: Engine, inputs: Sequence[TrialInput]) -> bool:
+    """Whether a pass may hold several micro-batches of one trial: they stand in it as so many trials would.
+
+    On a GPU a round is one pass anyway, whose graph knows each trial once.
+    """
+    is_shared = all(given.method.abilities.shares_backbone for given in inputs)
+    return engine.graphs is None and engine.backbone.family.shares and is_shared
 
 
 def _entry(engine: Engine, trial: Trial) -> Entry:
@@ -143,6 +176,7 @@ def divide(part: Part, count: int) -> list[Part]:
     return [
         replace(
             part,
+            alone=False,
             rows=part.rows[low:high],
             rows_before=low,
             tokens_before=int(lengths[:low].sum()),
@@ -156,14 +190,14 @@ def divide(part: Part, count: int) -> list[Part]:
 def cut(
     parts: Sequence[Part], max_tokens: int, lanes: int, *, steady: bool = False
 ) -> list[list[Part]]:
-    """Passes of neighbouring parts, as equal in tokens as they come, none above the limit.
+    """Passes as equal in tokens as they come, none above the limit, each in the order of the parts.
 
     As many passes as fill the lanes evenly. A part is never divided, so one that is larger than the limit is a pass alone.
-    Two parts of one trial are never in one pass: some families know one trial a pass only. Nor are parts that enter the
-    encoder at different places; those that leave it out are one pass.
+    Two parts of one micro-batch are never in one pass. Nor are parts that enter the encoder at different places; those that
+    leave it out are one pass.
 
-    steady: as equal in the tokens that micro-batches of these trials hold on the average, so that the same trials share passes
-    in every round (graphs.py); only where that would pass the limit, as equal in what they hold now.
+    steady: passes of neighbouring parts, as equal in the tokens that micro-batches of these trials hold on the average, so that
+    the same trials share passes in every round (graphs.py); only where that would pass the limit, as equal in what they hold now.
     """
     entries = list(dict.fromkeys(part.entry for part in parts))
     if len(entries) > 1:
@@ -171,22 +205,52 @@ def cut(
         return [one for group in groups for one in cut(group, max_tokens, lanes, steady=steady)]
     if entries == [None]:
         return [list(parts)]
-    if steady:
-        found = _cut(parts, [part.trial.typical for part in parts], max_tokens, lanes)
-        if all(sum(part.tokens for part in one) <= max_tokens for one in found if len(one) > 1):
-            return found
-    return _cut(parts, [part.tokens for part in parts], max_tokens, lanes)
+    if not steady:
+        return _balanced(parts, max_tokens, lanes)
+    found = _neighbours(parts, [part.trial.typical for part in parts], max_tokens, lanes)
+    if all(sum(part.tokens for part in one) <= max_tokens for one in found if len(one) > 1):
+        return found
+    return _neighbours(parts, [part.tokens for part in parts], max_tokens, lanes)
 
 
-def _cut(
+def _balanced(parts: Sequence[Part], max_tokens: int, lanes: int) -> list[list[Part]]:
+    """The largest part first, each into the pass that holds least (Graham 1969, longest processing time)."""
+    wanted = _wanted(sum(part.tokens for part in parts), len(parts), max_tokens, lanes)
+    while True:
+        passes: list[list[int]] = [[] for _ in range(wanted)]
+        loads = [0] * wanted
+        for i in sorted(range(len(parts)), key=lambda i: -parts[i].tokens):
+            free = (
+                n for n in range(wanted) if not any(_halves(parts[i], parts[j]) for j in passes[n])
+            )
+            least = min(free, key=loads.__getitem__)
+            passes[least].append(i)
+            loads[least] += parts[i].tokens
+        fit = all(
+            load <= max_tokens for load, own in zip(loads, passes, strict=True) if len(own) > 1
+        )
+        if fit or wanted == len(parts):
+            return [[parts[i] for i in sorted(own)] for own in passes]
+        wanted = min(wanted + lanes, len(parts))
+
+
+def _halves(one: Part, other: Part) -> bool:
+    """Whether two parts are of one micro-batch."""
+    return one.trial is other.trial and one.ahead == other.ahead
+
+
+def _wanted(tokens: float, parts: int, max_tokens: int, lanes: int) -> int:
+    return min(math.ceil(tokens / max_tokens / lanes) * lanes, parts)
+
+
+def _neighbours(
     parts: Sequence[Part], tokens: Sequence[float], max_tokens: int, lanes: int
 ) -> list[list[Part]]:
-    wanted = min(math.ceil(sum(tokens) / max_tokens / lanes) * lanes, len(parts))
-    share = sum(tokens) / max(wanted, 1)
+    share = sum(tokens) / max(_wanted(sum(tokens), len(parts), max_tokens, lanes), 1)
     passes: list[list[Part]] = []
     before = held = 0.0
     for part, n in zip(parts, tokens, strict=True):
-        again = bool(passes) and any(part.trial is other.trial for other in passes[-1])
+        again = bool(passes) and any(_halves(part, other) for other in passes[-1])
         # The middle of a part says which share it falls into.
         full = held + n > max_tokens or before + n / 2 > share * len(passes)
         if not passes or again or full:
@@ -203,7 +267,7 @@ def run_pass(engine: Engine, parts: Sequence[Part]) -> Passed:
     make_current(engine.backbone.device)
     trials = [part.trial for part in parts]
     owned = [trial.owned for trial in trials]
-    whole = all(part.is_whole for part in parts)
+    alone = all(part.alone for part in parts)
     targets = Targets(
         np.concatenate([part.trial.given.train.labels[part.rows] for part in parts]),
         tuple(len(part.rows) for part in parts),
@@ -211,7 +275,7 @@ def run_pass(engine: Engine, parts: Sequence[Part]) -> Passed:
         tuple(trial.group_size for trial in trials),
     )
     graphs = engine.graphs
-    if graphs is not None and whole and parts[0].entry == 0 and graphs.takes(owned):
+    if graphs is not None and alone and parts[0].entry == 0 and graphs.takes(owned):
         work = Work(
             tuple(owned),
             tuple(trial.given for trial in trials),
@@ -231,10 +295,10 @@ def run_pass(engine: Engine, parts: Sequence[Part]) -> Passed:
     # A sequence's loss reaches its own trial's parameters only, so one backward gives every trial its own gradient.
     weights = on["weights"].to(losses.dtype)
     gradients: tuple[tuple[Tensor, Tensor], ...] = ()
-    if whole and graphs is None:
+    if alone and graphs is None:
         losses.backward(weights)
     else:
-        # Another lane may hold the rest of the same trial, and a pass on a GPU cannot be undone: nothing is added here.
+        # Another lane may hold more of the same trial, and a pass on a GPU cannot be undone: nothing is added here.
         trained = [
             t for own in {t.id: t.owned for t in trials}.values() for t in own.tensors.values()
         ]

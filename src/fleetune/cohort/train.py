@@ -1,7 +1,8 @@
 """The training loop: many trials, one pass.
 
-Each round every active trial brings its next micro-batch; rounds are cut into passes that hold a bounded number of
-tokens; each pass is one forward and one backward through the frozen backbone; then every trial steps by itself.
+Each round every active trial brings its next micro-batch, or several where few are active (passes.py); rounds are cut
+into passes that hold a bounded number of tokens; each pass is one forward and one backward through the frozen backbone;
+then every trial steps by itself.
 A trial that ends leaves, and the schedule names the one that takes its place. K = 1 is the ordinary case and no other
 path.
 
@@ -46,7 +47,7 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class Advanced:
-    """Every active trial has done a micro-batch."""
+    """Every active trial has done a micro-batch, or several of its accumulation group."""
 
     trials: tuple[Trial, ...]
     rows: int
@@ -183,7 +184,7 @@ class Cohort:
     def _round(self) -> Iterator[Event]:
         began = time.perf_counter()
         lanes = self.engine.lanes
-        waiting = micro_batches(self.engine, self.active)
+        waiting = micro_batches(self.engine, self.active, self.max_tokens)
         limit = self.max_tokens
         passed: list[Passed] = []
         failed: dict[str, tuple[Trial, str]] = {}
@@ -228,18 +229,22 @@ class Cohort:
         trials = {part.trial.id: part.trial for part in parts if part.trial.id not in failed}
         for one in passed:
             one.add_gradients()
-        norms = {t.id: norm for t in trials.values() if (norm := t.advance()) is not None}
+        counts = {part.trial.id: part.ahead + 1 for part in sorted(parts, key=lambda p: p.ahead)}
+        norms = {
+            t.id: norm for t in trials.values() if (norm := t.advance(counts[t.id])) is not None
+        }
         # All numbers of the round come at once: each one asked for by itself would make a GPU wait.
         asked = [*(one.losses for one in passed), *(norm[None] for norm in norms.values())]
         numbers: list[float] = torch.cat(asked).tolist()
         norm_of = dict(zip(norms, numbers[len(parts) :], strict=True))
-        loss_of = dict.fromkeys(trials, 0.0)
-        rows_of = {part.trial.id: part.total for part in parts}
+        losses = {ident: [0.0] * counts[ident] for ident in trials}
+        rows = {ident: [0] * counts[ident] for ident in trials}
         for part, loss in zip(parts, numbers[: len(parts)], strict=True):
-            if part.trial.id in loss_of:
-                loss_of[part.trial.id] += loss
+            if (ident := part.trial.id) in trials:
+                losses[ident][part.ahead] += loss
+                rows[ident][part.ahead] = part.total
         told = [
-            (trial, trial.account(loss_of[ident], norm_of.get(ident), rows_of[ident]))
+            (trial, trial.account(losses[ident], norm_of.get(ident), rows[ident]))
             for ident, trial in trials.items()
         ]
         return {trial.id: (trial, reason) for trial, reason in told if reason is not None}
@@ -254,8 +259,8 @@ class Cohort:
 
         def run() -> Passed:
             nonlocal undo
-            # Parts of micro-batches add nothing yet, and passes on a GPU add at their end, so there is nothing to undo.
-            adds = group[0].is_whole and self.engine.graphs is None
+            # What is not alone adds nothing yet, and passes on a GPU add at their end, so there is nothing to undo.
+            adds = group[0].alone and self.engine.graphs is None
             undo = Undo(part.trial for part in group) if adds else None
             return run_pass(self.engine, group)
 

@@ -6,6 +6,7 @@ A trial knows nothing of its mates. What it does next depends on its own specifi
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -115,19 +116,25 @@ class Trial:
     def ended(self) -> bool:
         return self.step >= self.last_step
 
-    def batch(self) -> NDArray[np.int64]:
-        """Rows of the next micro-batch, in the epoch's own order."""
+    @property
+    def left_in_group(self) -> int:
+        """Micro-batches of the running accumulation group that are still to be done."""
+        within = self.micro_step % self.micro_per_epoch
+        done = within % self.given.settings.gradient_accumulation_steps
+        return self.group_size - done
+
+    def batch(self, ahead: int = 0) -> NDArray[np.int64]:
+        """Rows of the next micro-batch, in the epoch's own order; or of one so many after it in its accumulation group."""
         if self._order is None or self._order[0] != self.epoch:
             order = stream(self.given.spec.seed, "order", self.epoch).permutation(self.rows)
             self._order = (self.epoch, self.given.train.rows[order])
         size = self.given.settings.per_device_train_batch_size
-        at = (self.micro_step % self.micro_per_epoch) * size
+        at = (self.micro_step % self.micro_per_epoch + ahead) * size
         return self._order[1][at : at + size]
 
-    @property
-    def noise_key(self) -> NoiseKey:
-        """What decides the dropout of the next micro-batch."""
-        return NoiseKey(self.given.spec.seed, self.micro_step, self.given.settings.dropout)
+    def noise_key(self, ahead: int = 0) -> NoiseKey:
+        """What decides the dropout of the next micro-batch, or of one so many after it."""
+        return NoiseKey(self.given.spec.seed, self.micro_step + ahead, self.given.settings.dropout)
 
     @property
     def group_size(self) -> int:
@@ -136,30 +143,34 @@ class Trial:
         within = self.micro_step % self.micro_per_epoch
         return min(size, self.micro_per_epoch - within // size * size)
 
-    def advance(self) -> Tensor | None:
-        """Count a micro-batch whose gradient has been added; step at the end of its group.
+    def advance(self, count: int = 1) -> Tensor | None:
+        """Count micro-batches of one accumulation group whose gradients have been added; step at the end of the group.
 
         Returns the gradient's norm before clipping where a step was made, still on its device, or None. The numbers of the
-        micro-batch follow in `account`, so that a whole round waits for its device once.
+        micro-batches follow in `account`, so that a whole round waits for its device once.
         """
-        within = self.micro_step % self.micro_per_epoch + 1
-        self.micro_step += 1
-        due = within % self.given.settings.gradient_accumulation_steps == 0
-        if not (due or within == self.micro_per_epoch):
+        assert 1 <= count <= self.left_in_group, "the next step would see gradients of another"
+        is_last = count == self.left_in_group
+        self.micro_step += count
+        if not is_last:
             return None
         self.step += 1
         return self.optimizer.step()
 
-    def account(self, loss: float, norm: float | None, rows: int) -> str | None:
-        """Take down the loss of the micro-batch just counted, and the norm where it ended a group.
+    def account(
+        self, losses: Sequence[float], norm: float | None, rows: Sequence[int]
+    ) -> str | None:
+        """Take down the losses of the micro-batches just counted, and the norm where they ended a group.
 
-        Returns why the trial must end now (a loss or gradient that is not finite), or None.
+        losses, rows: of each of them its mean loss and its rows. Returns why the trial must end now (a loss or gradient that is
+        not finite), or None.
         """
         step = self.step + (norm is None)
-        if not math.isfinite(loss):
-            return f"the loss became {loss} at step {step}; a lower learning_rate may help"
-        self.loss_sum += loss * rows
-        self.rows_seen += rows
+        for loss, n in zip(losses, rows, strict=True):
+            if not math.isfinite(loss):
+                return f"the loss became {loss} at step {step}; a lower learning_rate may help"
+            self.loss_sum += loss * n
+            self.rows_seen += n
         if norm is not None and not math.isfinite(norm):
             return f"the gradient became {norm} at step {step}; a lower learning_rate may help"
         return None
