@@ -1,6 +1,6 @@
 """One cohort in a process of its own: predicted memory, and the kernel's count of the peak. For test_memory.py.
 
-Run as `python -m tests.cohort.resident TRIALS METHODS DTYPE FAMILY`; prints one line of JSON, bytes.
+Run as `python -m tests.cohort.resident TRIALS METHODS DTYPE FAMILY [ACCUMULATION]`; prints one line of JSON, bytes.
 """
 
 from __future__ import annotations
@@ -38,16 +38,22 @@ def table(rows: int) -> TokenTable:
     return TokenTable(ids, offsets.astype(np.int64), None, 0, LONGEST)
 
 
-def inputs(trials: int, methods: list[str]) -> list[TrialInput]:
-    train, selection = table(3 * BATCH), table(SELECTION)
+def inputs(trials: int, methods: list[str], accumulation: int = 1) -> list[TrialInput]:
+    rows = 3 * accumulation * BATCH
+    train, selection = table(rows), table(SELECTION)
     return [
         TrialInput(
             spec=TrialSpec(id=str(k), task="random", method=methods[k % len(methods)], seed=k),
             method=make_method(methods[k % len(methods)], {}),
             settings=training_settings(
-                {"learning_rate": 1e-4, "per_device_train_batch_size": BATCH, "num_train_epochs": 1}
+                {
+                    "learning_rate": 1e-4,
+                    "per_device_train_batch_size": BATCH,
+                    "gradient_accumulation_steps": accumulation,
+                    "num_train_epochs": 1,
+                }
             ),
-            train=Rows(train, np.arange(3 * BATCH), np.arange(3 * BATCH) % 2),
+            train=Rows(train, np.arange(rows), np.arange(rows) % 2),
             selection=Rows(selection, np.arange(SELECTION), np.arange(SELECTION) % 2),
             metrics=("accuracy",),
             best_metric="accuracy",
@@ -67,13 +73,13 @@ def run(engine: Engine, given: list[TrialInput], tokens: int) -> None:
         pass
 
 
-def main(trials: int, methods: list[str], dtype: str, family: str) -> None:
+def main(trials: int, methods: list[str], dtype: str, family: str, accumulation: int = 1) -> None:
     torch.set_num_threads(1)
     config = AutoConfig.for_model(family, **SHAPES[family], vocab_size=30_522, num_labels=2)
     model = AutoModelForSequenceClassification.from_config(config)
     fresh = frozenset(n for n, _ in model.named_parameters() if "classifier" in n)
     engine = Engine(model, fresh, dtype=getattr(torch, dtype))
-    given = inputs(trials, methods)
+    given = inputs(trials, methods, accumulation)
     predicted = needs(engine, given, measure(engine, given), trials=trials, tokens=TOKENS)
     # Kernels, caches and code that any training touches once are not the cohort's.
     run(engine, inputs(1, ["head"]), 64)
@@ -87,4 +93,4 @@ def main(trials: int, methods: list[str], dtype: str, family: str) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2].split(","), sys.argv[3], sys.argv[4])
+    main(int(sys.argv[1]), sys.argv[2].split(","), *sys.argv[3:5], *map(int, sys.argv[5:]))

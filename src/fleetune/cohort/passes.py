@@ -117,27 +117,23 @@ def micro_batches(engine: Engine, trials: Sequence[Trial], max_tokens: int = 0) 
     these are among them, of every trial as many, none beyond its accumulation group.
     """
     entries = [_entry(engine, trial) for trial in trials]
-    most = (
-        min((trial.left_in_group for trial in trials), default=0)
-        if takes_ahead(engine, [t.given for t in trials])
-        else 1
-    )
-    whole: list[Part] = []
-    for ahead in range(most):
-        more = [
-            Part(trial, rows, len(rows), entry, ahead)
-            for trial, entry in zip(trials, entries, strict=True)
-            for rows in [trial.batch(ahead)]
-        ]
-        room = max_tokens * engine.lanes.count
-        if ahead and sum(part.tokens for part in (*whole, *more)) > room:
-            break
-        whole += more
-    if len(whole) > len(trials):
-        whole = [replace(part, alone=False) for part in whole]
+    whole = _at(0, trials, entries)
+    if takes_ahead(engine, [trial.given for trial in trials]):
+        for ahead in range(1, min((trial.left_in_group for trial in trials), default=0)):
+            more = [*whole, *_at(ahead, trials, entries)]
+            if sum(part.tokens for part in more) > max_tokens * engine.lanes.count:
+                break
+            whole = [replace(part, alone=False) for part in more]
     quick = [part for part in whole if part.entry is None]
     slow = [part for part in whole if part.entry is not None]
     return [*quick, *_in_parts(slow, engine.lanes.count)]
+
+
+def _at(ahead: int, trials: Sequence[Trial], entries: Sequence[Entry]) -> list[Part]:
+    """Of each trial the micro-batch so many after its next one."""
+    batches = [trial.batch(ahead) for trial in trials]
+    every = zip(trials, batches, entries, strict=True)
+    return [Part(trial, rows, len(rows), entry, ahead) for trial, rows, entry in every]
 
 
 def takes_ahead(engine: Engine, inputs: Sequence[TrialInput]) -> bool:
@@ -215,23 +211,25 @@ def cut(
 
 def _balanced(parts: Sequence[Part], max_tokens: int, lanes: int) -> list[list[Part]]:
     """The largest part first, each into the pass that holds least (Graham 1969, longest processing time)."""
-    wanted = _wanted(sum(part.tokens for part in parts), len(parts), max_tokens, lanes)
+    count = _wanted(sum(part.tokens for part in parts), len(parts), max_tokens, lanes)
     while True:
-        passes: list[list[int]] = [[] for _ in range(wanted)]
-        loads = [0] * wanted
-        for i in sorted(range(len(parts)), key=lambda i: -parts[i].tokens):
-            free = (
-                n for n in range(wanted) if not any(_halves(parts[i], parts[j]) for j in passes[n])
-            )
-            least = min(free, key=loads.__getitem__)
-            passes[least].append(i)
-            loads[least] += parts[i].tokens
-        fit = all(
-            load <= max_tokens for load, own in zip(loads, passes, strict=True) if len(own) > 1
-        )
-        if fit or wanted == len(parts):
-            return [[parts[i] for i in sorted(own)] for own in passes]
-        wanted = min(wanted + lanes, len(parts))
+        passes = _dealt(parts, count)
+        fit = all(sum(part.tokens for part in one) <= max_tokens for one in passes if len(one) > 1)
+        if fit or count == len(parts):
+            return passes
+        count = min(count + lanes, len(parts))
+
+
+def _dealt(parts: Sequence[Part], count: int) -> list[list[Part]]:
+    """The parts in so many passes: at least as many as a micro-batch has parts."""
+    passes: list[list[int]] = [[] for _ in range(count)]
+    held = [0] * count
+    for i in sorted(range(len(parts)), key=lambda i: -parts[i].tokens):
+        can = (n for n in range(count) if not any(_halves(parts[i], parts[j]) for j in passes[n]))
+        least = min(can, key=held.__getitem__)
+        passes[least].append(i)
+        held[least] += parts[i].tokens
+    return [[parts[i] for i in sorted(own)] for own in passes]
 
 
 def _halves(one: Part, other: Part) -> bool:
