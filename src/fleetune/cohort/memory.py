@@ -29,7 +29,7 @@ from fleetune.backbone.noise import Noise, NoiseKey
 from fleetune.cohort.engine import Engine
 from fleetune.cohort.known import MOST_BYTES, Entry
 from fleetune.cohort.owned import Owned
-from fleetune.cohort.passes import are_divided, takes_ahead
+from fleetune.cohort.passes import are_divided, balanced, takes_ahead
 from fleetune.cohort.trial import Rows, Trial, TrialInput, eval_tokens
 from fleetune.data.packing import Packed, pack
 from fleetune.data.tokens import TokenTable
@@ -155,22 +155,35 @@ def needs(
     batches = sorted((_batch_tokens(given) for given in inputs), reverse=True)[:trials]
     judged = sorted((eval_tokens(given, tokens) for given in inputs), reverse=True)[:trials]
     padding = padding_share(engine, inputs)
+    passes, shared_by = _passes_of(engine, inputs, batches, tokens)
     # On a processor one pass runs in each lane.
-    ahead = min(given.settings.gradient_accumulation_steps for given in inputs)
-    ahead = ahead if takes_ahead(engine, inputs) else 1
-    held = ahead * sum(batches)
-    divides = are_divided(len(batches), sum(batches), engine.lanes.count)
-    lanes = engine.lanes.count if divides else min(engine.lanes.count, ahead * len(batches))
-    # What is not alone of its trial in a round has a gradient of its own until all are added.
-    gradients = lanes * sum(states[:trials]) // COPIES if divides or ahead > 1 else 0
-    alive = max(min(tokens * lanes, held), max(batches))
+    running = sorted(passes, reverse=True)[: engine.lanes.count]
+    # What is not alone of its trial in a round has a gradient of its own in each pass until all are added.
+    gradients = shared_by * sum(states[:trials]) // COPIES if shared_by > 1 else 0
     return Needs(
         backbone_bytes(engine),
         sum(states[: trials + parked]) + gradients,
         rates.known,
-        rates.training.at(round(alive * padding), lanes),
+        rates.training.at(round(sum(running) * padding), len(running)),
         rates.evaluation.at(round(min(tokens, sum(judged)) * padding)) if any(judged) else 0,
     )
+
+
+def _passes_of(
+    engine: Engine, inputs: Sequence[TrialInput], batches: Sequence[int], tokens: int
+) -> tuple[list[float], int]:
+    """The tokens of each pass of a round whose micro-batches hold so many, and how many passes hold a part of one trial."""
+    lanes = engine.lanes.count
+    if engine.graphs is not None:
+        return [max(min(tokens, sum(batches)), max(batches))], 1
+    ahead = min(given.settings.gradient_accumulation_steps for given in inputs)
+    most = ahead if takes_ahead(engine, inputs) else 1
+    count = max(min(most, tokens * lanes // sum(batches)), 1)
+    sizes = [float(n) for n in batches for _ in range(count)]
+    divided = lanes if are_divided(len(sizes), count * sum(batches), lanes) else 1
+    sizes = [n / divided for n in sizes for _ in range(divided)]
+    passes = [sum(sizes[i] for i in own) for own in balanced(sizes, tokens, lanes)]
+    return passes, min(count * divided, len(passes))
 
 
 def worst_batch(given: TrialInput) -> int:

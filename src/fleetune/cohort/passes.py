@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -202,34 +202,45 @@ def cut(
     if entries == [None]:
         return [list(parts)]
     if not steady:
-        return _balanced(parts, max_tokens, lanes)
+        sizes = [part.tokens for part in parts]
+        numbers = balanced(sizes, max_tokens, lanes, lambda i, j: _halves(parts[i], parts[j]))
+        return [[parts[i] for i in own] for own in numbers]
     found = _neighbours(parts, [part.trial.typical for part in parts], max_tokens, lanes)
     if all(sum(part.tokens for part in one) <= max_tokens for one in found if len(one) > 1):
         return found
     return _neighbours(parts, [part.tokens for part in parts], max_tokens, lanes)
 
 
-def _balanced(parts: Sequence[Part], max_tokens: int, lanes: int) -> list[list[Part]]:
-    """The largest part first, each into the pass that holds least (Graham 1969, longest processing time)."""
-    count = _wanted(sum(part.tokens for part in parts), len(parts), max_tokens, lanes)
+def balanced(
+    sizes: Sequence[float],
+    max_tokens: int,
+    lanes: int,
+    apart: Callable[[int, int], bool] = lambda i, j: False,
+) -> list[list[int]]:
+    """Parts of so many tokens in passes: the largest first, each into the one that holds least (Graham 1969).
+
+    apart: whether two parts, by their numbers, may not be in one pass; of at most as many as there are lanes.
+    """
+    count = _wanted(sum(sizes), len(sizes), max_tokens, lanes)
     while True:
-        passes = _dealt(parts, count)
-        fit = all(sum(part.tokens for part in one) <= max_tokens for one in passes if len(one) > 1)
-        if fit or count == len(parts):
+        passes = _dealt(sizes, count, apart)
+        fit = all(sum(sizes[i] for i in own) <= max_tokens for own in passes if len(own) > 1)
+        if fit or count == len(sizes):
             return passes
-        count = min(count + lanes, len(parts))
+        count = min(count + lanes, len(sizes))
 
 
-def _dealt(parts: Sequence[Part], count: int) -> list[list[Part]]:
-    """The parts in so many passes: at least as many as a micro-batch has parts."""
+def _dealt(
+    sizes: Sequence[float], count: int, apart: Callable[[int, int], bool]
+) -> list[list[int]]:
     passes: list[list[int]] = [[] for _ in range(count)]
-    held = [0] * count
-    for i in sorted(range(len(parts)), key=lambda i: -parts[i].tokens):
-        can = (n for n in range(count) if not any(_halves(parts[i], parts[j]) for j in passes[n]))
+    held = [0.0] * count
+    for i in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
+        can = (n for n in range(count) if not any(apart(i, j) for j in passes[n]))
         least = min(can, key=held.__getitem__)
         passes[least].append(i)
-        held[least] += parts[i].tokens
-    return [[parts[i] for i in sorted(own)] for own in passes]
+        held[least] += sizes[i]
+    return [sorted(own) for own in passes]
 
 
 def _halves(one: Part, other: Part) -> bool:
