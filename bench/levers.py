@@ -29,6 +29,7 @@ import warnings
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -235,10 +236,7 @@ def main(words: Sequence[str] | None = None) -> None:
         print(compared(sides[0], sides[1], rounds))
     if given.profile:
         for side in sides:
-
-            def one(of: Side = side) -> Round:
-                return of.round(group * given.trials)
-
+            one = partial(side.round, group * given.trials)
             print(f"\n{side.name}:\n{breakdown(one, given.rounds, given.device)}")
     sys.stdout.flush()
 

@@ -64,10 +64,6 @@ class Part:
     """The sum of their squared lengths."""
 
     @property
-    def is_whole(self) -> bool:
-        return len(self.rows) == self.total
-
-    @property
     def lengths(self) -> NDArray[np.int64]:
         """Tokens of each row."""
         return self.trial.given.train.table.lengths[self.rows]

@@ -178,8 +178,7 @@ class Trial:
     @property
     def mid_group(self) -> bool:
         """Whether gradients of an unfinished accumulation group are held."""
-        within = self.micro_step % self.micro_per_epoch
-        return within % self.given.settings.gradient_accumulation_steps != 0
+        return self.left_in_group < self.group_size
 
     @property
     def at_epoch_end(self) -> bool:
