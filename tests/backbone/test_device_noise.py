@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fleetune.backbone.device_noise import DeviceNoise, noise_on
-from fleetune.backbone.noise import Noise, NoiseKey, TrialRows
+from fleetune.backbone.noise import BatchRows, Noise, NoiseKey
 from fleetune.backbone.philox import philox, word
 from fleetune.backbone.stream import Stream
 from fleetune.seeds import digest
@@ -64,7 +64,7 @@ def activations(noise: DeviceNoise, counts: list[int], width: int = 6) -> list[T
     """Each trial's multipliers."""
     bounds = np.cumsum([0, *counts]).tolist()
     before = [key.tokens_before for key in noise.keys]
-    rows = TrialRows(bounds, [None] * len(counts), before)
+    rows = BatchRows(bounds, [None] * len(counts), before)
     out = torch.full((bounds[-1], width), torch.nan, dtype=torch.float64)
     return list(noise.every(noise.rates(0.5), out, rows, "site", 0).split(counts))
 
@@ -113,8 +113,8 @@ def test_padding_takes_no_bits_and_is_multiplied_by_one() -> None:
 def test_a_table_with_as_many_rows_as_tokens_takes_its_own_numbers() -> None:
     """In one pass, in either order."""
     noise = DeviceNoise([NoiseKey(3, 5, tokens_before=7)])
-    tokens = TrialRows([0, 5], [np.asarray([0, 2, 4])], [7])
-    table = TrialRows([0, 5], [None], [0])
+    tokens = BatchRows([0, 5], [np.asarray([0, 2, 4])], [7])
+    table = BatchRows([0, 5], [None], [0])
     for rows in (tokens, table, tokens):
         alone = DeviceNoise(noise.keys)
         out, other = torch.empty(5, 6).double(), torch.empty(5, 6).double()
@@ -125,7 +125,7 @@ def test_a_table_with_as_many_rows_as_tokens_takes_its_own_numbers() -> None:
 @pytest.mark.parametrize("rate", [0.01, 0.1, 0.5, 0.9])
 def test_dropped_share_is_the_rate_and_the_rest_makes_up_for_it(rate: float) -> None:
     count = 200_000
-    rows = TrialRows([0, count], [None], [0])
+    rows = BatchRows([0, count], [None], [0])
     out = torch.empty(count, 1, dtype=torch.float64)
     found = DeviceNoise([NoiseKey(0, 0)]).every([rate], out, rows, "site", 0)
     # Five standard errors of a share; the draws are fixed by their names.
@@ -144,7 +144,7 @@ def test_neighbouring_numbers_are_independent(lag: int) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_multipliers_are_rounded_once(dtype: torch.dtype) -> None:
     out = torch.empty(50, 6, dtype=dtype)
-    DeviceNoise(KEYS[:1]).every([0.25], out, TrialRows([0, 50], [None], [0]), "site", 0)
+    DeviceNoise(KEYS[:1]).every([0.25], out, BatchRows([0, 50], [None], [0]), "site", 0)
     exact = expected(KEYS[0], 300, 0.25, "site", 0)
     assert torch.equal(out.reshape(-1), exact.to(dtype))
 

@@ -199,7 +199,7 @@ def test_padded_rows_get_no_bits(lengths: list[int], extra: int, before: list[in
     trials = np.array([0, len(mates), len(every)])
     noise = Noise([NoiseKey(0, 0), key])
     stream = Stream(offsets, trials, "padded", torch.device("cpu"), noise)
-    low, high = stream.token_bounds[1:3]
+    low, high = stream.bounds(stream.n_token_rows)[1:3]
     existing = stream.existing((stream.n_sequences, stream.longest), 1)
     assert existing is not None and len(existing) == sum(lengths)
     found = noise.rows(1, rate, LIKE.new_empty(high - low, width), existing, 0, "site", 0)
@@ -222,9 +222,9 @@ def test_a_table_of_positions_has_neither_padding_nor_rows_before_it(rows: int) 
     key = NoiseKey(0, 0, tokens_before=7, rows_before=3, squares_before=20)
     offsets, trials = np.array([0, 3, 8]), np.array([0, 2])
     stream = Stream(offsets, trials, "padded", torch.device("cpu"), Noise([key]))
-    found = stream.trial_rows((rows,))
+    found = stream.batch_rows((rows,))
     assert (found.bounds, found.existing, found.before) == ([0, rows], [None], [0])
-    tokens, sequences = stream.trial_rows((2, 5)), stream.trial_rows((2, 1))
+    tokens, sequences = stream.batch_rows((2, 5)), stream.batch_rows((2, 1))
     assert tokens.before == [7] and tokens.existing[0] is not None
     assert sequences.before == [3] and sequences.existing == [None]
 

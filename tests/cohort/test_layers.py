@@ -262,7 +262,7 @@ def test_each_trial_runs_its_own_embedding() -> None:
     current.active = Active({"leaf.weight": [None, table, None]}, {})
     ids = torch.arange(16)[None] % 11
     expected = own(ids).clone()
-    low, high = current.stream.token_bounds[1:3]
+    low, high = current.stream.bounds(current.stream.n_token_rows)[1:3]
     expected[0, low:high] = table[ids[0, low:high]]
     assert torch.equal(leaf(ids), expected)
 
@@ -304,7 +304,7 @@ def test_low_rank_leaf_is_the_papers_formula(layout: Any, noisy: bool) -> None:
         stream.calls.clear()
         current.stream, current.active = stream, Active(owned, {"leaf": slots})
         found = leaf(x).view(-1, E)
-        low, high = stream.token_bounds[:2]
+        low, high = stream.bounds(stream.n_token_rows)[:2]
         kept = rows[low:high]
         if noise is not None:
             existing = stream.existing(shape, 0)
@@ -313,7 +313,7 @@ def test_low_rank_leaf_is_the_papers_formula(layout: Any, noisy: bool) -> None:
             assert (kept == 0).any()
         update = 3.0 * kept @ slots[0].down.T @ slots[0].up.T  # type: ignore[union-attr]
         expected = [functional.linear(rows[low:high], own.weight, own.bias) + update]  # type: ignore[arg-type]
-        low, high = stream.token_bounds[1:3]
+        low, high = stream.bounds(stream.n_token_rows)[1:3]
         part = rows[low:high]
         update = 0.5 * part @ slots[1].down.T @ slots[1].up.T  # type: ignore[union-attr]
         expected.append(functional.linear(part, own.weight, biases[1]) + update)  # type: ignore[arg-type]
@@ -340,7 +340,7 @@ def test_dropout_of_each_trial(layout: Any) -> None:
     first, second = (leaf(x).view(-1, width) for _ in range(2))
     assert not torch.equal(first, second)
     for k, rate in enumerate([0.25, 0.0, 0.75]):
-        low, high = stream.token_bounds[k : k + 2]
+        low, high = stream.bounds(stream.n_token_rows)[k : k + 2]
         real = stream.existing(shape, k)
         part = first[low:high] if real is None else first[low:high][torch.from_numpy(real)]
         # 16-bit rates of 1/4 and 3/4 are exact, so a kept activation is scaled by just 1 / (1 -

@@ -20,6 +20,7 @@ from fleetune.cohort.engine import Engine
 from fleetune.cohort.layers import Leaf
 from fleetune.cohort.shortage import is_out_of_memory
 from fleetune.cohort.train import Advanced, Cohort, Event, PassesShrunk
+from fleetune.data.packing import Packed
 from tests.cohort.outcomes import assert_bit_equal, head_of, train, trial
 from tests.tiny import tiny_model
 
@@ -215,12 +216,12 @@ def test_heads_on_known_values_that_fail_cost_their_mates_nothing(
     plain = train(engine, given)
     from_pooled, calls = engine.backbone.from_pooled, 0
 
-    def refuse(values: Tensor, trials: Any, *rest: Any) -> Tensor:
+    def refuse(values: Tensor, packed: Packed, *rest: Any) -> Tensor:
         nonlocal calls
         calls += torch.is_grad_enabled()
-        if torch.is_grad_enabled() and calls <= refused and len(trials) > 2:
+        if torch.is_grad_enabled() and calls <= refused and len(packed.trials) > 2:
             raise MemoryError
-        return from_pooled(values, trials, *rest)
+        return from_pooled(values, packed, *rest)
 
     monkeypatch.setattr(engine.backbone, "from_pooled", refuse)
     recorder = Recorder()

@@ -235,9 +235,9 @@ def test_a_round_holds_no_more_than_a_pass_a_lane() -> None:
     one = sum(part.tokens for part in micro_batches(engine, made))
     counts = [len(micro_batches(engine, made, limit)) for limit in (1, one // 2 - 1, one, 10**6)]
     assert counts == [2, 2, 4, 8]
-    assert {part.alone for part in micro_batches(engine, made, one)} == {False}
-    assert {part.alone for part in micro_batches(engine, made, 1)} == {True}
-    assert [p.ahead for p in micro_batches(engine, made, 10**6)] == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert {part.siblings for part in micro_batches(engine, made, one)} == {2}
+    assert {part.siblings for part in micro_batches(engine, made, 1)} == {1}
+    assert [p.ahead for p in micro_batches(engine, made, 10**6)] == [0, 1, 2, 3] * 2
     made[0].advance(3)
     assert len(micro_batches(engine, made, 10**6)) == 2, "one of the group is left"
 

@@ -78,7 +78,7 @@ def packed_attention(
             for b, n in zip(stream.buckets, places.queries, strict=True)
         ]
         made = [query.new_zeros(shape) for shape in shapes]
-        offsets, buckets = stream.trial_offsets, stream.buckets
+        offsets, buckets = stream.batch_offsets, stream.buckets
         noise.attention(dropout, buckets, offsets, made, site, call, first_only=first_only)
         drops = [*made]
     return _PackedAttention.apply(q, k, v, places, masks, drops, scale).unsqueeze(0), None  # type: ignore[no-any-return]

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fleetune.backbone.noise import Blocks, Noise, NoiseKey, TrialRows, level
+from fleetune.backbone.noise import BatchRows, Blocks, Noise, NoiseKey, level
 from fleetune.backbone.philox import Drawn, Streams, multiply
 from fleetune.backbone.send import send
 from fleetune.seeds import digest
@@ -25,13 +25,13 @@ from fleetune.seeds import digest
 
 @dataclass(frozen=True, slots=True)
 class DeviceNoise(Noise):
-    """The dropout of one training pass; one key a trial."""
+    """The dropout of one training pass; one key a micro-batch."""
 
     _kept: dict[Hashable, Any] = field(default_factory=dict[Hashable, Any], repr=False)
     """Which numbers rows take: the same in every layer."""
 
     def every(
-        self, rates: Sequence[float], out: Tensor, rows: TrialRows, *name: str | int
+        self, rates: Sequence[float], out: Tensor, rows: BatchRows, *name: str | int
     ) -> Tensor:
         """As the base class, by one kernel."""
         width = out.shape[1]
@@ -47,7 +47,7 @@ class DeviceNoise(Noise):
 
     def rows(
         self,
-        trial: int,
+        batch: int,
         rate: float,
         out: Tensor,
         existing: NDArray[np.int64] | None,
@@ -55,14 +55,14 @@ class DeviceNoise(Noise):
         *name: str | int,
     ) -> Tensor:
         """As the base class."""
-        alone = type(self)([self.keys[trial]])
-        return alone.every([rate], out, TrialRows([0, len(out)], [existing], [before]), *name)
+        alone = type(self)([self.keys[batch]])
+        return alone.every([rate], out, BatchRows([0, len(out)], [existing], [before]), *name)
 
     def attention(
         self,
         rate: float,
         buckets: Sequence[Blocks],
-        trial_offsets: NDArray[np.int64],
+        batch_offsets: NDArray[np.int64],
         outs: Sequence[Tensor],
         *name: str | int,
         first_only: bool = False,
@@ -71,7 +71,7 @@ class DeviceNoise(Noise):
         shapes = [tuple(out.shape) for out in outs]
         kept = ("attention", first_only, *shapes)
         if kept not in self._kept:
-            found = self._of_tiles(buckets, trial_offsets, shapes, first_only)
+            found = self._of_tiles(buckets, batch_offsets, shapes, first_only)
             self._kept[kept] = [_drawn(one, outs[0].device) for one in found]
         streams = self._streams(self.rates(rate), outs[0], *name)
         for out, drawn in zip(outs, self._kept[kept], strict=True):
@@ -90,31 +90,31 @@ class DeviceNoise(Noise):
     def _of_tiles(
         self,
         buckets: Sequence[Blocks],
-        trial_offsets: NDArray[np.int64],
+        batch_offsets: NDArray[np.int64],
         shapes: Sequence[tuple[int, ...]],
         first_only: bool,
     ) -> list[tuple[NDArray[np.int64], ...]]:
-        """Of each bucket: trial, start, low and high of its rows, a row for each tile, head and query."""
-        count = int(trial_offsets[-1])
+        """Of each bucket: micro-batch, start, low and high of its rows, a row for each tile, head and query."""
+        count = int(batch_offsets[-1])
         lengths = np.zeros(count, dtype=np.int64)
         for b in buckets:
             lengths[b.sequences] = b.lengths
-        trial_of = np.repeat(np.arange(len(trial_offsets) - 1), np.diff(trial_offsets))
+        batch_of = np.repeat(np.arange(len(batch_offsets) - 1), np.diff(batch_offsets))
         sizes = lengths if first_only else lengths**2
         before = np.cumsum(sizes) - sizes
         skipped = [k.tokens_before if first_only else k.squares_before for k in self.keys]
-        own = before - before[trial_offsets[:-1]][trial_of] + np.asarray(skipped)[trial_of]
+        own = before - before[batch_offsets[:-1]][batch_of] + np.asarray(skipped)[batch_of]
         found: list[tuple[NDArray[np.int64], ...]] = []
         for b, (tiles, heads, queries, _) in zip(buckets, shapes, strict=True):
-            trial, start, low, high = np.zeros((4, tiles, heads, queries), dtype=np.int64)
+            whose, start, low, high = np.zeros((4, tiles, heads, queries), dtype=np.int64)
             for sequence, tile, top, left, n in b.corners(first_only):
                 rows = 1 if first_only else n
                 here = (tile, slice(None), slice(top, top + rows))
                 # [heads, rows]: head after head, each row n numbers.
                 at = np.arange(heads * rows).reshape(heads, rows) * n
-                trial[here], low[here], high[here] = trial_of[sequence], left, left + n
+                whose[here], low[here], high[here] = batch_of[sequence], left, left + n
                 start[here] = heads * own[sequence] + at - left
-            found.append(tuple(values.reshape(-1) for values in (trial, start, low, high)))
+            found.append(tuple(values.reshape(-1) for values in (whose, start, low, high)))
         return found
 
 
@@ -123,7 +123,7 @@ def noise_on(device: torch.device, keys: Sequence[NoiseKey]) -> Noise:
     return Noise(keys) if device.type == "cpu" else DeviceNoise(keys)
 
 
-def _of_rows(rows: TrialRows, width: int) -> tuple[NDArray[np.int64], ...]:
+def _of_rows(rows: BatchRows, width: int) -> tuple[NDArray[np.int64], ...]:
     """Trial, start, low and high of each row of activations; padding takes no number."""
     count = rows.bounds[-1]
     trial, place = np.zeros(count, dtype=np.int64), np.zeros(count, dtype=np.int64)

@@ -6,7 +6,8 @@ asks for more. So the same kernels can run again on the next pass's numbers (coh
 Rows at the end of the stream may hold no token ("spare"): they belong to the last trial, take the token that pads, are
 seen by no sequence and have no gradient, so they change nothing.
 
-Notation: K trials, B sequences, T rows of tokens with the spare ones.
+Notation: K trials, M micro-batches (of a trial one or several, one after the other), B sequences, T rows of tokens with the
+spare ones.
 """
 
 from __future__ import annotations
@@ -32,20 +33,22 @@ class LaidRows:
 
     trial: Tensor
     """Whose each row is, [N], int32."""
+    batch: Tensor
+    """Of which micro-batch each row is, [N], int32: that decides its dropout."""
     place: Tensor
-    """Its number among the rows of its trial, [N], int32."""
+    """Its number among the rows of its micro-batch, [N], int32."""
     ends: Tensor
     """Where each trial's rows end, [K], int32."""
 
 
 @dataclass(frozen=True, slots=True)
 class Levels:
-    """What a dropout drops, for each trial."""
+    """What a dropout drops, for each micro-batch."""
 
     thresholds: Tensor
-    """A number of 16 bits below it is dropped, [K], int32."""
+    """A number of 16 bits below it is dropped, [M], int32."""
     scales: Tensor
-    """What is kept is multiplied by it, [K], float32."""
+    """What is kept is multiplied by it, [M], float32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +56,7 @@ class Drawing:
     """Which bits a dropout takes."""
 
     keys: Tensor
-    """[K], int64."""
+    """[M], int64."""
     levels: Levels
     site: tuple[int, int]
 
@@ -66,14 +69,14 @@ class Laid:
     sequences: LaidRows
     offsets: Tensor
     """Where each sequence's tokens start, and their end, [B + 1], int32."""
-    whose: Tensor
-    """The trial of each sequence, [B], int32."""
+    batch: Tensor
+    """The micro-batch of each sequence, [B], int32."""
     before: Tensor
-    """Words of 128 bits, a head, that the trial's earlier sequences take for attention's dropout, [B], int64."""
+    """Words of 128 bits, a head, that its earlier sequences take for attention's dropout, [B], int64."""
     first_tokens: Tensor
     """The row of each sequence's first token, [B], int64."""
     keys: Tensor
-    """Of each trial's dropout in this pass, [K], int64; zero without dropout."""
+    """Of each micro-batch's dropout, [M], int64; zero without dropout."""
     longest: int
     """No sequence has more tokens."""
     levels: dict[tuple[float, ...], Levels] = field(default_factory=dict[tuple[float, ...], Levels])
@@ -82,7 +85,7 @@ class Laid:
     @property
     def block(self) -> int:
         """How many rows of a sequence attention works on at once."""
-        return block_of(len(self.tokens.trial), len(self.whose))
+        return block_of(len(self.tokens.trial), len(self.batch))
 
     def rows(self, count: int) -> LaidRows:
         """Whose so many rows are."""
@@ -90,11 +93,11 @@ class Laid:
         return self.tokens if count == len(self.tokens.trial) else self.sequences
 
     def drawing(self, rates: Sequence[float], *site: str | int) -> Drawing:
-        """A dropout at a place in the model, each trial's at its own rate."""
+        """A dropout at a place in the model, each micro-batch's at its own rate; rates: [M]."""
         return Drawing(self.keys, self.levels_of(rates), site_words(*site))
 
     def levels_of(self, rates: Sequence[float]) -> Levels:
-        """The levels of each trial's rate; sent once."""
+        """The levels of each micro-batch's rate; sent once."""
         key = tuple(rates)
         if key not in self.levels:
             found = [level(rate) for rate in rates]
@@ -130,20 +133,24 @@ def arrays(
     trials: NDArray[np.int64],
     keys: Sequence[tuple[int, int]] | None,
     spare: int = 0,
+    batches: NDArray[np.int64] | None = None,
 ) -> Arrays:
-    """The arrays of a pass. offsets, trials: as in `Packed`; keys: seed and step of each trial's dropout."""
-    lengths, counts = np.diff(offsets), np.diff(trials)
-    ends = offsets[trials[1:]].copy()
+    """The arrays of a pass. offsets, trials, batches: as in `Packed`, None where each trial has one micro-batch; keys: seed and
+    step of each one's dropout."""
+    batches = trials if batches is None else batches
+    lengths, counts = np.diff(offsets), np.diff(batches)
+    ends, cuts = offsets[trials[1:]].copy(), offsets[batches[1:]].copy()
     ends[-1:] += spare
+    cuts[-1:] += spare
     whose = np.repeat(np.arange(len(counts)), counts)
     words = lengths * eighths(lengths)
     before = np.cumsum(words) - words
     return {
-        **{f"tokens.{name}": value for name, value in _rows(ends).items()},
-        **{f"sequences.{name}": value for name, value in _rows(trials[1:]).items()},
+        **{f"tokens.{name}": value for name, value in _rows(ends, cuts).items()},
+        **{f"sequences.{name}": value for name, value in _rows(trials[1:], batches[1:]).items()},
         "offsets": offsets.astype(np.int32),
-        "whose": whose.astype(np.int32),
-        "before": before - before[trials[:-1].clip(max=max(len(before) - 1, 0))][whose],
+        "batch": whose.astype(np.int32),
+        "before": before - before[batches[:-1].clip(max=max(len(before) - 1, 0))][whose],
         "first_tokens": offsets[:-1].astype(np.int64),
         "keys": np.zeros(len(counts), np.int64) if keys is None else _keys(keys),
     }
@@ -152,10 +159,12 @@ def arrays(
 def laid(on_device: Mapping[str, Tensor], longest: int, levels: dict[tuple[float, ...], Levels]) -> Laid:  # fmt: skip
     """The pass whose arrays these are."""
     rows = {
-        part: LaidRows(*(on_device[f"{part}.{name}"] for name in ("trial", "place", "ends")))
+        part: LaidRows(
+            *(on_device[f"{part}.{name}"] for name in ("trial", "batch", "place", "ends"))
+        )
         for part in ("tokens", "sequences")
     }
-    others = {n: on_device[n] for n in ("offsets", "whose", "before", "first_tokens", "keys")}
+    others = {n: on_device[n] for n in ("offsets", "batch", "before", "first_tokens", "keys")}
     return Laid(rows["tokens"], rows["sequences"], **others, longest=longest, levels=levels)
 
 
@@ -172,11 +181,13 @@ def site_words(*name: str | int) -> tuple[int, int]:
     return low & 0x7FFFFFFF, high & 0x7FFFFFFF
 
 
-def _rows(ends: NDArray[np.int64]) -> Arrays:
-    counts = np.diff(ends, prepend=0)
-    trial = np.repeat(np.arange(len(counts)), counts)
-    place = np.arange(len(trial)) - np.repeat(ends - counts, counts)
-    found = {"trial": trial, "place": place, "ends": ends}
+def _rows(ends: NDArray[np.int64], cuts: NDArray[np.int64]) -> Arrays:
+    """ends, cuts: where each trial's and each micro-batch's rows end."""
+    counts = np.diff(cuts, prepend=0)
+    batch = np.repeat(np.arange(len(counts)), counts)
+    place = np.arange(len(batch)) - np.repeat(cuts - counts, counts)
+    trial = np.repeat(np.arange(len(ends)), np.diff(ends, prepend=0))
+    found = {"trial": trial, "batch": batch, "place": place, "ends": ends}
     return {name: value.astype(np.int32) for name, value in found.items()}
 
 

@@ -32,7 +32,7 @@ _LEVELS = 1 << 16
 
 @dataclass(frozen=True, slots=True)
 class NoiseKey:
-    """What decides one trial's masks in one pass."""
+    """What decides the masks of one micro-batch in one pass."""
 
     seed: int
     step: int
@@ -73,29 +73,29 @@ class Blocks:
 
 
 @dataclass(frozen=True, slots=True)
-class TrialRows:
-    """Whose each row of activations is; what `Noise.rows` takes, of all trials of a pass."""
+class BatchRows:
+    """Of which micro-batch each row of activations is; what `Noise.rows` takes, of all of a pass."""
 
     bounds: list[int]
-    """Where each trial's rows start, and their number at the end, [K + 1]."""
+    """Where each one's rows start, and their number at the end, [M + 1]."""
     existing: list[NDArray[np.int64] | None]
     before: list[int]
 
 
 @dataclass(frozen=True, slots=True)
 class Noise:
-    """The dropout of one training pass; one key a trial."""
+    """The dropout of one training pass; one key a micro-batch."""
 
     keys: Sequence[NoiseKey]
     _source: np.random.SFC64 = field(default_factory=lambda: np.random.SFC64(0), repr=False)
 
     def rates(self, rate: float) -> list[float]:
-        """Each trial's rate at a place where the backbone has this one."""
+        """Each micro-batch's rate at a place where the backbone has this one, [M]."""
         return [rate if key.rate is None else key.rate for key in self.keys]
 
-    def bits(self, trial: int, count: int, *name: str | int, skipped: int = 0) -> NDArray[np.int16]:
-        """So many uniform 16-bit numbers, -32768 to 32767, of one trial and purpose, after those that are skipped."""
-        key = self.keys[trial]
+    def bits(self, batch: int, count: int, *name: str | int, skipped: int = 0) -> NDArray[np.int16]:
+        """So many uniform 16-bit numbers, -32768 to 32767, of one micro-batch and purpose, after those that are skipped."""
+        key = self.keys[batch]
         words = np.frombuffer(digest(key.seed, "dropout", key.step, *name), dtype=np.uint64)
         self._source.state = {
             "bit_generator": "SFC64",
@@ -107,34 +107,34 @@ class Noise:
         return raw.view(np.int16)[skipped : skipped + count]
 
     def every(
-        self, rates: Sequence[float], out: Tensor, rows: TrialRows, *name: str | int
+        self, rates: Sequence[float], out: Tensor, rows: BatchRows, *name: str | int
     ) -> Tensor:
-        """Write the multipliers of all trials' rows of activations into `out`, [rows, width], and return it."""
-        for k, rate in enumerate(rates):
-            part = out[rows.bounds[k] : rows.bounds[k + 1]]
-            self.rows(k, rate, part, rows.existing[k], rows.before[k], *name)
+        """Write the multipliers of all micro-batches' rows of activations into `out`, [rows, width], and return it."""
+        for m, rate in enumerate(rates):
+            part = out[rows.bounds[m] : rows.bounds[m + 1]]
+            self.rows(m, rate, part, rows.existing[m], rows.before[m], *name)
         return out
 
     def rows(
         self,
-        trial: int,
+        batch: int,
         rate: float,
         out: Tensor,
         existing: NDArray[np.int64] | None,
         before: int,
         *name: str | int,
     ) -> Tensor:
-        """Write the multiplier of one trial's rows of activations into `out`, [rows, width], and return it.
+        """Write the multiplier of one micro-batch's rows of activations into `out`, [rows, width], and return it.
 
         0 where dropped, 1 / kept share elsewhere. existing: which of the rows hold tokens; padding gets no bits, since its
         amount depends on the company, and is multiplied by 1. None where every row counts. before: rows of the
-        trial's micro-batch that come before these and are not in this pass.
+        micro-batch that come before these and are not in this pass.
         """
         skipped = before * out.shape[1]
         if existing is None:
-            return multiply_into(out, self.bits(trial, out.numel(), *name, skipped=skipped), rate)
+            return multiply_into(out, self.bits(batch, out.numel(), *name, skipped=skipped), rate)
         own = out.new_empty(len(existing), out.shape[1])
-        multiply_into(own, self.bits(trial, own.numel(), *name, skipped=skipped), rate)
+        multiply_into(own, self.bits(batch, own.numel(), *name, skipped=skipped), rate)
         out.fill_(1.0)
         out[torch.from_numpy(existing)] = own
         return out
@@ -143,27 +143,28 @@ class Noise:
         self,
         rate: float,
         buckets: Sequence[Blocks],
-        trial_offsets: NDArray[np.int64],
+        batch_offsets: NDArray[np.int64],
         outs: Sequence[Tensor],
         *name: str | int,
         first_only: bool = False,
     ) -> None:
         """Write the multipliers of sequences' attention probabilities into `outs`, each [tiles, heads, Q, L].
 
-        The buckets together hold every sequence of the pass once. The backbone's rate holds where a trial's key has none.
+        The buckets together hold every sequence of the pass once. batch_offsets: as in `Stream`. The backbone's rate holds where
+        a key has none.
         What lies beyond the sequences stays as it was. first_only: of each sequence the probabilities of its first token
         alone, Q counts a tile's sequences.
         """
         raws = [_raw(out) for out in outs]
         heads, dtype = outs[0].shape[1], outs[0].dtype
         corners = _corners(buckets, first_only)
-        for k, own_rate in enumerate(self.rates(rate)):
-            own = corners[trial_offsets[k] : trial_offsets[k + 1]]
-            # One draw for all of a trial's sequences: a small one for each took a tenth of a step.
+        for m, own_rate in enumerate(self.rates(rate)):
+            own = corners[batch_offsets[m] : batch_offsets[m + 1]]
+            # One draw for all of its sequences: a small one for each took a tenth of a step.
             counts = [heads * n * (1 if first_only else n) for *_, n in own]
-            before = self.keys[k].tokens_before if first_only else self.keys[k].squares_before
+            before = self.keys[m].tokens_before if first_only else self.keys[m].squares_before
             drawn = np.empty(sum(counts), dtype=raws[0].dtype)
-            bits = self.bits(k, len(drawn), *name, skipped=heads * before)
+            bits = self.bits(m, len(drawn), *name, skipped=heads * before)
             _multiply(drawn, bits, own_rate, dtype)
             end = 0
             for (number, tile, top, left, n), count in zip(own, counts, strict=True):

@@ -2,7 +2,7 @@
 
 Each has a Triton kernel (kernels/rows.py) and, for any other device and for the tests, its reference by operations on tensors.
 Dropout draws what it needs from Philox4x32-10 where it needs it, forward and again backward: no mask is kept. The key is the
-trial's, the counter the place in its rows and the site; so a trial drops the same activations alone and in company.
+micro-batch's, the counter the place in its rows and the site; so a trial drops the same activations alone and in company.
 
 Notation: K trials, N rows, W columns.
 """
@@ -20,7 +20,7 @@ from fleetune.backbone.philox import LOW, philox
 
 
 def dropped(x: Tensor, rows: LaidRows, drawing: Drawing) -> Tensor:
-    """Dropout of rows [N, W], each trial's at its own rate, with a gradient."""
+    """Dropout of rows [N, W], each micro-batch's at its own rate, with a gradient."""
     return _Dropped.apply(x, rows, drawing)  # type: ignore[no-any-return]
 
 
@@ -49,17 +49,17 @@ def multipliers(x: Tensor, rows: LaidRows, drawing: Drawing) -> Tensor:
     width = x.shape[1]
     blocks = -(-width // 8)
     counters = rows.place.long()[:, None] * blocks + torch.arange(blocks, device=x.device)
-    mine = rows.trial.long()
+    mine = rows.batch.long()
     kept = keeps(counters, mine[:, None], drawing).flatten(1)[:, :width]
     # Rounded once, as the product is.
     return kept * drawing.levels.scales[mine][:, None].to(x.dtype)
 
 
-def keeps(counters: Tensor, trials: Tensor, drawing: Drawing) -> Tensor:
-    """Which numbers are kept: those of eight columns a counter, in a last axis; counters and trials broadcast."""
+def keeps(counters: Tensor, batches: Tensor, drawing: Drawing) -> Tensor:
+    """Which numbers are kept: those of eight columns a counter, in a last axis; counters and batches broadcast."""
     site = [torch.tensor(word, device=counters.device) for word in drawing.site]
-    words = philox((counters & LOW, (counters >> 32) & LOW, *site), drawing.keys[trials])  # type: ignore[arg-type]
-    limits = drawing.levels.thresholds[trials].long()
+    words = philox((counters & LOW, (counters >> 32) & LOW, *site), drawing.keys[batches])  # type: ignore[arg-type]
+    limits = drawing.levels.thresholds[batches].long()
     halves = [half for word in words for half in (word & 0xFFFF, word >> 16)]
     return torch.stack([half >= limits for half in halves], dim=-1)
 

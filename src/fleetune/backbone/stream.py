@@ -1,17 +1,20 @@
 """What one pass through the backbone carries besides the hidden states: where trials and sequences begin and end.
 
-Notation: K trials, B sequences, T tokens, L tokens of the longest sequence. In the packed layout the hidden states are
-`[1, T, D]`, in the padded one `[B, L, D]`; after pooling both are `[B, ..., D]`. "Rows" are all but the last axis laid
-flat; the rows of one trial are always contiguous, which is what lets every leaf act on slices.
+Notation: K trials, M micro-batches, B sequences, T tokens, L tokens of the longest sequence. In the packed layout the hidden
+states are `[1, T, D]`, in the padded one `[B, L, D]`; after pooling both are `[B, ..., D]`. "Rows" are all but the last axis laid
+flat; the rows of one trial are always contiguous, which is what lets every leaf act on slices. A trial's micro-batches
+follow one another; each has dropout of its own, and to all else they are one slice.
 """
 
 from __future__ import annotations
 
 import math
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from itertools import pairwise
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -19,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fleetune.backbone.laid import Laid
-from fleetune.backbone.noise import Blocks, Noise, TrialRows
+from fleetune.backbone.noise import BatchRows, Blocks, Noise
 from fleetune.backbone.send import send
 
 # A sequence joins the bucket of a longer one while it is at least this long: shorter steps would save padding but cost
@@ -78,14 +81,22 @@ class Bucket(Blocks):
         return found
 
 
+class _Bounds(NamedTuple):
+    """Where the rows of trials, or of micro-batches, start, and their number at the end."""
+
+    tokens: list[int]
+    sequences: list[int]
+
+
 @dataclass(frozen=True)
 class Stream:
     """The layout of one pass.
 
     sequence_offsets: where each sequence's tokens start, and T at the end, [B + 1].
-    trial_offsets: where each trial's sequences start, and B at the end, [K + 1].
-    noise: dropout of the trials; None for evaluation. first_tokens_only: the last layer, behind its keys and values, is
-    computed for each sequence's first token alone, since nothing else is read.
+    trial_offsets: where each trial's sequences start, and B at the end, [K + 1]. batches: where each micro-batch's start, and B
+    at the end, [M + 1]; None: each trial has one. noise: dropout of the micro-batches; None for evaluation.
+    first_tokens_only: the last layer, behind its keys and values, is computed for each sequence's first token alone, since
+    nothing else is read.
     """
 
     sequence_offsets: NDArray[np.int64]
@@ -98,6 +109,7 @@ class Stream:
     """The same on a GPU that does all trials at once (`laid.py`); packed layout only."""
     spare: int = 0
     """Rows at the end that hold no token; they count as the last trial's."""
+    batches: NDArray[np.int64] | None = None
     pooled: Tensor | None = None
     """What the head reads of each sequence, [B, D], where it is known already: then no encoder runs."""
     entry: tuple[int, Tensor] | None = None
@@ -117,6 +129,19 @@ class Stream:
     @property
     def n_trials(self) -> int:
         return len(self.trial_offsets) - 1
+
+    @property
+    def batch_offsets(self) -> NDArray[np.int64]:
+        """Where each micro-batch's sequences start, and B at the end, [M + 1]."""
+        return self.trial_offsets if self.batches is None else self.batches
+
+    @cached_property
+    def batches_of(self) -> list[range]:
+        """Each trial's micro-batches, by their numbers in the pass, [K]."""
+        if self.batches is None:
+            return [range(k, k + 1) for k in range(self.n_trials)]
+        cuts = np.searchsorted(self.batches, self.trial_offsets).tolist()
+        return [range(low, high) for low, high in pairwise(cuts)]
 
     @cached_property
     def n_sequences(self) -> int:
@@ -140,27 +165,36 @@ class Stream:
         )
 
     @cached_property
-    def token_bounds(self) -> list[int]:
-        """Where each trial's token rows start, and their number at the end, [K + 1]."""
-        if self.layout == "packed":
-            found: list[int] = self.sequence_offsets[self.trial_offsets].tolist()
-            return [*found[:-1], found[-1] + self.spare]
-        return (self.trial_offsets * self.longest).tolist()
+    def _trial_bounds(self) -> _Bounds:
+        return self._bounds_of(self.trial_offsets)
 
     @cached_property
-    def sequence_bounds(self) -> list[int]:
-        """Where each trial's sequence rows start, and B at the end, [K + 1]."""
-        return self.trial_offsets.tolist()
+    def _batch_bounds(self) -> _Bounds:
+        return self._bounds_of(self.batch_offsets)
+
+    def _bounds_of(self, offsets: NDArray[np.int64]) -> _Bounds:
+        if self.layout == "packed":
+            found: list[int] = self.sequence_offsets[offsets].tolist()
+            return _Bounds([*found[:-1], found[-1] + self.spare], offsets.tolist())
+        return _Bounds((offsets * self.longest).tolist(), offsets.tolist())
 
     def bounds(self, rows: int) -> list[int]:
         """Where each trial's part of so many rows starts, and their number at the end, [K + 1]."""
+        return self._in(self._trial_bounds, rows)
+
+    def batch_bounds(self, rows: int) -> list[int]:
+        """Where each micro-batch's part of so many rows starts, and their number at the end, [M + 1]."""
+        return self._in(self._batch_bounds, rows)
+
+    def _in(self, bounds: _Bounds, rows: int) -> list[int]:
         # Token rows first: where both counts agree, each sequence has one row and both bounds are the same.
         if rows == self.n_token_rows:
-            return self.token_bounds
+            return bounds.tokens
         if rows == self.n_sequences:
-            return self.sequence_bounds
+            return bounds.sequences
         # Rows that belong to no token or sequence, such as a table of relative positions.
-        assert self.n_trials == 1, f"{rows} rows belong to no trial, so trials cannot share them"
+        alone = len(bounds.tokens) == 2
+        assert alone, f"{rows} rows belong to no trial, so trials cannot share them"
         return [0, rows]
 
     @cached_property
@@ -185,31 +219,35 @@ class Stream:
             return "tokens"
         return "sequences" if rows == self.n_sequences else None
 
-    def existing(self, lead: tuple[int, ...], trial: int) -> NDArray[np.int64] | None:
-        """Which of one trial's rows of [*lead, width] hold tokens, counted from its first; None where all of them count."""
+    def existing(self, lead: tuple[int, ...], batch: int) -> NDArray[np.int64] | None:
+        """Which of a micro-batch's rows of [*lead, width] hold tokens, counted from its first; None where all of them count."""
         if self.token_rows is None or self.holds(lead) != "tokens":
             return None
-        low, high = self.token_bounds[trial], self.token_bounds[trial + 1]
+        low, high = self._batch_bounds.tokens[batch : batch + 2]
         return self.token_rows[(self.token_rows >= low) & (self.token_rows < high)] - low
 
-    def before(self, lead: tuple[int, ...], trial: int) -> int:
-        """How many rows of a trial's micro-batch come before its rows of this pass, [*lead, width], and are not in it.
+    def before(self, lead: tuple[int, ...], batch: int) -> int:
+        """How many rows of a micro-batch come before its rows of this pass, [*lead, width], and are not in it.
 
         None before those that stand for nothing in it: every part of a micro-batch holds all of them.
         """
         assert self.noise is not None
-        key = self.noise.keys[trial]
+        key = self.noise.keys[batch]
         counts = {"tokens": key.tokens_before, "sequences": key.rows_before, None: 0}
         return counts[self.holds(lead)]
 
-    def trial_rows(self, lead: tuple[int, ...]) -> TrialRows:
-        """Whose each row of [*lead, width] is, for dropout."""
-        trials = range(self.n_trials)
-        return TrialRows(
-            self.bounds(math.prod(lead)),
-            [self.existing(lead, k) for k in trials],
-            [self.before(lead, k) for k in trials],
+    def batch_rows(self, lead: tuple[int, ...]) -> BatchRows:
+        """Of which micro-batch each row of [*lead, width] is, for dropout."""
+        batches = range(len(self.batch_offsets) - 1)
+        return BatchRows(
+            self.batch_bounds(math.prod(lead)),
+            [self.existing(lead, m) for m in batches],
+            [self.before(lead, m) for m in batches],
         )
+
+    def by_batch(self, values: Sequence[float]) -> list[float]:
+        """Each trial's value for each of its micro-batches, [M]."""
+        return [value for value, own in zip(values, self.batches_of, strict=True) for _ in own]
 
     def next_call(self, name: str) -> int:
         """How many times this leaf ran before in this pass."""

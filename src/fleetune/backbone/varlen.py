@@ -4,7 +4,7 @@ Triton kernels (kernels/attention.py) go through each sequence and head in block
 logarithm of each softmax's sum in memory; the gradient works the probabilities out once more. torch's own kernel for this
 (`torch.nn.attention.varlen`) takes no dropout whose bits a trial could draw again in other company, and its gradient adds in an
 order that changes from run to run. Here every sum has one order, and dropout draws as rows.py does: number j of row i of a
-head is column j of row (head * rows + i) behind what the trial's earlier sequences took.
+head is column j of row (head * rows + i) behind what the micro-batch's earlier sequences took.
 
 Source: Dao 2023, "FlashAttention-2" (arXiv:2307.08691). Reference, for the tests: `reference` below, a plain loop.
 Notation: T rows of tokens, H heads, d width of a head.
@@ -84,6 +84,6 @@ def _multipliers(number: int, heads: int, rows: int, n: int, asked: Asked) -> Te
     blocks = -(-n // 8)
     row = torch.arange(heads * rows, device=laid.keys.device).view(heads, rows, 1)
     counters = heads * laid.before[number] + row * blocks + torch.arange(blocks, device=row.device)
-    trial = laid.whose[number].long()
-    kept = keeps(counters, trial.expand_as(counters), drawing).flatten(2)[..., :n]
-    return kept * drawing.levels.scales[trial]
+    batch = laid.batch[number].long()
+    kept = keeps(counters, batch.expand_as(counters), drawing).flatten(2)[..., :n]
+    return kept * drawing.levels.scales[batch]

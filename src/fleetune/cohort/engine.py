@@ -112,18 +112,22 @@ class Engine:
         return active_of(owned) if self._stacks is None else self._stacks.active(owned)
 
     def logits_of(
-        self, active: Active, rows: Sequence[Rows], noise: Noise | None, entry: Entry
+        self,
+        active: Active,
+        rows: Sequence[Rows],
+        noise: Noise | None,
+        entry: Entry,
+        counts: Sequence[int] | None = None,
     ) -> Tensor:
-        """Logits [B, C] of rows that all enter at the same place; trial k's own are `rows[k]`."""
+        """Logits [B, C] of rows that all enter at the same place, a micro-batch each; counts: how many each trial has, or one."""
+        packed = pack([(one.table, one.rows) for one in rows], counts)
         if entry == 0:
-            return self.backbone.forward(_packed(rows), active, noise)
+            return self.backbone.forward(packed, active, noise)
         found = [self.known.of(one.table, entry, one.rows) for one in rows]
         values = send(torch.cat(found), self.backbone.device)
         if entry is not None:
-            packed = _packed(rows)
             return self.backbone.from_layer(entry, values, packed, active, noise)
-        trials = np.cumsum([0, *(len(one) for one in rows)])
-        return self.backbone.from_pooled(values, trials, active, noise)
+        return self.backbone.from_pooled(values, packed, active, noise)
 
     def logits(self, owned: Sequence[Owned], packed: Packed, noise: Noise | None) -> Tensor:
         """Logits [B, C] of a packed stream whose k-th trial owns `owned[k]`."""
@@ -191,10 +195,6 @@ class _Drawer:
 def _same(a: Tensor, b: Tensor) -> bool:
     alike = a.dtype == b.dtype and a.device == b.device and a.shape == b.shape
     return alike and torch.equal(a, b)
-
-
-def _packed(rows: Sequence[Rows]) -> Packed:
-    return pack([(one.table, one.rows) for one in rows])
 
 
 def _in_order(values: NDArray[Any], order: NDArray[np.int64]) -> NDArray[Any]:

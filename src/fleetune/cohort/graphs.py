@@ -46,12 +46,15 @@ _SHORTAGES = 3
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """One pass: whole micro-batches of some trials."""
+    """One pass: whole micro-batches of some trials, each trial's one after the other."""
 
     owned: tuple[Owned, ...]
+    """Of each trial, [K]."""
     given: tuple[TrialInput, ...]
+    """Of each micro-batch, [M]."""
     packed: Packed
     keys: tuple[NoiseKey, ...]
+    """Of each micro-batch, [M]."""
     targets: Targets
     longest: int
     """No training row of these trials has more tokens."""
@@ -75,11 +78,12 @@ class Graphs:
         return self._backbone.pooling == "first" and self._stacks.layout(owned) is not None
 
     def run(self, work: Work) -> Tensor:
-        """Forward and backward: adds each trial's gradient to its own, and returns each trial's share of its loss, [K]."""
+        """Forward and backward: adds each trial's gradient to its own, and returns the share of each micro-batch's loss, [M]."""
         given = self._arrays(work)
         shapes = ((name, len(values), values.dtype.str) for name, values in given.items())
         # Who has how many sequences decides slices that a graph holds; where their tokens end does not.
-        key = (*(id(one) for one in work.owned), work.targets.counts, work.longest, *shapes)
+        trials = tuple(work.packed.trials.tolist())
+        key = (*(id(one) for one in work.owned), trials, work.targets.counts, work.longest, *shapes)
         form = self._seen.get(key)
         if form is None:
             form = self._seen[key] = _Form(given, work, self._backbone.device)
@@ -136,7 +140,7 @@ class Graphs:
                 for name, values in streams.items()
                 if values is not None
             },
-            **arrays(packed.offsets, packed.trials, keys, spare),
+            **arrays(packed.offsets, packed.trials, keys, spare, packed.batches),
             **work.targets.arrays(),
         }
 
@@ -146,7 +150,7 @@ class Graphs:
         offsets = work.packed.offsets
         stream = Stream(
             offsets, work.packed.trials, "packed", backbone.device, DeviceNoise(work.keys), backbone.narrows,
-            backbone.laid(on, work.longest), len(on["ids"]) - int(offsets[-1]),
+            backbone.laid(on, work.longest), len(on["ids"]) - int(offsets[-1]), work.packed.batches,
         )  # fmt: skip
         active = self._stacks.active(work.owned)
         assert active.tables is not None
@@ -196,7 +200,7 @@ class _Form:
         """A `torch.cuda.CUDAGraph`, and where it leaves the losses."""
         self.layout: Layout | None = None
         """What the graph reads of it is found by address."""
-        self.block = block_of(len(given["ids"]), len(given["whose"]))
+        self.block = block_of(len(given["ids"]), len(given["batch"]))
         self._places: dict[str, tuple[int, int]] = {}
         at = 0
         for name, values in given.items():

@@ -126,7 +126,8 @@ class CohortLinear(Leaf):
         if stream.noise is None or not stacked.dropout:
             return whose, None
         name = f"{self.name}.lora"
-        return whose, laid.drawing(stacked.dropout, name, stream.next_call(name))
+        rates = stream.by_batch(stacked.dropout)
+        return whose, laid.drawing(rates, name, stream.next_call(name))
 
     def _dropout(
         self,
@@ -145,16 +146,18 @@ class CohortLinear(Leaf):
         call = stream.next_call(name)
         if (laid := stream.laid) is not None:
             rates = [0.0 if slot is None else slot.dropout for slot in low_rank]
-            drawing = laid.drawing(rates, name, call)
+            drawing = laid.drawing(stream.by_batch(rates), name, call)
             whole = multiplied(torch.ones_like(rows), laid.rows(len(rows)), drawing)
             return [whole[low:high] for low, high in pairwise(bounds)]
+        cuts = stream.batch_bounds(len(rows))
         for k, slot in enumerate(low_rank):
             if slot is None or slot.dropout == 0.0:
                 continue
-            part = rows[bounds[k] : bounds[k + 1]]
-            existing, before = stream.existing(lead, k), stream.before(lead, k)
-            drawn = torch.empty_like(part)
-            masks[k] = noise.rows(k, slot.dropout, drawn, existing, before, name, call)
+            mask = masks[k] = torch.empty_like(rows[bounds[k] : bounds[k + 1]])
+            for m in stream.batches_of[k]:
+                own = mask[cuts[m] - bounds[k] : cuts[m + 1] - bounds[k]]
+                existing, before = stream.existing(lead, m), stream.before(lead, m)
+                noise.rows(m, slot.dropout, own, existing, before, name, call)
         return masks
 
 
@@ -225,13 +228,13 @@ class CohortDropout(Leaf):
             every = np.arange(stream.n_sequences)
             blocks = Blocks(every, every, np.zeros_like(every), stream.lengths)
             ones = torch.ones_like(x)
-            noise.attention(self.p, [blocks], stream.trial_offsets, [ones], self.name, call)
+            noise.attention(self.p, [blocks], stream.batch_offsets, [ones], self.name, call)
             return x * ones
         rows = x.reshape(-1, x.shape[-1])
         if (laid := stream.laid) is not None:
             drawing = laid.drawing(rates, self.name, call)
             return dropped(rows, laid.rows(len(rows)), drawing).view(x.shape)
-        whose = stream.trial_rows(tuple(x.shape[:-1]))
+        whose = stream.batch_rows(tuple(x.shape[:-1]))
         kept = noise.every(rates, torch.empty_like(rows), whose, self.name, call)
         return x * kept.view(x.shape)
 

@@ -29,7 +29,7 @@ from fleetune.backbone.noise import Noise, NoiseKey
 from fleetune.cohort.engine import Engine
 from fleetune.cohort.known import MOST_BYTES, Entry
 from fleetune.cohort.owned import Owned
-from fleetune.cohort.passes import are_divided, balanced, takes_ahead
+from fleetune.cohort.passes import are_divided, are_sliced, balanced, fits_round, takes_ahead
 from fleetune.cohort.trial import Rows, Trial, TrialInput, eval_tokens
 from fleetune.data.packing import Packed, pack
 from fleetune.data.tokens import TokenTable
@@ -174,11 +174,17 @@ def _passes_of(
 ) -> tuple[list[float], int]:
     """The tokens of each pass of a round whose micro-batches hold so many, and how many passes hold a part of one trial."""
     lanes = engine.lanes.count
-    if engine.graphs is not None:
-        return [max(min(tokens, sum(batches)), max(batches))], 1
     ahead = min(given.settings.gradient_accumulation_steps for given in inputs)
     most = ahead if takes_ahead(engine, inputs) else 1
-    count = max(min(most, tokens * lanes // sum(batches)), 1)
+    fitting = (
+        n for n in range(2, most + 1) if fits_round([n * b for b in batches], tokens, engine)
+    )
+    count = max(fitting, default=1)
+    if engine.graphs is not None:
+        return [max(min(tokens, count * sum(batches)), max(batches))], 1
+    slices = [float(count * n) for n in batches]
+    if count > 1 and are_sliced(slices, tokens, lanes):
+        return [sum(slices[i] for i in own) for own in balanced(slices, tokens, lanes)], 1
     sizes = [float(n) for n in batches for _ in range(count)]
     divided = lanes if are_divided(len(sizes), count * sum(batches), lanes) else 1
     sizes = [n / divided for n in sizes for _ in range(divided)]

@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
@@ -127,10 +126,13 @@ class OpenBackbone:
         where = None
         if self.quick:
             keys = None if noise is None else [(key.seed, key.step) for key in noise.keys]
-            found = arrays(packed.offsets, packed.trials, keys)
+            found = arrays(packed.offsets, packed.trials, keys, batches=packed.batches)
             on_device = {name: send(one, self.device) for name, one in found.items()}
             where = self.laid(on_device, int(packed.lengths.max()))
-        return Stream(packed.offsets, packed.trials, layout, self.device, noise, narrows, where)
+        return Stream(
+            packed.offsets, packed.trials, layout, self.device, noise, narrows, where,
+            batches=packed.batches,
+        )  # fmt: skip
 
     def laid(self, on_device: dict[str, Tensor], longest: int) -> Laid:
         """A pass by its arrays on the device (`laid.arrays`)."""
@@ -162,20 +164,17 @@ class OpenBackbone:
         return stream.kept["pooled"]  # type: ignore[no-any-return]
 
     def from_pooled(
-        self, pooled: Tensor, trials: NDArray[np.int64], active: Active, noise: Noise | None
+        self, pooled: Tensor, packed: Packed, active: Active, noise: Noise | None
     ) -> Tensor:
-        """Logits of sequences that the encoder need not see again, [B, C].
-
-        pooled: as `pooled` gave it, [B, D]. trials: where each trial's sequences start, and B at the end, [K + 1].
-        """
+        """Logits of sequences that the encoder need not see again, [B, C]; pooled: as `pooled` gave it, [B, D]."""
         n = len(pooled)
         # One token a sequence stands for all of its own: it passes the embeddings and is then replaced.
-        stand_ins = Packed(
+        stand_ins = replace(
+            packed,
             ids=np.full(n, int(self.config.pad_token_id or 0)),
             positions=np.zeros(n, np.int64),
             type_ids=None,
             offsets=np.arange(n + 1),
-            trials=trials,
         )
         return self._run(stand_ins, active, noise, pooled=pooled)[0].logits  # type: ignore[no-any-return]
 

@@ -1,12 +1,12 @@
 """A round's micro-batches laid into passes, and one pass: forward, losses, backward.
 
-Notation: K parts of a pass, B sequences of all of them.
+Notation: K trials of a pass, M parts, B sequences of all of them.
 
-A round holds the next micro-batch of every trial, and as many more of their accumulation groups as fill one pass a lane: until
-the step they depend on nothing but the same weights, so a few trials keep the lanes as busy as many do. A pass holds whole
-micro-batches where their number fills the lanes evenly, and an equal part of every micro-batch where it
-does not (one trial on two cores, say). A part draws the dropout that its rows have in the whole micro-batch, and weighs
-what they weigh there, so all of this is the same computation up to the order of sums.
+A round holds the next micro-batch of every trial, and more of their accumulation groups: until the step they depend on nothing
+but the same weights. So a few trials keep the lanes as busy as many do, and small micro-batches of one trial go through a pass
+as one slice of it. A pass holds whole micro-batches where their number fills the lanes evenly, and an equal part of every
+micro-batch where it does not (one trial on two cores, say). A part draws the dropout that its rows have in the whole micro-batch,
+and weighs what they weigh there, so all of this is the same computation up to the order of sums.
 
 Not covered: what happens when a pass fails, and the steps that follow (train.py).
 """
@@ -15,9 +15,10 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import groupby, pairwise
 
 import numpy as np
 import torch
@@ -40,6 +41,9 @@ EVEN_ENOUGH = 4
 # A part of fewer tokens costs more in calls than a second lane gives: MiniLM on two cores trained one trial on SST-2, 220
 # tokens a micro-batch, at two thirds of the speed in two parts (docs/lab-notes.md, "parts of a micro-batch").
 LEAST_TOKENS = 384
+# A trial's micro-batches of one pass are one slice of it. Until a slice holds this share of a pass, what its calls cost is
+# worth a longer round.
+SLICE = 0.25
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,8 +58,8 @@ class Part:
     """Where these rows enter the encoder (`Engine.entry`)."""
     ahead: int = 0
     """Which micro-batch of this round it is, of this trial."""
-    alone: bool = True
-    """Whether the round holds nothing else of this trial."""
+    siblings: int = 1
+    """Parts of this trial in the round, with this one."""
     rows_before: int = 0
     """Rows of the micro-batch before these."""
     tokens_before: int = 0
@@ -90,9 +94,10 @@ class Passed:
 
     parts: tuple[Part, ...]
     losses: Tensor
-    """Each part's share of its micro-batch's mean loss, [K]."""
+    """Each part's share of its micro-batch's mean loss, [M]."""
     gradients: tuple[tuple[Tensor, Tensor], ...]
-    """Gradients still to be added, with what they are added to; none where every part is alone: then they have been."""
+    """Gradients still to be added, with what they are added to; none where the pass has all of its trials: then they
+    have been."""
     tables: Tables | None
     """On a GPU, those that trials own stacked."""
     seconds: float
@@ -109,36 +114,49 @@ class Passed:
 def micro_batches(engine: Engine, trials: Sequence[Trial], max_tokens: int = 0) -> list[Part]:
     """The next micro-batch of each trial, whole or, where that pays, in as many parts as there are lanes.
 
-    First those that leave the encoder out. max_tokens: of a pass; while all of them fit one pass a lane, the micro-batches after
-    these are among them, of every trial as many, none beyond its accumulation group.
+    First those that leave the encoder out. max_tokens: of a pass; while `fits_round` says so, the micro-batches after these are
+    among them, of every trial as many, none beyond its accumulation group. Those of a trial follow one another.
     """
-    entries = [_entry(engine, trial) for trial in trials]
-    whole = _at(0, trials, entries)
+    of = [[_part(trial, 0, _entry(engine, trial))] for trial in trials]
     if takes_ahead(engine, [trial.given for trial in trials]):
         for ahead in range(1, min((trial.left_in_group for trial in trials), default=0)):
-            more = [*whole, *_at(ahead, trials, entries)]
-            if sum(part.tokens for part in more) > max_tokens * engine.lanes.count:
+            more = [[*own, _part(own[0].trial, ahead, own[0].entry)] for own in of]
+            if not fits_round([_tokens(engine, own) for own in more], max_tokens, engine):
                 break
-            whole = [replace(part, alone=False) for part in more]
-    quick = [part for part in whole if part.entry is None]
-    slow = [part for part in whole if part.entry is not None]
-    return [*quick, *_in_parts(slow, engine.lanes.count)]
+            of = more
+    quick = [part for own in of for part in own if part.entry is None]
+    slow = [part for own in of for part in own if part.entry is not None]
+    every = [*quick, *_in_parts(slow, engine.lanes.count)]
+    counts = Counter(part.trial.id for part in every)
+    return [replace(part, siblings=counts[part.trial.id]) for part in every]
 
 
-def _at(ahead: int, trials: Sequence[Trial], entries: Sequence[Entry]) -> list[Part]:
-    """Of each trial the micro-batch so many after its next one."""
-    batches = [trial.batch(ahead) for trial in trials]
-    every = zip(trials, batches, entries, strict=True)
-    return [Part(trial, rows, len(rows), entry, ahead) for trial, rows, entry in every]
+def _part(trial: Trial, ahead: int, entry: Entry) -> Part:
+    """The whole micro-batch so many after a trial's next one."""
+    rows = trial.batch(ahead)
+    return Part(trial, rows, len(rows), entry, ahead)
+
+
+def _tokens(engine: Engine, own: Sequence[Part]) -> float:
+    """Tokens of a trial's micro-batches; on a GPU those that they have on the average, so that rounds have one form."""
+    steady = engine.graphs is not None
+    return len(own) * own[0].trial.typical if steady else sum(part.tokens for part in own)
+
+
+def fits_round(tokens: Sequence[float], max_tokens: int, engine: Engine) -> bool:
+    """Whether a round may hold several micro-batches of each trial, so many tokens of each altogether.
+
+    It may while all of them fit one pass a lane, or each trial's are a small slice of a pass. On a GPU only the former:
+    there one call serves all trials.
+    """
+    small = engine.graphs is None and max(tokens) <= SLICE * max_tokens
+    return small or sum(tokens) <= max_tokens * engine.lanes.count
 
 
 def takes_ahead(engine: Engine, inputs: Sequence[TrialInput]) -> bool:
-    """Whether a pass may hold several micro-batches of one trial: they stand in it as so many trials would.
-
-    On a GPU a round is one pass anyway, whose graph knows each trial once.
-    """
+    """Whether a pass may hold several micro-batches of one trial."""
     is_shared = all(given.method.abilities.shares_backbone for given in inputs)
-    return engine.graphs is None and engine.backbone.family.shares and is_shared
+    return engine.backbone.family.shares and is_shared
 
 
 def _entry(engine: Engine, trial: Trial) -> Entry:
@@ -156,7 +174,7 @@ def _in_parts(whole: list[Part], lanes: int) -> list[Part]:
     if not are_divided(len(whole), sum(part.tokens for part in whole), lanes):
         return whole
     divided = [divide(part, lanes) for part in whole]
-    return [own[i] for i in range(lanes) for own in divided if i < len(own)]
+    return [part for own in divided for part in own]
 
 
 def divide(part: Part, count: int) -> list[Part]:
@@ -168,7 +186,6 @@ def divide(part: Part, count: int) -> list[Part]:
     return [
         replace(
             part,
-            alone=False,
             rows=part.rows[low:high],
             rows_before=low,
             tokens_before=int(lengths[:low].sum()),
@@ -186,7 +203,7 @@ def cut(
 
     As many passes as fill the lanes evenly. A part is never divided, so one that is larger than the limit is a pass alone.
     Two parts of one micro-batch are never in one pass. Nor are parts that enter the encoder at different places; those that
-    leave it out are one pass.
+    leave it out are one pass. A trial's micro-batches are in one pass where trials are many enough to fill the lanes evenly.
 
     steady: passes of neighbouring parts, as equal in the tokens that micro-batches of these trials hold on the average, so that
     the same trials share passes in every round (graphs.py); only where that would pass the limit, as equal in what they hold now.
@@ -197,14 +214,33 @@ def cut(
         return [one for group in groups for one in cut(group, max_tokens, lanes, steady=steady)]
     if entries == [None]:
         return [list(parts)]
+    slices = _slices(parts, max_tokens, lanes, steady)
+    sizes = [sum(part.tokens for part in one) for one in slices]
     if not steady:
-        sizes = [part.tokens for part in parts]
-        numbers = balanced(sizes, max_tokens, lanes, lambda i, j: _halves(parts[i], parts[j]))
-        return [[parts[i] for i in own] for own in numbers]
-    found = _neighbours(parts, [part.trial.typical for part in parts], max_tokens, lanes)
+        numbers = balanced(
+            sizes, max_tokens, lanes, lambda i, j: _halves(slices[i][0], slices[j][0])
+        )
+        return [[part for i in own for part in slices[i]] for own in numbers]
+    typical = [sum(part.trial.typical for part in one) for one in slices]
+    found = _neighbours(slices, typical, max_tokens, lanes)
     if all(sum(part.tokens for part in one) <= max_tokens for one in found if len(one) > 1):
         return found
-    return _neighbours(parts, [part.tokens for part in parts], max_tokens, lanes)
+    return _neighbours(slices, sizes, max_tokens, lanes)
+
+
+def _slices(parts: Sequence[Part], max_tokens: int, lanes: int, steady: bool) -> list[list[Part]]:
+    """What goes into one pass together: each trial's parts, or each part by itself."""
+    whole = [list(own) for _, own in groupby(parts, key=lambda part: part.trial)]
+    sizes = [sum(part.tokens for part in own) for own in whole]
+    undivided = all(len(part.rows) == part.total for part in parts)
+    if undivided and (steady or are_sliced(sizes, max_tokens, lanes)):
+        return whole
+    return [[part] for part in parts]
+
+
+def are_sliced(sizes: Sequence[float], max_tokens: int, lanes: int) -> bool:
+    """Whether micro-batches of one trial go into one pass; sizes: the tokens that each trial has in a round."""
+    return len(sizes) >= EVEN_ENOUGH * lanes and max(sizes) <= max_tokens
 
 
 def balanced(
@@ -244,24 +280,30 @@ def _halves(one: Part, other: Part) -> bool:
     return one.trial is other.trial and one.ahead == other.ahead
 
 
+def are_alone(parts: Sequence[Part]) -> bool:
+    """Whether a pass of these holds all that the round has of their trials."""
+    counts = Counter(part.trial.id for part in parts)
+    return all(counts[part.trial.id] == part.siblings for part in parts)
+
+
 def _wanted(tokens: float, parts: int, max_tokens: int, lanes: int) -> int:
     return min(math.ceil(tokens / max_tokens / lanes) * lanes, parts)
 
 
 def _neighbours(
-    parts: Sequence[Part], tokens: Sequence[float], max_tokens: int, lanes: int
+    slices: Sequence[Sequence[Part]], tokens: Sequence[float], max_tokens: int, lanes: int
 ) -> list[list[Part]]:
-    share = sum(tokens) / max(_wanted(sum(tokens), len(parts), max_tokens, lanes), 1)
+    share = sum(tokens) / max(_wanted(sum(tokens), len(slices), max_tokens, lanes), 1)
     passes: list[list[Part]] = []
     before = held = 0.0
-    for part, n in zip(parts, tokens, strict=True):
-        again = bool(passes) and any(_halves(part, other) for other in passes[-1])
-        # The middle of a part says which share it falls into.
+    for one, n in zip(slices, tokens, strict=True):
+        again = bool(passes) and any(_halves(one[0], other) for other in passes[-1])
+        # The middle of a slice says which share it falls into.
         full = held + n > max_tokens or before + n / 2 > share * len(passes)
         if not passes or again or full:
             passes.append([])
             held = 0.0
-        passes[-1].append(part)
+        passes[-1] += one
         before, held = before + n, held + n
     return passes
 
@@ -271,8 +313,9 @@ def run_pass(engine: Engine, parts: Sequence[Part]) -> Passed:
     began = time.perf_counter()
     make_current(engine.backbone.device)
     trials = [part.trial for part in parts]
-    owned = [trial.owned for trial in trials]
-    alone = all(part.alone for part in parts)
+    slices = [list(own) for _, own in groupby(trials)]
+    owned, counts = [own[0].owned for own in slices], [len(own) for own in slices]
+    alone = are_alone(parts)
     targets = Targets(
         np.concatenate([part.trial.given.train.labels[part.rows] for part in parts]),
         tuple(len(part.rows) for part in parts),
@@ -284,7 +327,7 @@ def run_pass(engine: Engine, parts: Sequence[Part]) -> Passed:
         work = Work(
             tuple(owned),
             tuple(trial.given for trial in trials),
-            pack([(part.trial.given.train.table, part.rows) for part in parts]),
+            pack([(part.trial.given.train.table, part.rows) for part in parts], counts),
             tuple(part.noise_key for part in parts),
             targets,
             max(trial.longest for trial in trials),
@@ -293,7 +336,7 @@ def run_pass(engine: Engine, parts: Sequence[Part]) -> Passed:
     noise = noise_on(engine.backbone.device, [part.noise_key for part in parts])
     rows = [replace(part.trial.given.train, rows=part.rows) for part in parts]
     active = engine.active(owned)
-    logits = engine.logits_of(active, rows, noise, parts[0].entry)
+    logits = engine.logits_of(active, rows, noise, parts[0].entry, counts)
     on = {name: send(values, logits.device) for name, values in targets.arrays().items()}
     given = [trial.given for trial in trials]
     losses = sequence_losses(logits, on["labels"], targets.counts, given)

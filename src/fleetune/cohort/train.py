@@ -29,7 +29,7 @@ from torch import Tensor
 from fleetune.cohort.engine import Engine
 from fleetune.cohort.loss import selection_metrics
 from fleetune.cohort.memory import Undo
-from fleetune.cohort.passes import Part, Passed, cut, micro_batches, run_pass
+from fleetune.cohort.passes import Part, Passed, are_alone, cut, micro_batches, run_pass
 from fleetune.cohort.plan import Planned
 from fleetune.cohort.room import Returned
 from fleetune.cohort.schedule import FixedList, Schedule
@@ -260,7 +260,7 @@ class Cohort:
         def run() -> Passed:
             nonlocal undo
             # What is not alone adds nothing yet, and passes on a GPU add at their end, so there is nothing to undo.
-            adds = group[0].alone and self.engine.graphs is None
+            adds = are_alone(group) and self.engine.graphs is None
             undo = Undo(part.trial for part in group) if adds else None
             return run_pass(self.engine, group)
 

@@ -1,6 +1,6 @@
 """Rows of tokenised text laid end to end: many trials' batches as one stream, without padding.
 
-Notation: K trials, B sequences of all trials together, T tokens of all sequences together.
+Notation: K trials, M micro-batches, B sequences of all trials together, T tokens of all sequences together.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ class Packed:
     """Where each sequence starts, and T at the end, [B + 1]."""
     trials: NDArray[np.int64]
     """Where each trial's sequences start, and B at the end, [K + 1]."""
+    batches: NDArray[np.int64]
+    """Where each micro-batch's start, and B at the end, [M + 1]: of a trial it has one or several, one after the other."""
 
     @property
     def lengths(self) -> NDArray[np.int64]:
@@ -36,8 +38,13 @@ class Packed:
         return np.diff(self.offsets)
 
 
-def pack(parts: Sequence[tuple[TokenTable, NDArray[np.int64]]]) -> Packed:
-    """Lay the given rows of each trial's table end to end; `parts` holds one pair a trial."""
+def pack(
+    parts: Sequence[tuple[TokenTable, NDArray[np.int64]]], counts: Sequence[int] | None = None
+) -> Packed:
+    """Lay the given rows of each trial's table end to end; `parts` holds one pair a micro-batch.
+
+    counts: how many of them each trial has, [K]; None: one.
+    """
     # Neighbours that take rows of the same table are gathered at once.
     runs = [list(run) for _, run in groupby(parts, key=lambda part: id(part[0]))]
     gathered = [_gather(run[0][0], np.concatenate([rows for _, rows in run])) for run in runs]
@@ -45,7 +52,7 @@ def pack(parts: Sequence[tuple[TokenTable, NDArray[np.int64]]]) -> Packed:
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     positions = np.arange(offsets[-1], dtype=np.int64) - np.repeat(offsets[:-1], lengths)
     types = [types for _, types, _ in gathered]
-    counts = [len(rows) for _, rows in parts]
+    batches = np.cumsum([0, *(len(rows) for _, rows in parts)])
     return Packed(
         ids=np.concatenate([ids for ids, _, _ in gathered]).astype(np.int64),
         positions=positions,
@@ -53,7 +60,8 @@ def pack(parts: Sequence[tuple[TokenTable, NDArray[np.int64]]]) -> Packed:
         if any(t is None for t in types)
         else np.concatenate([t for t in types if t is not None]).astype(np.int64),
         offsets=offsets,
-        trials=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+        trials=batches if counts is None else batches[np.cumsum([0, *counts])],
+        batches=batches,
     )
 
 

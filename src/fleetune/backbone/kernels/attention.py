@@ -56,7 +56,7 @@ def attend_backward(
 
 def _grid(asked: Asked, heads: int, block: int, first_only: bool) -> tuple[int, int, int]:
     blocks = 1 if first_only else triton.cdiv(asked.laid.longest, block)
-    return len(asked.laid.whose), heads, blocks
+    return len(asked.laid.batch), heads, blocks
 
 
 def _strides(*tensors: Tensor) -> list[int]:
@@ -70,7 +70,7 @@ def _common(asked: Asked, q: Tensor) -> tuple[list[Any], dict[str, Any]]:
     heads, width = q.shape[1:]
     block = laid.block
     draws, drops = draw.asked(drawing, laid.tokens)
-    common = [laid.offsets, laid.whose, laid.before, *draws, asked.scale]
+    common = [laid.offsets, laid.batch, laid.before, *draws, asked.scale]
     sizes = {
         "heads": heads,
         "width": width,
@@ -120,7 +120,7 @@ def _multipliers(
 @triton.jit(do_not_specialize=_STILL)
 def _forward(
     q, k, v, out, sums, q_row, q_head, k_row, k_head, v_row, v_head, o_row, o_head,
-    offsets, whose, before, keys, thresholds, scales, site_low, site_high, scale,
+    offsets, batches, before, keys, thresholds, scales, site_low, site_high, scale,
     heads: tl.constexpr, width: tl.constexpr, d: tl.constexpr, m: tl.constexpr, n: tl.constexpr,
     window: tl.constexpr, first: tl.constexpr, drops: tl.constexpr, rounds: tl.constexpr,
 ):  # fmt: skip
@@ -137,9 +137,9 @@ def _forward(
     mine = (row < asking)[:, None] & fits
     query = tl.load(q + head * q_head + _block(start, row, q_row, d), mask=mine, other=0.0)
     if drops:
-        trial = tl.load(whose + sequence)
-        key, threshold = tl.load(keys + trial), tl.load(thresholds + trial)
-        factor, earlier = tl.load(scales + trial), tl.load(before + sequence)
+        batch = tl.load(batches + sequence)
+        key, threshold = tl.load(keys + batch), tl.load(thresholds + batch)
+        factor, earlier = tl.load(scales + batch), tl.load(before + sequence)
     top = tl.full((m,), -1.0e30, tl.float32)
     total = tl.zeros((m,), tl.float32)
     found = tl.zeros((m, d), tl.float32)
@@ -174,7 +174,7 @@ def _forward(
 def _to_query(
     q, k, v, out, grad, to_q, sums, spread,
     q_row, q_head, k_row, k_head, v_row, v_head, o_row, o_head, g_row, g_head, t_row, t_head,
-    offsets, whose, before, keys, thresholds, scales, site_low, site_high, scale,
+    offsets, batches, before, keys, thresholds, scales, site_low, site_high, scale,
     heads: tl.constexpr, width: tl.constexpr, d: tl.constexpr, m: tl.constexpr, n: tl.constexpr,
     window: tl.constexpr, first: tl.constexpr, drops: tl.constexpr, rounds: tl.constexpr,
 ):  # fmt: skip
@@ -196,9 +196,9 @@ def _to_query(
     shared = tl.sum(gave.to(tl.float32) * given.to(tl.float32), 1)
     tl.store(spread + (start + row) * heads + head, shared, mask=row < asking)
     if drops:
-        trial = tl.load(whose + sequence)
-        key, threshold = tl.load(keys + trial), tl.load(thresholds + trial)
-        factor, earlier = tl.load(scales + trial), tl.load(before + sequence)
+        batch = tl.load(batches + sequence)
+        key, threshold = tl.load(keys + batch), tl.load(thresholds + batch)
+        factor, earlier = tl.load(scales + batch), tl.load(before + sequence)
     found = tl.zeros((m, d), tl.float32)
     for low in range(0, count, n):
         column = low + tl.arange(0, n)
@@ -224,7 +224,7 @@ def _to_query(
 def _to_key_value(
     q, k, v, grad, to_k, to_v, sums, spread,
     q_row, q_head, k_row, k_head, v_row, v_head, g_row, g_head, s_row, s_head, t_row, t_head,
-    offsets, whose, before, keys, thresholds, scales, site_low, site_high, scale,
+    offsets, batches, before, keys, thresholds, scales, site_low, site_high, scale,
     heads: tl.constexpr, width: tl.constexpr, d: tl.constexpr, m: tl.constexpr, n: tl.constexpr,
     window: tl.constexpr, first: tl.constexpr, drops: tl.constexpr, rounds: tl.constexpr,
 ):  # fmt: skip
@@ -242,9 +242,9 @@ def _to_key_value(
     kb = tl.load(k + head * k_head + _block(start, column, k_row, d), mask=theirs, other=0.0)
     vb = tl.load(v + head * v_head + _block(start, column, v_row, d), mask=theirs, other=0.0)
     if drops:
-        trial = tl.load(whose + sequence)
-        key, threshold = tl.load(keys + trial), tl.load(thresholds + trial)
-        factor, earlier = tl.load(scales + trial), tl.load(before + sequence)
+        batch = tl.load(batches + sequence)
+        key, threshold = tl.load(keys + batch), tl.load(thresholds + batch)
+        factor, earlier = tl.load(scales + batch), tl.load(before + sequence)
     for_k = tl.zeros((n, d), tl.float32)
     for_v = tl.zeros((n, d), tl.float32)
     for low in range(0, asking, m):

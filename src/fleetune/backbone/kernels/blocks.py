@@ -49,7 +49,7 @@ def residual_norm(
     draws, drops = asked(drawing, rows)
     _residual_norm[(count,)](
         y, residual, out, summed, moments, bias, _step(bias), weight, shift, _step(shift),
-        rows.trial, rows.place, *draws, width, eps, max(8, triton.next_power_of_2(width)), drops, ROUNDS,
+        rows.trial, rows.batch, rows.place, *draws, width, eps, max(8, triton.next_power_of_2(width)), drops, ROUNDS,
     )  # fmt: skip
     return out, summed, moments
 
@@ -63,7 +63,7 @@ def residual_norm_backward(
     to_y = to_residual if drawing is None else torch.empty_like(grad)
     draws, drops = asked(drawing, rows)
     _residual_norm_backward[(count,)](
-        grad, summed, moments, weight, to_residual, to_y, rows.trial, rows.place, *draws, width,
+        grad, summed, moments, weight, to_residual, to_y, rows.batch, rows.place, *draws, width,
         max(8, triton.next_power_of_2(width)), drops, ROUNDS,
     )  # fmt: skip
     return to_y, to_residual
@@ -74,17 +74,17 @@ _STILL = ["site_low", "site_high"]
 
 @triton.jit
 def _multipliers(
-    trial, place, keys, thresholds, scales, width, site_low, site_high, block: tl.constexpr, rounds: tl.constexpr
+    batch, place, keys, thresholds, scales, width, site_low, site_high, block: tl.constexpr, rounds: tl.constexpr
 ):  # fmt: skip
     counter = place.to(tl.int64) * (width // 8) + tl.arange(0, block // 8)
-    numbers = drawn(tl.load(keys + trial), counter[None, :], site_low, site_high, rounds)
-    kept = tl.reshape(numbers, (block,)) >= tl.load(thresholds + trial)
-    return tl.where(kept, tl.load(scales + trial), 0.0)
+    numbers = drawn(tl.load(keys + batch), counter[None, :], site_low, site_high, rounds)
+    kept = tl.reshape(numbers, (block,)) >= tl.load(thresholds + batch)
+    return tl.where(kept, tl.load(scales + batch), 0.0)
 
 
 @triton.jit(do_not_specialize=_STILL)
 def _residual_norm(
-    y, residual, out, summed, moments, bias, bias_step, weight, shift, shift_step, trials, places,
+    y, residual, out, summed, moments, bias, bias_step, weight, shift, shift_step, trials, batches, places,
     keys, thresholds, scales, site_low, site_high, width, eps,
     block: tl.constexpr, drops: tl.constexpr, rounds: tl.constexpr,
 ):  # fmt: skip
@@ -97,8 +97,8 @@ def _residual_norm(
     value += tl.load(bias + trial * bias_step + column, mask=inside, other=0.0).to(tl.float32)
     if drops:
         value = value * _multipliers(
-            trial, tl.load(places + row), keys, thresholds, scales, width, site_low, site_high,
-            block, rounds,
+            tl.load(batches + row), tl.load(places + row), keys, thresholds, scales, width, site_low,
+            site_high, block, rounds,
         )  # fmt: skip
     value += tl.load(residual + at, mask=inside, other=0.0).to(tl.float32)
     rounded = value.to(summed.dtype.element_ty)
@@ -116,7 +116,7 @@ def _residual_norm(
 
 @triton.jit(do_not_specialize=_STILL)
 def _residual_norm_backward(
-    grad, summed, moments, weight, to_residual, to_y, trials, places,
+    grad, summed, moments, weight, to_residual, to_y, batches, places,
     keys, thresholds, scales, site_low, site_high, width,
     block: tl.constexpr, drops: tl.constexpr, rounds: tl.constexpr,
 ):  # fmt: skip
@@ -133,10 +133,9 @@ def _residual_norm_backward(
     found = (given - normal * along - level) * inverse
     tl.store(to_residual + at, found.to(to_residual.dtype.element_ty), mask=inside)
     if drops:
-        trial = tl.load(trials + row).to(tl.int64)
         found = found * _multipliers(
-            trial, tl.load(places + row), keys, thresholds, scales, width, site_low, site_high,
-            block, rounds,
+            tl.load(batches + row), tl.load(places + row), keys, thresholds, scales, width, site_low,
+            site_high, block, rounds,
         )  # fmt: skip
         tl.store(to_y + at, found.to(to_y.dtype.element_ty), mask=inside)
 

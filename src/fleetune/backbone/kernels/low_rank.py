@@ -49,7 +49,7 @@ def add_update(
     narrow = torch.empty(count, rank, dtype=x.dtype, device=x.device)
     draws, drops = asked(drawing, rows)
     _add_update[(triton.cdiv(count, _ROWS),)](
-        y, x, y if bias is None else bias, down, up, narrow, rows.trial, rows.place, *draws,
+        y, x, y if bias is None else bias, down, up, narrow, rows.trial, rows.batch, rows.place, *draws,
         count, x.shape[1], y.shape[1], rank, _power(rank), _ROWS, _COLUMNS, bias is not None, drops, ROUNDS,
     )  # fmt: skip
     return narrow
@@ -63,7 +63,7 @@ def add_update_backward(
     through = torch.empty(count, rank, dtype=grad.dtype, device=grad.device)
     draws, drops = asked(drawing, rows)
     _add_update_backward[(triton.cdiv(count, _ROWS),)](
-        grad, grad if to_input is None else to_input, down, up, through, rows.trial, rows.place, *draws,
+        grad, grad if to_input is None else to_input, down, up, through, rows.trial, rows.batch, rows.place, *draws,
         count, down.shape[2], up.shape[2], rank, _power(rank), _ROWS, _COLUMNS, to_input is not None,
         drops, ROUNDS,
     )  # fmt: skip
@@ -86,7 +86,7 @@ def products(
     draws, drops = asked(drawing, rows)
     grid = (trials, shares, triton.cdiv(width, _SUM_COLUMNS))
     _products[grid](
-        left, right, out, summed, rows.ends, rows.place, *draws, width, rank, shares,
+        left, right, out, summed, rows.ends, rows.batch, rows.place, *draws, width, rank, shares,
         _power(rank), _SUM_ROWS, _SUM_COLUMNS, sums, drops, ROUNDS,
     )  # fmt: skip
     if shares == 1:
@@ -99,17 +99,19 @@ _STILL = ["site_low", "site_high", "count"]
 
 @triton.jit
 def _multipliers(
-    place, first_column, width, key, threshold, scale, site_low, site_high, n: tl.constexpr, rounds: tl.constexpr
+    batch, place, keys, thresholds, scales, first_column, width, site_low, site_high, n: tl.constexpr,
+    rounds: tl.constexpr,
 ):  # fmt: skip
     eighth = first_column // 8 + tl.arange(0, n // 8)
     counter = place.to(tl.int64)[:, None] * (width // 8) + eighth[None, :]
-    numbers = drawn(key, counter, site_low, site_high, rounds)
-    return tl.where(numbers >= threshold, scale, 0.0)
+    numbers = drawn(tl.load(keys + batch)[:, None], counter, site_low, site_high, rounds)
+    kept = numbers >= tl.load(thresholds + batch)[:, None]
+    return tl.where(kept, tl.load(scales + batch)[:, None], 0.0)
 
 
 @triton.jit(do_not_specialize=_STILL)
 def _add_update(
-    y, x, bias, down, up, narrow, trials, places, keys, thresholds, scales, site_low, site_high,
+    y, x, bias, down, up, narrow, trials, batches, places, keys, thresholds, scales, site_low, site_high,
     count, width, out_width, rank, p: tl.constexpr, m: tl.constexpr, n: tl.constexpr,
     biased: tl.constexpr, drops: tl.constexpr, rounds: tl.constexpr,
 ):  # fmt: skip
@@ -118,6 +120,7 @@ def _add_update(
     here = row < count
     whose = tl.load(trials + row, mask=here, other=-1)
     place = tl.load(places + row, mask=here, other=0)
+    batch = tl.load(batches + row, mask=here, other=0)
     lowest = tl.load(trials + first)
     highest = tl.load(trials + tl.minimum(first + m, count) - 1)
     r = tl.arange(0, p)
@@ -133,8 +136,8 @@ def _add_update(
                 value = (
                     value.to(tl.float32)
                     * _multipliers(
-                        place, low, width, tl.load(keys + trial), tl.load(thresholds + trial),
-                        tl.load(scales + trial), site_low, site_high, n, rounds,
+                        batch, place, keys, thresholds, scales, low, width, site_low, site_high, n,
+                        rounds,
                     )
                 ).to(value.dtype)  # fmt: skip
             theirs = (column < width)[:, None] & (r < rank)[None, :]
@@ -167,7 +170,7 @@ def _add_update(
 
 @triton.jit(do_not_specialize=_STILL)
 def _add_update_backward(
-    grad, to_input, down, up, through, trials, places, keys, thresholds, scales, site_low, site_high,
+    grad, to_input, down, up, through, trials, batches, places, keys, thresholds, scales, site_low, site_high,
     count, width, out_width, rank, p: tl.constexpr, m: tl.constexpr, n: tl.constexpr,
     asked: tl.constexpr, drops: tl.constexpr, rounds: tl.constexpr,
 ):  # fmt: skip
@@ -176,6 +179,7 @@ def _add_update_backward(
     here = row < count
     whose = tl.load(trials + row, mask=here, other=-1)
     place = tl.load(places + row, mask=here, other=0)
+    batch = tl.load(batches + row, mask=here, other=0)
     lowest = tl.load(trials + first)
     highest = tl.load(trials + tl.minimum(first + m, count) - 1)
     r = tl.arange(0, p)
@@ -209,8 +213,8 @@ def _add_update_backward(
                 back = tl.dot(few, factor)
                 if drops:
                     back = back * _multipliers(
-                        place, low, width, tl.load(keys + trial), tl.load(thresholds + trial),
-                        tl.load(scales + trial), site_low, site_high, n, rounds,
+                        batch, place, keys, thresholds, scales, low, width, site_low, site_high, n,
+                        rounds,
                     )  # fmt: skip
                 inside = mine[:, None] & (column < width)[None, :]
                 at = row.to(tl.int64)[:, None] * width + column[None, :]
@@ -220,7 +224,7 @@ def _add_update_backward(
 
 @triton.jit(do_not_specialize=["site_low", "site_high"])
 def _products(
-    left, right, out, summed, ends, places, keys, thresholds, scales, site_low, site_high,
+    left, right, out, summed, ends, batches, places, keys, thresholds, scales, site_low, site_high,
     width, rank, shares, p: tl.constexpr, m: tl.constexpr, n: tl.constexpr,
     sums: tl.constexpr, drops: tl.constexpr, rounds: tl.constexpr,
 ):  # fmt: skip
@@ -240,11 +244,12 @@ def _products(
             line += tl.sum(value.to(tl.float32), 0)
         if drops:
             place = tl.load(places + row, mask=row < end, other=0)
+            batch = tl.load(batches + row, mask=row < end, other=0)
             value = (
                 value.to(tl.float32)
                 * _multipliers(
-                    place, tl.program_id(2) * n, width, tl.load(keys + trial),
-                    tl.load(thresholds + trial), tl.load(scales + trial), site_low, site_high, n, rounds,
+                    batch, place, keys, thresholds, scales, tl.program_id(2) * n, width, site_low,
+                    site_high, n, rounds,
                 )
             ).to(value.dtype)  # fmt: skip
         at = row.to(tl.int64)[:, None] * rank + r[None, :]

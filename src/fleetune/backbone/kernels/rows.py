@@ -38,7 +38,7 @@ def dropped(x: Tensor, rows: LaidRows, drawing: Drawing) -> Tensor:
     levels = drawing.levels
     grid = (triton.cdiv(count, _ROWS), triton.cdiv(width // 8, _EIGHTHS))
     _dropped[grid](
-        x, out, rows.trial, rows.place, drawing.keys, levels.thresholds, levels.scales,
+        x, out, rows.batch, rows.place, drawing.keys, levels.thresholds, levels.scales,
         count, width, *drawing.site, _ROWS, _EIGHTHS, ROUNDS,
     )  # fmt: skip
     return out
@@ -46,24 +46,24 @@ def dropped(x: Tensor, rows: LaidRows, drawing: Drawing) -> Tensor:
 
 @triton.jit(do_not_specialize=["site_low", "site_high", "count"])
 def _dropped(
-    x, out, trials, places, keys, thresholds, scales, count, width, site_low, site_high,
+    x, out, batches, places, keys, thresholds, scales, count, width, site_low, site_high,
     m: tl.constexpr, eighths: tl.constexpr, rounds: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0) * m + tl.arange(0, m)
     here = row < count
-    trial = tl.load(trials + row, mask=here, other=0)
+    batch = tl.load(batches + row, mask=here, other=0)
     place = tl.load(places + row, mask=here, other=0).to(tl.int64)
     eighth = tl.program_id(1) * eighths + tl.arange(0, eighths)
     counter = place[:, None] * (width // 8) + eighth[None, :]
-    key = tl.load(keys + trial)[:, None]
+    key = tl.load(keys + batch)[:, None]
     numbers = drawn(key, counter, site_low, site_high, rounds)
     column = tl.program_id(1) * eighths * 8 + tl.arange(0, 8 * eighths)
     at = row.to(tl.int64)[:, None] * width + column[None, :]
     inside = here[:, None] & (column < width)[None, :]
     value = tl.load(x + at, mask=inside, other=0.0)
     # The scale is rounded to the dtype of x, the product then too.
-    scale = tl.load(scales + trial).to(value.dtype)[:, None].to(tl.float32)
-    kept = numbers >= tl.load(thresholds + trial)[:, None]
+    scale = tl.load(scales + batch).to(value.dtype)[:, None].to(tl.float32)
+    kept = numbers >= tl.load(thresholds + batch)[:, None]
     # A product and not a choice: what is not finite stays so.
     value = value.to(tl.float32) * tl.where(kept, scale, 0.0)
     tl.store(out + at, value.to(out.dtype.element_ty), mask=inside)
