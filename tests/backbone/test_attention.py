@@ -22,12 +22,21 @@ SITE = "encoder.layer.3.attention"
 
 
 def stream_of(
-    lengths: list[int], trials: list[int], noise: Noise | None, first_only: bool = False
+    lengths: list[int],
+    trials: list[int],
+    noise: Noise | None,
+    first_only: bool = False,
+    batches: list[int] | None = None,
+    multiple: int = 1,
 ) -> Stream:
+    """batches: sequences of each micro-batch; one a trial if None."""
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     owners = np.concatenate([[0], np.cumsum(trials)]).astype(np.int64)
     assert owners[-1] == len(lengths)
-    return Stream(offsets, owners, "packed", torch.device("cpu"), noise, first_only)
+    cuts = np.concatenate([[0], np.cumsum(trials if batches is None else batches)])
+    return Stream(
+        offsets, owners, "packed", torch.device("cpu"), noise, first_only, batches=cuts, multiple=multiple
+    )  # fmt: skip
 
 
 def noise_of(rates: list[float | None]) -> Noise:
@@ -58,19 +67,20 @@ def loop(
     sliding_window: int | None = None,
     call: int = 0,
 ) -> Tensor:
-    """Sequence by sequence, head by head; a trial's bits of dropout straight from their source, one sequence after the other."""
+    """Sequence by sequence, head by head; bits of dropout straight from their source, one of its sequences after the other."""
     out = []
-    used = [0] * stream.n_trials
+    starts = stream.batch_offsets.tolist()
+    used = [0] * len(starts)
     for sequence, n in enumerate(stream.lengths.tolist()):
         start = int(stream.sequence_offsets[sequence])
-        trial = max(t for t in range(stream.n_trials) if stream.trial_offsets[t] <= sequence)
+        batch = max(m for m in range(len(starts) - 1) if starts[m] <= sequence)
         multipliers = torch.ones(HEADS, n, n, dtype=q.dtype)
         if stream.noise is not None:
-            own = stream.noise.keys[trial].rate
+            own = stream.noise.keys[batch].rate
             levels = round((dropout if own is None else own) * 65_536)
             queries = 1 if stream.first_tokens_only else n
-            before, used[trial] = used[trial], used[trial] + HEADS * queries * n
-            bits = stream.noise.bits(trial, used[trial], SITE, call)[before:]
+            before, used[batch] = used[batch], used[batch] + HEADS * queries * n
+            bits = stream.noise.bits(batch, used[batch], SITE, call)[before:]
             kept = torch.from_numpy(bits.astype(np.int64)) + 32_768 >= levels
             drawn = kept.view(HEADS, queries, n).to(q.dtype) * (65_536 / (65_536 - levels))
             multipliers = drawn.expand(HEADS, n, n)
@@ -98,6 +108,8 @@ def check(
     rates: list[float | None] | None = None,
     dropout: float = 0.0,
     first_only: bool = False,
+    batches: list[int] | None = None,
+    multiple: int = 1,
     **rest: Any,
 ) -> None:
     """Output and the gradients of query, key and value."""
@@ -106,15 +118,35 @@ def check(
     rng = np.random.default_rng(sum(lengths))
     shape = (1, HEADS, sum(lengths), WIDTH)
     q, k, v = (torch.from_numpy(2 * rng.normal(size=shape)).requires_grad_() for _ in range(3))
-    found, weights = packed(stream_of(lengths, trials, noise, first_only), q, k, v, dropout, **rest)
+    stream = stream_of(lengths, trials, noise, first_only, batches, multiple)
+    found, weights = packed(stream, q, k, v, dropout, **rest)
     assert weights is None
-    expected = loop(stream_of(lengths, trials, noise, first_only), q, k, v, dropout, **rest)
+    plain = stream_of(lengths, trials, noise, first_only, batches)
+    expected = loop(plain, q, k, v, dropout, **rest)
     assert_close(found, expected, rtol=1e-11, atol=1e-11)
     direction = torch.from_numpy(rng.normal(size=tuple(expected.shape)))
     mine = torch.autograd.grad(found, (q, k, v), direction)
     other = torch.autograd.grad(expected, (q, k, v), direction)
     for name, a, b in zip("qkv", mine, other, strict=True):
         assert_close(a, b, rtol=1e-10, atol=1e-10, msg=lambda m, name=name: f"{name}: {m}")
+
+
+@pytest.mark.parametrize("first_only", [False, True])
+@pytest.mark.parametrize("window", [None, 40])
+def test_long_tiles_may_be_longer_than_their_sequences(
+    window: int | None, first_only: bool
+) -> None:
+    lengths = [70, 5, 33, 64, 90, 40, 12]
+    given: dict[str, Any] = dict(multiple=TILE, first_only=first_only, sliding_window=window)
+    check(lengths, [3, 4], rates=[0.3, None], dropout=0.1, **given)
+    tiles = [(b.n_tiles, b.length) for b in stream_of(lengths, [3, 4], None, multiple=TILE).buckets]
+    assert tiles == [(2, 96), (3, 64), (2, 32)]
+
+
+@pytest.mark.parametrize("first_only", [False, True])
+def test_each_micro_batch_of_a_trial_has_dropout_of_its_own(first_only: bool) -> None:
+    lengths = [40, 5, 3, 33, 7, 12, 9]
+    check(lengths, [4, 3], batches=[1, 3, 2, 1], rates=[0.3, 0.1, 0.2, 0.4], first_only=first_only)
 
 
 # Long sequences share a bucket while they are at least BUCKET_SHARE of its longest; short ones of a trial share tiles.

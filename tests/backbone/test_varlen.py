@@ -13,7 +13,7 @@ from torch.testing import assert_close
 
 from fleetune.backbone.laid import Asked, Drawing, Laid, arrays, eighths, laid, site_words
 from fleetune.backbone.philox import word
-from fleetune.backbone.rows import dropped, multipliers
+from fleetune.backbone.rows import dropped, multipliers, sums
 from fleetune.backbone.varlen import attend
 from tests.backbone.test_attention import HEADS, WIDTH, packed, stream_of
 
@@ -27,6 +27,14 @@ def laid_out(
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     trials = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
     found = arrays(offsets, trials, [(seed, 7) for seed in seeds], spare)
+    return laid({n: torch.from_numpy(np.ascontiguousarray(v)) for n, v in found.items()}, 40, {})
+
+
+def sliced() -> Laid:
+    """As `laid_out`, the last trial's rows as two micro-batches."""
+    offsets = np.concatenate([[0], np.cumsum(LENGTHS)]).astype(np.int64)
+    keys = [(seed, 7) for seed in (3, 4, 5, 6)]
+    found = arrays(offsets, np.asarray([0, 2, 3, 6]), keys, 0, np.asarray([0, 2, 3, 5, 6]))
     return laid({n: torch.from_numpy(np.ascontiguousarray(v)) for n, v in found.items()}, 40, {})
 
 
@@ -78,6 +86,24 @@ def test_a_trial_drops_the_same_in_other_company(first_only: bool) -> None:
         alone = attend(*(x[at : at + n] for x in (q, k, v)), asked)
         assert torch.equal(alone, whole[at : at + n])
         at += n
+
+
+@pytest.mark.parametrize("first_only", [False, True])
+def test_micro_batches_of_a_trial_drop_as_trials_would(first_only: bool) -> None:
+    """In attention and in activations; the sums of their rows are the trial's all the same."""
+    mine, apart = sliced(), laid_out(counts=[2, 1, 2, 1], seeds=(3, 4, 5, 6))
+    rates = [0.1, 0.5, 0.25, 0.4]
+    q, k, v = (x.squeeze(0).transpose(0, 1) for x in drawn())
+    one, other = (
+        attend(q, k, v, Asked(where, 0.5, None, first_only, drawing_of(where, rates)))
+        for where in (mine, apart)
+    )
+    assert torch.equal(one, other)
+    x = torch.ones(sum(LENGTHS), 24)
+    one, other = (multipliers(x, w.tokens, drawing_of(w, rates)) for w in (mine, apart))
+    assert torch.equal(one, other)
+    assert mine.tokens.ends.tolist() == [43, 50, 98]
+    assert_close(sums(x, mine.tokens)[:, 0], torch.tensor([43.0, 7.0, 48.0]))
 
 
 # -- activations ----------------------------------------------------------------------------------

@@ -46,7 +46,7 @@ def replaying(engine: Engine, patch: pytest.MonkeyPatch) -> Engine:
     assert graphs is not None
 
     def capture(form: Any) -> Any:
-        losses = torch.empty(len(form.work.owned), dtype=torch.float64)
+        losses = torch.empty(len(form.work.keys), dtype=torch.float64)
         form.graph = SimpleNamespace(replay=lambda: losses.copy_(graphs._step(form))), losses
         return form.graph
 

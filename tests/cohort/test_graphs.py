@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from fleetune.cohort.engine import Engine
-from fleetune.cohort.graphs import Graphs
+from fleetune.cohort.graphs import Graphs, Work
 from fleetune.cohort.passes import cut, micro_batches, run_pass
 from fleetune.cohort.train import Advanced, Cohort, Event, PassesShrunk
 from fleetune.cohort.trial import Trial, TrialInput
@@ -43,14 +45,26 @@ def a_pass(engine: Engine, trials: list[Trial]) -> None:
         one.advance()
 
 
+@pytest.mark.parametrize(("accumulation", "max_tokens"), [(1, 100), (2, 1000)])
 def test_a_cohort_that_replays_ends_as_one_that_does_not(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, accumulation: int, max_tokens: int
 ) -> None:
-    """Trials end one after the other, and the last batch of an epoch is short."""
-    found = train(engine, GIVEN, max_tokens=100)
+    """Trials end one after the other, and the last batch of an epoch is short; groups are one slice of a pass."""
+    settings = {"gradient_accumulation_steps": accumulation}
+    given = [replace(g, settings=g.settings.model_copy(update=settings)) for g in GIVEN]
+    forms: list[tuple[int, ...]] = []
+    run = graphs_of(engine).run
+
+    def running(work: Work) -> torch.Tensor:
+        forms.append((len(work.owned), len(work.keys)))
+        return run(work)
+
+    monkeypatch.setattr(graphs_of(engine), "run", running)
+    found = train(engine, given, max_tokens=max_tokens)
     assert graphs_of(engine).captures
+    assert ((4, 8) in forms) == (accumulation == 2)
     plain = quick_engine(monkeypatch)
-    for ident, ending in train(plain, GIVEN, max_tokens=100).items():
+    for ident, ending in train(plain, given, max_tokens=max_tokens).items():
         assert_bit_equal(found[ident], ending)
     assert not graphs_of(engine)._seen, "all have left"
 

@@ -16,9 +16,9 @@ from fleetune.backbone.families import FAMILIES as FAMILY_ROWS
 from fleetune.cohort import passes as passes_module
 from fleetune.cohort.engine import Engine
 from fleetune.cohort.lanes import Lanes
-from fleetune.cohort.passes import Part, cut, divide, micro_batches
+from fleetune.cohort.passes import Part, are_alone, cut, divide, micro_batches
 from fleetune.cohort.train import Advanced, Cohort, EpochDone, TrialDone
-from fleetune.cohort.trial import Trial, TrialInput
+from fleetune.cohort.trial import Trial
 from tests.cohort.test_isolation import HEAD, trial
 from tests.tiny import tiny_model
 
@@ -203,13 +203,28 @@ MATES = [
 ]
 
 
-@pytest.mark.parametrize("lanes", [1, 2, 3])
-@pytest.mark.parametrize("company", [MATES[:1], MATES[1:3], MATES], ids=["one", "two", "four"])
+def slow(*values: Any) -> Any:
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(
+    ("family", "lanes", "count"),
+    [
+        *(("bert", lanes, count) for lanes in (1, 2, 3) for count in (1, 2, 4)),
+        ("mpnet", 1, 4),  # padded
+        slow("mpnet", 2, 2),
+        *(slow(family, 1, 4) for family in ("modernbert", "albert", "distilbert", "eurobert")),
+    ],
+)
 def test_groups_at_once_are_one_micro_batch_after_the_other(
-    company: list[TrialInput], lanes: int
+    family: str, lanes: int, count: int
 ) -> None:
-    """In fewer rounds; dropout, losses and groups that end with an epoch included."""
-    model = tiny_model("bert").double()
+    """In fewer rounds; dropout, losses and groups that end with an epoch included. Four on one lane are one slice each."""
+    model = tiny_model(family).double()
+    company = {1: MATES[:1], 2: MATES[1:3], 4: MATES}[count]
+    if family in ("modernbert", "eurobert"):  # without biases
+        company = [g for g in company if g.method.name != "bitfit"]
+        company.append(trial("lora", 1, rows=37, dropout=0.2, gradient_accumulation_steps=4))
     rounds: list[int] = []
     found: list[dict[str, Any]] = []
     for max_tokens in (1, 10**6):
@@ -240,6 +255,25 @@ def test_a_round_holds_no_more_than_a_pass_a_lane() -> None:
     assert [p.ahead for p in micro_batches(engine, made, 10**6)] == [0, 1, 2, 3] * 2
     made[0].advance(3)
     assert len(micro_batches(engine, made, 10**6)) == 2, "one of the group is left"
+
+
+def test_small_groups_of_many_trials_are_one_slice_each() -> None:
+    """More than a pass a lane, as long as each trial's are a quarter of a pass; and none is divided among passes."""
+    engine = engine_with(tiny_model("bert"), 2)
+    given = [trial("bitfit", k, rows=38, gradient_accumulation_steps=3) for k in range(9)]
+    made = [Trial(one, engine.start(one)) for one in given]
+    largest = max(sum(p.tokens for p in micro_batches(engine, [one], 10**6)) for one in made)
+    every = micro_batches(engine, made, 4 * largest)
+    assert [part.ahead for part in every] == [0, 1, 2] * 9
+    passes = cut(every, 4 * largest, 2)
+    assert len(passes) > 2, "it is more than two passes hold"
+    assert all(sum(part.tokens for part in one) <= 4 * largest for one in passes)
+    assert all(are_alone(one) for one in passes)
+    assert len(micro_batches(engine, made, 4 * largest - 1)) < 27
+    # Smaller passes, after memory did not suffice, divide them again.
+    small = cut(every, largest // 2, 2)
+    assert not all(are_alone(one) for one in small)
+    assert sorted(id(part) for one in small for part in one) == sorted(map(id, every))
 
 
 def test_who_owns_the_backbone_goes_one_micro_batch_at_a_time() -> None:

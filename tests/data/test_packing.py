@@ -90,6 +90,17 @@ def test_trial_without_rows_holds_its_place(chosen: list[list[int]]) -> None:
     check(found, plain([(rows, own, True) for own in chosen]))
 
 
+def test_a_trial_may_bring_several_micro_batches() -> None:
+    rows = [[1, 2], [3], [4, 5, 6]]
+    given = [(table_of(rows, types=True), np.array(own)) for own in ([2, 0], [1], [0, 1, 2])]
+    whole, sliced = pack(given), pack(given, [2, 1])
+    assert np.array_equal(sliced.ids, whole.ids)
+    assert (
+        sliced.batches.tolist() == whole.trials.tolist() == whole.batches.tolist() == [0, 2, 3, 6]
+    )
+    assert sliced.trials.tolist() == [0, 3, 6]
+
+
 def test_trials_may_share_a_table() -> None:
     """And packing does not write into it."""
     rows = [[1, 2], [3], [4, 5, 6]]

@@ -81,17 +81,21 @@ def test_the_kernel_draws_what_its_reference_draws(
     assert torch.equal(mine, other)
 
 
-def laid_out(lengths: list[int], counts: list[int], spare: int = 0) -> Laid:
-    """A pass of so many sequences a trial, on the device."""
+def laid_out(
+    lengths: list[int], counts: list[int], spare: int = 0, batches: list[int] | None = None
+) -> Laid:
+    """A pass of so many sequences a trial, and a micro-batch (one a trial if None), on the device."""
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     trials = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-    keys = [(3 + k, 5 * k) for k in range(len(counts))]
-    found = arrays(offsets, trials, keys, spare)
+    cuts = np.concatenate([[0], np.cumsum(counts if batches is None else batches)]).astype(np.int64)
+    keys = [(3 + m, 5 * m) for m in range(len(cuts) - 1)]
+    found = arrays(offsets, trials, keys, spare, cuts)
     on_device = {name: torch.from_numpy(value).cuda() for name, value in found.items()}
     return laid(on_device, max(lengths), {})
 
 
 LENGTHS, COUNTS = [5, 40, 3, 70, 1, 12, 33, 130], [3, 0, 1, 4]
+BATCHES, RATES = [1, 2, 1, 3, 1], [0.1, 0.2, 0.0, 0.5, 0.3]
 
 
 def drawn(*shape: int) -> Tensor:
@@ -108,9 +112,9 @@ def near(mine: Tensor, exact: Tensor, roundings: float = 4) -> None:
 @pytest.mark.parametrize("width", [768, 384, 40, 6])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_rows_are_dropped_as_the_reference_drops_them(width: int, dtype: torch.dtype) -> None:
-    where = laid_out(LENGTHS, COUNTS, spare=9)
+    where = laid_out(LENGTHS, COUNTS, 9, BATCHES)
     x = torch.randn(sum(LENGTHS) + 9, width, device="cuda").to(dtype).requires_grad_()
-    drawing = Drawing(where.keys, where.levels_of([0.1, 0.2, 0.0, 0.5]), site_words("site", 0))
+    drawing = Drawing(where.keys, where.levels_of(RATES), site_words("site", 0))
     mine = dropped(x, where.tokens, drawing)
     expected = x * multipliers(x, where.tokens, drawing)
     assert torch.equal(mine, expected)
@@ -151,8 +155,8 @@ def test_attention_is_the_loops(
 ) -> None:
     """In bfloat16, against a loop over sequences in float32."""
     lengths = [min(n, longest) for n in LENGTHS]
-    where = laid_out(lengths, COUNTS, spare=7)
-    drawing = Drawing(where.keys, where.levels_of([0.1, 0.2, 0.0, 0.5]), site_words("a", 1))
+    where = laid_out(lengths, COUNTS, 7, BATCHES)
+    drawing = Drawing(where.keys, where.levels_of(RATES), site_words("a", 1))
     asked = Asked(where, width**-0.5, window, first_only, drawing if drops else None)
     given = [drawn(sum(lengths) + 7, 3, width).requires_grad_() for _ in range(3)]
     wide = [x.detach().float().requires_grad_() for x in given]
@@ -180,9 +184,9 @@ def test_a_residual_norm_is_its_parts(drops: bool, tables: int) -> None:
     """In bfloat16, against torch's operations in float32, with the same dropout."""
     from fleetune.backbone.kernels import blocks
 
-    where, width = laid_out(LENGTHS, COUNTS, spare=9), 768
+    where, width = laid_out(LENGTHS, COUNTS, 9, BATCHES), 768
     rows, count = where.tokens, sum(LENGTHS) + 9
-    drawing = Drawing(where.keys, where.levels_of([0.1, 0.2, 0.0, 0.5]), site_words("n", 1))
+    drawing = Drawing(where.keys, where.levels_of(RATES), site_words("n", 1))
     drawing = drawing if drops else None
     y, residual, grad = (drawn(count, width) for _ in range(3))
     bias, shift, weight = (
@@ -228,9 +232,9 @@ def test_low_rank_updates_are_each_trials_own(
     """In bfloat16, against products in float32, row by row with the trial's own factors."""
     from fleetune.backbone.kernels import low_rank
 
-    where = laid_out(LENGTHS, COUNTS, spare=9)
+    where = laid_out(LENGTHS, COUNTS, 9, BATCHES)
     rows, count = where.tokens, sum(LENGTHS) + 9
-    drawing = Drawing(where.keys, where.levels_of([0.1, 0.2, 0.0, 0.5]), site_words("l", 1))
+    drawing = Drawing(where.keys, where.levels_of(RATES), site_words("l", 1))
     x, y, grad, to_input = (
         drawn(count, width),
         drawn(count, out),
@@ -294,14 +298,19 @@ def test_a_pass_by_kernels_is_that_by_references(
         near(a, b, roundings=12)
 
 
-def test_replayed_passes_are_those_that_ran(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("accumulation", "max_tokens"), [(1, 100), (2, 1000)])
+def test_replayed_passes_are_those_that_ran(
+    monkeypatch: pytest.MonkeyPatch, accumulation: int, max_tokens: int
+) -> None:
     """A cohort whose passes are captured and replayed ends bit-equal to one whose passes run kernel by kernel.
 
     Evaluations lay out other companies meanwhile; trials end one after the other; the last batch of an epoch is short.
     """
     given = [
         changed(
-            replace(one, train=replace(one.train, rows=one.train.rows[:15])), num_train_epochs=n
+            replace(one, train=replace(one.train, rows=one.train.rows[:15])),
+            num_train_epochs=n,
+            gradient_accumulation_steps=accumulation,
         )
         for one, n in zip(TRIALS, (6, 5, 4, 3), strict=True)
     ]
@@ -324,7 +333,7 @@ def test_replayed_passes_are_those_that_ran(monkeypatch: pytest.MonkeyPatch) -> 
 
         monkeypatch.setattr(engine.graphs, "_capture", counted)
         engine.graphs.captures = captures
-        endings = train(engine, given, max_tokens=100, watch=in_pairs)
+        endings = train(engine, given, max_tokens=max_tokens, watch=in_pairs)
         return {ident: flat(end.epochs[-1]) for ident, end in endings.items()}, captured
 
     (found, some), (plain, none) = outcome(True), outcome(False)

@@ -110,6 +110,8 @@ class Stream:
     spare: int = 0
     """Rows at the end that hold no token; they count as the last trial's."""
     batches: NDArray[np.int64] | None = None
+    multiple: int = 1
+    """Tiles of sequences longer than TILE have a multiple of this length."""
     pooled: Tensor | None = None
     """What the head reads of each sequence, [B, D], where it is known already: then no encoder runs."""
     entry: tuple[int, Tensor] | None = None
@@ -138,9 +140,9 @@ class Stream:
     @cached_property
     def batches_of(self) -> list[range]:
         """Each trial's micro-batches, by their numbers in the pass, [K]."""
-        if self.batches is None:
+        if len(self.batch_offsets) == len(self.trial_offsets):
             return [range(k, k + 1) for k in range(self.n_trials)]
-        cuts = np.searchsorted(self.batches, self.trial_offsets).tolist()
+        cuts = np.searchsorted(self.batch_offsets, self.trial_offsets).tolist()
         return [range(low, high) for low, high in pairwise(cuts)]
 
     @cached_property
@@ -274,8 +276,10 @@ class Stream:
         long = order[self.lengths[order] > TILE]
         groups: list[list[int]] = []
         for sequence in long.tolist():
-            n = self.lengths[sequence]
-            if not groups or n < BUCKET_SHARE * self.lengths[groups[-1][0]]:
+            n = int(self.lengths[sequence])
+            if not groups or self._tile(n) < BUCKET_SHARE * self._tile(
+                int(self.lengths[groups[-1][0]])
+            ):
                 groups.append([])
             groups[-1].append(sequence)
         found = [self._bucket(np.asarray(g), np.arange(len(g)), np.zeros(len(g))) for g in groups]
@@ -304,6 +308,9 @@ class Stream:
         by_tile = np.lexsort((starts, tiles))
         return self._bucket(short[by_tile], tiles[by_tile], starts[by_tile], TILE)
 
+    def _tile(self, length: int) -> int:
+        return -(-length // self.multiple) * self.multiple
+
     def _bucket(
         self, sequences: NDArray[Any], tiles: NDArray[Any], starts: NDArray[Any], length: int = 0
     ) -> Bucket:
@@ -314,7 +321,7 @@ class Stream:
             starts.astype(np.int64),
             lengths,
             int(tiles.max()) + 1,
-            length or int(lengths.max()),
+            length or self._tile(int(lengths.max())),
         )
 
 

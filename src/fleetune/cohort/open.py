@@ -26,7 +26,7 @@ from fleetune.backbone.families import Family, family_of
 from fleetune.backbone.laid import Laid, Levels, arrays, laid
 from fleetune.backbone.noise import Noise
 from fleetune.backbone.send import has_triton, send
-from fleetune.backbone.stream import Current, Stream
+from fleetune.backbone.stream import TILE, Current, Stream
 from fleetune.cohort.blocks import lend
 from fleetune.cohort.layers import (
     Active,
@@ -132,6 +132,7 @@ class OpenBackbone:
         return Stream(
             packed.offsets, packed.trials, layout, self.device, noise, narrows, where,
             batches=packed.batches,
+            multiple=TILE if self.dtype == torch.bfloat16 else 1,
         )  # fmt: skip
 
     def laid(self, on_device: dict[str, Tensor], longest: int) -> Laid:
