@@ -1,6 +1,6 @@
 """The training loop: many trials, one pass.
 
-Each round every active trial brings its next micro-batch, or several where few are active (passes.py); rounds are cut
+Each round every active trial brings its next micro-batch, or several of its accumulation group (passes.py); rounds are cut
 into passes that hold a bounded number of tokens; each pass is one forward and one backward through the frozen backbone;
 then every trial steps by itself.
 A trial that ends leaves, and the schedule names the one that takes its place. K = 1 is the ordinary case and no other
