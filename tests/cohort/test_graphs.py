@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from torch.testing import assert_close
 
+from fleetune.backbone import laid
 from fleetune.cohort.engine import Engine
 from fleetune.cohort.graphs import Graphs, Work
 from fleetune.cohort.passes import cut, micro_batches, run_pass
@@ -108,6 +111,54 @@ def test_a_capture_meets_no_kernel_for_the_first_time(
     for _ in range(6):
         a_pass(engine, [one])
     assert sorted(set(captured)) == [16, 64]
+
+
+def test_a_capture_sends_nothing(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A replay would read what is no longer there. Groups of three micro-batches and of one, so of as many dropout rates."""
+    graphs, replays = graphs_of(engine), 0
+    step, send, sent = graphs._step, laid.send, 0
+
+    def stepping(form: object) -> torch.Tensor:
+        nonlocal replays
+        before = sent
+        found = step(form)  # type: ignore[arg-type]
+        if form.graph is not None:  # type: ignore[attr-defined]
+            replays += 1
+            assert sent == before
+        return found
+
+    def sending(values: np.ndarray, device: torch.device) -> torch.Tensor:
+        nonlocal sent
+        sent += 1
+        return send(values, device)
+
+    monkeypatch.setattr(graphs, "_step", stepping)
+    monkeypatch.setattr(laid, "send", sending)
+    settings = {"gradient_accumulation_steps": 3}
+    given = [replace(g, settings=g.settings.model_copy(update=settings)) for g in GIVEN[:3]]
+    train(engine, given, max_tokens=1000)
+    assert replays
+    assert sent
+
+
+def test_a_group_that_does_not_fit_is_done_in_smaller_passes(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A single trial's too, down to its micro-batches; the results are those of a machine with room."""
+    settings = {"gradient_accumulation_steps": 3}
+    one = replace(GIVEN[0], settings=GIVEN[0].settings.model_copy(update=settings))
+    expected = train(quick_engine(monkeypatch), [one])
+    run = graphs_of(engine).run
+
+    def refusing(work: Work) -> torch.Tensor:
+        if len(work.keys) > 1:
+            raise torch.OutOfMemoryError
+        return run(work)
+
+    monkeypatch.setattr(graphs_of(engine), "run", refusing)
+    found = train(engine, [one], max_tokens=1000)
+    for name, value in expected["a"].epochs[-1].items():
+        assert_close(found["a"].epochs[-1][name], value, rtol=1e-9, atol=1e-9)
 
 
 def test_as_many_sequences_shared_otherwise_are_another_form(engine: Engine) -> None:

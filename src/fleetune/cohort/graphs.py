@@ -118,11 +118,11 @@ class Graphs:
         return True
 
     def _loaded(self, form: _Form) -> bool:
-        """Whether the kernels of a form have run: those of attention are others for another size of block."""
-        mine = form.work.owned, form.block
-        return any(
-            other.ran and (other.work.owned, other.block) == mine for other in self._seen.values()
-        )
+        """Whether all that a form uses is there: its kernels, of which attention has others for another size of block, and
+        the dropout rates of as many micro-batches."""
+        mine = form.work.owned, form.block, len(form.work.given)
+        seen = (f for f in self._seen.values() if f.ran)
+        return any((f.work.owned, f.block, len(f.work.given)) == mine for f in seen)
 
     def _arrays(self, work: Work) -> Arrays:
         """All that differs from pass to pass, by name."""

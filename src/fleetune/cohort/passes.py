@@ -214,7 +214,7 @@ def cut(
         return [one for group in groups for one in cut(group, max_tokens, lanes, steady=steady)]
     if entries == [None]:
         return [list(parts)]
-    slices = _slices(parts, max_tokens, lanes, steady)
+    slices = _slices(parts, max_tokens, lanes, steady=steady)
     sizes = [sum(part.tokens for part in one) for one in slices]
     if not steady:
         numbers = balanced(
@@ -228,19 +228,23 @@ def cut(
     return _neighbours(slices, sizes, max_tokens, lanes)
 
 
-def _slices(parts: Sequence[Part], max_tokens: int, lanes: int, steady: bool) -> list[list[Part]]:
+def _slices(
+    parts: Sequence[Part], max_tokens: int, lanes: int, *, steady: bool
+) -> list[list[Part]]:
     """What goes into one pass together: each trial's parts, or each part by itself."""
     whole = [list(own) for _, own in groupby(parts, key=lambda part: part.trial)]
     sizes = [sum(part.tokens for part in own) for own in whole]
     undivided = all(len(part.rows) == part.total for part in parts)
-    if undivided and (steady or are_sliced(sizes, max_tokens, lanes)):
+    if undivided and are_sliced(sizes, max_tokens, lanes, steady=steady):
         return whole
     return [[part] for part in parts]
 
 
-def are_sliced(sizes: Sequence[float], max_tokens: int, lanes: int) -> bool:
+def are_sliced(
+    sizes: Sequence[float], max_tokens: int, lanes: int, *, steady: bool = False
+) -> bool:
     """Whether micro-batches of one trial go into one pass; sizes: the tokens that each trial has in a round."""
-    return len(sizes) >= EVEN_ENOUGH * lanes and max(sizes) <= max_tokens
+    return max(sizes) <= max_tokens and (steady or len(sizes) >= EVEN_ENOUGH * lanes)
 
 
 def balanced(
