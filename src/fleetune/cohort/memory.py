@@ -17,6 +17,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -176,10 +177,10 @@ def _passes_of(
     lanes = engine.lanes.count
     ahead = min(given.settings.gradient_accumulation_steps for given in inputs)
     most = ahead if takes_ahead(engine, inputs) else 1
-    fitting = (
-        n for n in range(2, most + 1) if fits_round([n * b for b in batches], tokens, engine)
+    several = takewhile(
+        lambda n: fits_round([n * b for b in batches], tokens, engine), range(2, most + 1)
     )
-    count = max(fitting, default=1)
+    count = max(several, default=1)
     if engine.graphs is not None:
         return [max(min(tokens, count * sum(batches)), max(batches))], 1
     slices = [float(count * n) for n in batches]
