@@ -208,6 +208,8 @@ def cut(
     steady: passes of neighbouring parts, as equal in the tokens that micro-batches of these trials hold on the average, so that
     the same trials share passes in every round (graphs.py); only where that would pass the limit, as equal in what they hold now.
     """
+    if not parts:
+        return []
     entries = list(dict.fromkeys(part.entry for part in parts))
     if len(entries) > 1:
         groups = ([part for part in parts if part.entry == entry] for entry in entries)
