@@ -42,6 +42,12 @@ def trials_of(engine: Engine, given: list[TrialInput]) -> list[Trial]:
     return [Trial(one, engine.start(one)) for one in given]
 
 
+def in_groups(given: TrialInput, count: int) -> TrialInput:
+    """The same trial, a step of it so many micro-batches."""
+    update = {"gradient_accumulation_steps": count}
+    return replace(given, settings=given.settings.model_copy(update=update))
+
+
 def a_pass(engine: Engine, trials: list[Trial]) -> None:
     run_pass(engine, micro_batches(engine, trials))
     for one in trials:
@@ -53,8 +59,7 @@ def test_a_cohort_that_replays_ends_as_one_that_does_not(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, accumulation: int, max_tokens: int
 ) -> None:
     """Trials end one after the other, and the last batch of an epoch is short; groups are one slice of a pass."""
-    settings = {"gradient_accumulation_steps": accumulation}
-    given = [replace(g, settings=g.settings.model_copy(update=settings)) for g in GIVEN]
+    given = [in_groups(one, accumulation) for one in GIVEN]
     forms: list[tuple[int, ...]] = []
     run = graphs_of(engine).run
 
@@ -134,9 +139,7 @@ def test_a_capture_sends_nothing(engine: Engine, monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(graphs, "_step", stepping)
     monkeypatch.setattr(laid, "send", sending)
-    settings = {"gradient_accumulation_steps": 3}
-    given = [replace(g, settings=g.settings.model_copy(update=settings)) for g in GIVEN[:3]]
-    train(engine, given, max_tokens=1000)
+    train(engine, [in_groups(one, 3) for one in GIVEN[:3]], max_tokens=1000)
     assert replays
     assert sent
 
@@ -145,8 +148,7 @@ def test_a_group_that_does_not_fit_is_done_in_smaller_passes(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A single trial's too, down to its micro-batches; the results are those of a machine with room."""
-    settings = {"gradient_accumulation_steps": 3}
-    one = replace(GIVEN[0], settings=GIVEN[0].settings.model_copy(update=settings))
+    one = in_groups(GIVEN[0], 3)
     expected = train(quick_engine(monkeypatch), [one])
     run = graphs_of(engine).run
 

@@ -203,7 +203,7 @@ def test_rows_lie_where_they_are_said_to(spare: int) -> None:
     assert where.tokens.trial.tolist() == [0] * 7 + [1] + [3] * (4 + spare)
     assert where.tokens.place.tolist() == [*range(7), 0, *range(4 + spare)]
     assert where.tokens.ends.tolist() == [7, 8, 8, 12 + spare]
-    assert where.sequences.trial.tolist() == where.batch.tolist() == [0, 0, 1, 3]
+    assert where.sequences.trial.tolist() == where.sequences.batch.tolist() == [0, 0, 1, 3]
     assert where.sequences.place.tolist() == [0, 1, 0, 0]
     assert where.first_tokens.tolist() == [0, 3, 7, 8]
     assert where.before.tolist() == [0, 3, 0, 0]  # three rows of one word of 128 bits

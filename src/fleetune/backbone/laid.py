@@ -69,10 +69,8 @@ class Laid:
     sequences: LaidRows
     offsets: Tensor
     """Where each sequence's tokens start, and their end, [B + 1], int32."""
-    batch: Tensor
-    """The micro-batch of each sequence, [B], int32."""
     before: Tensor
-    """Words of 128 bits, a head, that its earlier sequences take for attention's dropout, [B], int64."""
+    """Words of 128 bits, a head, that its micro-batch's earlier sequences take for attention's dropout, [B], int64."""
     first_tokens: Tensor
     """The row of each sequence's first token, [B], int64."""
     keys: Tensor
@@ -85,7 +83,7 @@ class Laid:
     @property
     def block(self) -> int:
         """How many rows of a sequence attention works on at once."""
-        return block_of(len(self.tokens.trial), len(self.batch))
+        return block_of(len(self.tokens.trial), len(self.sequences.trial))
 
     def rows(self, count: int) -> LaidRows:
         """Whose so many rows are."""
@@ -149,7 +147,6 @@ def arrays(
         **{f"tokens.{name}": value for name, value in _rows(ends, cuts).items()},
         **{f"sequences.{name}": value for name, value in _rows(trials[1:], batches[1:]).items()},
         "offsets": offsets.astype(np.int32),
-        "batch": whose.astype(np.int32),
         "before": before - before[batches[:-1].clip(max=max(len(before) - 1, 0))][whose],
         "first_tokens": offsets[:-1].astype(np.int64),
         "keys": np.zeros(len(counts), np.int64) if keys is None else _keys(keys),
@@ -164,7 +161,7 @@ def laid(on_device: Mapping[str, Tensor], longest: int, levels: dict[tuple[float
         )
         for part in ("tokens", "sequences")
     }
-    others = {n: on_device[n] for n in ("offsets", "batch", "before", "first_tokens", "keys")}
+    others = {n: on_device[n] for n in ("offsets", "before", "first_tokens", "keys")}
     return Laid(rows["tokens"], rows["sequences"], **others, longest=longest, levels=levels)
 
 

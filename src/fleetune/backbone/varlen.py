@@ -84,6 +84,6 @@ def _multipliers(number: int, heads: int, rows: int, n: int, asked: Asked) -> Te
     blocks = -(-n // 8)
     row = torch.arange(heads * rows, device=laid.keys.device).view(heads, rows, 1)
     counters = heads * laid.before[number] + row * blocks + torch.arange(blocks, device=row.device)
-    batch = laid.batch[number].long()
+    batch = laid.sequences.batch[number].long()
     kept = keeps(counters, batch.expand_as(counters), drawing).flatten(2)[..., :n]
     return kept * drawing.levels.scales[batch]

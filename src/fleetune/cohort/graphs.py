@@ -200,7 +200,7 @@ class _Form:
         """A `torch.cuda.CUDAGraph`, and where it leaves the losses."""
         self.layout: Layout | None = None
         """What the graph reads of it is found by address."""
-        self.block = block_of(len(given["ids"]), len(given["batch"]))
+        self.block = block_of(len(given["ids"]), len(given["first_tokens"]))
         self._places: dict[str, tuple[int, int]] = {}
         at = 0
         for name, values in given.items():

@@ -56,7 +56,7 @@ def attend_backward(
 
 def _grid(asked: Asked, heads: int, block: int, first_only: bool) -> tuple[int, int, int]:
     blocks = 1 if first_only else triton.cdiv(asked.laid.longest, block)
-    return len(asked.laid.batch), heads, blocks
+    return len(asked.laid.sequences.batch), heads, blocks
 
 
 def _strides(*tensors: Tensor) -> list[int]:
@@ -70,7 +70,7 @@ def _common(asked: Asked, q: Tensor) -> tuple[list[Any], dict[str, Any]]:
     heads, width = q.shape[1:]
     block = laid.block
     draws, drops = draw.asked(drawing, laid.tokens)
-    common = [laid.offsets, laid.batch, laid.before, *draws, asked.scale]
+    common = [laid.offsets, laid.sequences.batch, laid.before, *draws, asked.scale]
     sizes = {
         "heads": heads,
         "width": width,
