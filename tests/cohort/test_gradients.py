@@ -67,6 +67,12 @@ def plain_linear() -> bool:
     return linear_leaf(run)
 
 
+def owned_by_all(values: Tensor, into: Tensor) -> Table:
+    count = len(values)
+    owners = Owners(torch.arange(count, dtype=torch.int32), torch.ones(count, dtype=torch.int32))
+    return Table(values, into, owners)
+
+
 class ByTables(torch.autograd.Function):
     """A leaf that adds the gradients of what trials own to tables, as a function of those tables."""
 
@@ -74,7 +80,7 @@ class ByTables(torch.autograd.Function):
     def forward(ctx: Any, run: Any, x: Tensor, *tables: Tensor) -> Tensor:
         ctx.run = run
         ctx.save_for_backward(x, *tables)
-        return run(x, [(table, table) for table in tables], torch.zeros(()))
+        return run(x, [owned_by_all(table, table) for table in tables], torch.zeros(()))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
@@ -83,7 +89,7 @@ class ByTables(torch.autograd.Function):
         with torch.enable_grad():
             x = x.detach().requires_grad_()
             asks = torch.zeros((), requires_grad=True)
-            y = ctx.run(x, list(zip(tables, into, strict=True)), asks)
+            y = ctx.run(x, list(map(owned_by_all, tables, into)), asks)
             to_x, _ = torch.autograd.grad(y, [x, asks], grads[0], allow_unused=True)
         return None, to_x, *into
 
@@ -101,8 +107,8 @@ def grouped_linear() -> bool:
     rows, drawing = rows_of(BOUNDS)
     weight, shared = draw(5, 4, seed=1).detach(), draw(5, seed=2).detach()
 
-    def run(x: Tensor, pairs: list[tuple[Tensor, Tensor]], asks: Tensor) -> Tensor:
-        owned = Stacked(*pairs)  # type: ignore[arg-type]
+    def run(x: Tensor, given: list[Table], asks: Tensor) -> Tensor:
+        owned = Stacked(*given)
         return grouped.grouped_linear(x, weight, shared, owned, rows, drawing, asks)
 
     tables = [draw(3, 5, seed=3), draw(3, 8, 4, seed=4), draw(3, 8, 5, seed=5)]
@@ -114,8 +120,8 @@ def grouped_linear() -> bool:
 def grouped_bias() -> bool:
     rows, _ = rows_of(BOUNDS)
 
-    def run(x: Tensor, pairs: list[tuple[Tensor, Tensor]], asks: Tensor) -> Tensor:
-        return grouped.grouped_bias(x * 1.0, Stacked(pairs[0], None, None), rows, asks)
+    def run(x: Tensor, given: list[Table], asks: Tensor) -> Tensor:
+        return grouped.grouped_bias(x * 1.0, Stacked(given[0], None, None), rows, asks)
 
     given = (draw(8, 5, seed=6), draw(3, 5, seed=3))
     return gradcheck(lambda *given: ByTables.apply(run, *given), given)

@@ -133,30 +133,29 @@ def test_tables_hold_what_each_trial_owns_and_give_gradients_back() -> None:
         if site.role == "pooler" or found is None:
             assert site.role == "pooler" or site.kind == "embedding"
             continue
-        pairs = [p for p in (found.bias, found.down, found.up) if p is not None]
-        for _, into in pairs:
+        for into in (t.into for t in (found.bias, found.down, found.up) if t is not None):
             into.copy_(torch.from_numpy(rng.normal(size=tuple(into.shape))))
         for k, one in enumerate(owned):
             slot = one.slots().get(site.name)
             own = one.tensors.get(f"{site.name}.bias")
             if found.bias is not None:
                 shared = backbone.bias_of(site.name)
-                assert torch.equal(found.bias[0][k], shared if own is None else own)
-                _expect(expected[k], one, f"{site.name}.bias", found.bias[1][k])
+                assert torch.equal(found.bias.values[k], shared if own is None else own)
+                _expect(expected[k], one, f"{site.name}.bias", found.bias.into[k])
             if found.down is None or found.up is None:
                 assert slot is None
                 continue
             rank = 0 if slot is None else len(slot.down)
-            assert found.down[0].shape[1] % ALIGNED == 0
-            assert not found.down[0][k, rank:].any()
-            assert not found.up[0][k, rank:].any()
+            assert found.down.values.shape[1] % ALIGNED == 0
+            assert not found.down.values[k, rank:].any()
+            assert not found.up.values[k, rank:].any()
             if slot is None:
                 continue
             seen += 1
-            assert torch.equal(found.down[0][k, :rank], slot.down)
-            assert torch.equal(found.up[0][k, :rank], (slot.up * slot.scale).T)
-            _expect(expected[k], one, f"{site.name}.lora_A", found.down[1][k, :rank])
-            _expect(expected[k], one, f"{site.name}.lora_B", slot.scale * found.up[1][k, :rank].T)
+            assert torch.equal(found.down.values[k, :rank], slot.down)
+            assert torch.equal(found.up.values[k, :rank], (slot.up * slot.scale).T)
+            _expect(expected[k], one, f"{site.name}.lora_A", found.down.into[k, :rank])
+            _expect(expected[k], one, f"{site.name}.lora_B", slot.scale * found.up.into[k, :rank].T)
     assert seen
     tables.add_gradients()
     tables.add_gradients()  # gradients add up

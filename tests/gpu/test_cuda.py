@@ -14,14 +14,16 @@ from torch import Tensor
 from torch.nn import functional
 from torch.testing import assert_close
 
-from fleetune.backbone import philox
+from fleetune.backbone import blocks, philox, varlen
 from fleetune.backbone.laid import Asked, Drawing, Laid, LaidRows, arrays, laid, site_words
 from fleetune.backbone.philox import Drawn, Streams, multiply
-from fleetune.backbone.rows import add_bias, dropped, multipliers, sums
+from fleetune.backbone.rows import add_bias, add_sums, dropped, multipliers
 from fleetune.backbone.varlen import attend, reference
+from fleetune.cohort import grouped
 from fleetune.cohort import open as open_backbone
 from fleetune.cohort.engine import Engine
 from fleetune.cohort.passes import micro_batches, run_pass
+from fleetune.cohort.tables import Owners, Stacked, Table
 from fleetune.cohort.train import Cohort, EpochDone, Event
 from fleetune.cohort.trial import Trial, TrialInput
 from tests.cohort.outcomes import train, trial
@@ -94,7 +96,7 @@ def laid_out(
     return laid(on_device, max(lengths), {})
 
 
-LENGTHS, COUNTS = [5, 40, 3, 70, 1, 12, 33, 130], [3, 0, 1, 4]
+LENGTHS, COUNTS = [5, 40, 3, 70, 1, 12, 33, 300], [3, 0, 1, 4]
 BATCHES, RATES = [1, 2, 1, 3, 1], [0.1, 0.2, 0.0, 0.5, 0.3]
 
 
@@ -126,15 +128,25 @@ def test_rows_are_dropped_as_the_reference_drops_them(width: int, dtype: torch.d
 @pytest.mark.parametrize("counts", [COUNTS, [8], [1] * 8])
 @pytest.mark.parametrize("width", [768, 3072, 40])
 def test_biases_and_sums_of_rows(width: int, counts: list[int]) -> None:
+    """Sums of two of the trials, and of columns of a wider tensor."""
     rows = laid_out(LENGTHS, counts).tokens
     y, table = drawn(sum(LENGTHS), width), drawn(len(counts), width)
     expected = (y.float() + table.float()[rows.trial.long()]).bfloat16()
-    found = sums(y, rows)
     cuts = rows.ends.diff(prepend=rows.ends.new_zeros(1)).tolist()
-    assert_close(
-        found, torch.stack([p.sum(0) for p in y.float().split(cuts)]), rtol=1e-5, atol=1e-4
-    )
-    assert torch.equal(found, sums(y, rows))
+    wide = drawn(sum(LENGTHS), 2 * width)
+    wide[:, width:] = y
+    owners = sorted({0, len(counts) - 1})
+    before = torch.randn(len(counts), width, device="cuda")
+    right = before.clone()
+    for k in owners:
+        right[k] += y.float().split(cuts)[k].sum(0)
+    given = torch.tensor(owners, dtype=torch.int32, device="cuda")
+    found = [before.clone() for _ in range(3)]
+    for into, values in zip(found, (y, y, wide[:, width:]), strict=True):
+        add_sums(values, rows, into, given)
+    assert_close(found[0], right, rtol=1e-5, atol=1e-4)
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
     add_bias(y, table, rows)
     assert torch.equal(y, expected)
 
@@ -144,6 +156,8 @@ def test_biases_and_sums_of_rows(width: int, counts: list[int]) -> None:
     [
         (64, 130, None, False, True),
         (64, 130, None, False, False),
+        (64, 300, None, False, True),
+        (32, 300, 9, False, True),
         (64, 130, None, True, True),
         (32, 130, 9, False, True),
         (8, 30, None, False, True),
@@ -172,6 +186,34 @@ def test_attention_is_the_loops(
     assert all(torch.equal(a, b) for a, b in zip(found, again, strict=True))
 
 
+@pytest.mark.parametrize(("longest", "first_only"), [(130, False), (300, False), (130, True)])
+@pytest.mark.parametrize("tables", [4, 1])
+def test_attention_adds_each_trials_bias(longest: int, first_only: bool, tables: int) -> None:
+    """To query, key and value that lie side by side, as do their gradients."""
+    lengths, heads, width = [min(n, longest) for n in LENGTHS], 3, 64
+    where, count = laid_out(lengths, COUNTS, 7, BATCHES), sum(lengths) + 7
+    drawing = Drawing(where.keys, where.levels_of(RATES), site_words("a", 1))
+    asked = Asked(where, width**-0.5, None, first_only, drawing)
+    qkv, bias = drawn(count, 3 * heads * width), drawn(tables, 3 * heads * width)
+    direction = drawn(count, heads, width)
+
+    def parts(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = x.view(count, 3, heads, width).unbind(1)
+        return q, k, v
+
+    exact = (qkv.float() + by_trial(bias, where.tokens)).requires_grad_()
+    right = reference(*parts(exact), asked)
+    out, kept = varlen.forward(*parts(qkv), asked, bias)
+    near(out, right.detach())
+    into = torch.full_like(qkv, torch.nan)
+    into[:, : heads * width] = 0.0 if first_only else torch.nan
+    varlen.backward(*parts(qkv), out, kept, direction, asked, parts(into), bias)
+    (expected,) = torch.autograd.grad(right, exact, direction.float())
+    for mine, one in zip(parts(into), parts(expected), strict=True):
+        near(mine, one)
+        assert not mine[sum(lengths) :].any()
+
+
 def by_trial(table: Tensor, rows: LaidRows) -> Tensor:
     """Each row's row of a table, in float32."""
     return table.float()[
@@ -182,7 +224,6 @@ def by_trial(table: Tensor, rows: LaidRows) -> Tensor:
 @pytest.mark.parametrize(("drops", "tables"), [(True, 4), (False, 1)])
 def test_a_residual_norm_is_its_parts(drops: bool, tables: int) -> None:
     """In bfloat16, against torch's operations in float32, with the same dropout."""
-    from fleetune.backbone.kernels import blocks
 
     where, width = laid_out(LENGTHS, COUNTS, 9, BATCHES), 768
     rows, count = where.tokens, sum(LENGTHS) + 9
@@ -211,8 +252,6 @@ def test_a_residual_norm_is_its_parts(drops: bool, tables: int) -> None:
 
 @pytest.mark.parametrize("tables", [4, 1])
 def test_an_activation_with_bias_is_its_parts(tables: int) -> None:
-    from fleetune.backbone.kernels import blocks
-
     rows = laid_out(LENGTHS, COUNTS).tokens
     y, grad, bias = drawn(sum(LENGTHS), 200), drawn(sum(LENGTHS), 200), drawn(tables, 200)
     wide = y.float().requires_grad_()
@@ -223,54 +262,46 @@ def test_an_activation_with_bias_is_its_parts(tables: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("width", "out", "rank", "biased", "drops"),
-    [(768, 768, 16, True, True), (768, 3072, 8, False, False), (40, 136, 24, True, True)],
+    ("width", "out", "rank", "drops"),
+    [(768, 768, 16, True), (768, 3072, 8, False), (40, 136, 24, True)],
 )
 def test_low_rank_updates_are_each_trials_own(
-    width: int, out: int, rank: int, biased: bool, drops: bool
+    width: int, out: int, rank: int, drops: bool
 ) -> None:
-    """In bfloat16, against products in float32, row by row with the trial's own factors."""
-    from fleetune.backbone.kernels import low_rank
+    """In bfloat16, against products in float32, row by row with the trial's own factors; one trial has none.
 
+    What is updated, and its gradient, are columns of a wider tensor.
+    """
     where = laid_out(LENGTHS, COUNTS, 9, BATCHES)
     rows, count = where.tokens, sum(LENGTHS) + 9
-    drawing = Drawing(where.keys, where.levels_of(RATES), site_words("l", 1))
-    x, y, grad, to_input = (
-        drawn(count, width),
-        drawn(count, out),
-        drawn(count, out),
-        drawn(count, width),
-    )
-    down, up, bias = drawn(4, rank, width) / 16, drawn(4, rank, out) / 4, drawn(4, out)
+    drawing = Drawing(where.keys, where.levels_of(RATES), site_words("l", 1)) if drops else None
+    x, to_input = drawn(count, width), drawn(count, width)
+    y, grad = (drawn(count, 2 * out)[:, out:] for _ in range(2))
+    owns = torch.tensor([1, 1, 0, 1], dtype=torch.int32, device="cuda")
+    owners = Owners(owns.nonzero()[:, 0].int(), owns)
+    down, up = (drawn(4, rank, n) * owns[:, None, None] / 8 for n in (width, out))
+    into = [torch.zeros_like(table, dtype=torch.float32) for table in (down, up)]
+    tables = [Table(t.bfloat16(), g, owners) for t, g in zip((down, up), into, strict=True)]
+    owned = Stacked(None, *tables)
     whose = rows.trial.long()
-    mask = multipliers(x.float(), rows, drawing) if drops else torch.ones_like(x.float())
+    mask = 1.0 if drawing is None else multipliers(x.float(), rows, drawing)
     used = x.float() * mask
     narrow = torch.einsum("td,trd->tr", used, down.float()[whose])
     exact = y.float() + torch.einsum("tr,tre->te", narrow, up.float()[whose])
     through = torch.einsum("te,tre->tr", grad.float(), up.float()[whose])
     back = to_input.float() + torch.einsum("tr,trd->td", through, down.float()[whose]) * mask
-    if biased:
-        exact = exact + by_trial(bias, rows)
-    given = drawing if drops else None
-    few = low_rank.add_update(y, x, bias if biased else None, down, up, rows, given)
-    near(few, narrow)
+    few = grouped.add_update(y, x, owned, rows, drawing)
     near(y, exact)
-    thin = low_rank.add_update_backward(grad, to_input, down, up, rows, given)
-    near(thin, through)
+    grouped.add_update_backward(grad, to_input, x, few, owned, rows, drawing)
     near(to_input, back)
-    to_down, none = low_rank.products(thin, x, rows, given)
-    to_up, summed = low_rank.products(few, grad, rows, sums=True)
-    assert none is None
-    assert summed is not None
     for k in range(len(COUNTS)):
         own = whose == k
-        if own.any():
-            near(to_down[k], through[own].T @ used[own])
-            near(to_up[k], narrow[own].T @ grad.float()[own])
-            near(summed[k], grad.float()[own].sum(0))
+        if own.any() and owns[k]:
+            near(into[0][k], through[own].T @ used[own])
+            near(into[1][k], narrow[own].T @ grad.float()[own])
         else:
-            assert not to_down[k].any()
-            assert not to_up[k].any()
+            assert not into[0][k].any()
+            assert not into[1][k].any()
 
 
 @pytest.mark.parametrize("family", ["bert", "electra", "distilbert", "modernbert"])

@@ -41,7 +41,7 @@ class Family:
 
     @property
     def like_bert(self) -> bool:
-        """Whether its layers are BERT's, module by module (cohort/blocks.py)."""
+        """Whether its layers are BERT's, module by module (cohort/bert_layer.py)."""
         return self.narrows == _LIKE_BERT
 
     def first_position(self, config: Any) -> int:

@@ -1,7 +1,7 @@
 """What a GPU does with rows of activations of all trials at once: dropout, adding each trial's bias, sums by trial.
 
 Each has a Triton kernel (kernels/rows.py) and, for any other device and for the tests, its reference by operations on tensors.
-Dropout draws what it needs from Philox4x32-10 where it needs it, forward and again backward: no mask is kept. The key is the
+Dropout draws what it needs from Philox4x32-7 where it needs it, forward and again backward: no mask is kept. The key is the
 micro-batch's, the counter the place in its rows and the site; so a trial drops the same activations alone and in company.
 
 Notation: K trials, N rows, W columns.
@@ -9,6 +9,7 @@ Notation: K trials, N rows, W columns.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -64,21 +65,35 @@ def keeps(counters: Tensor, batches: Tensor, drawing: Drawing) -> Tensor:
     return torch.stack([half >= limits for half in halves], dim=-1)
 
 
+def by_row(table: Tensor, rows: LaidRows) -> Tensor:
+    """Each row's trial's row of a table [K, W], or the one row for all, [N, W] or [1, W]."""
+    return table if len(table) == 1 else table.index_select(0, rows.trial.long())
+
+
 def add_bias(y: Tensor, table: Tensor, rows: LaidRows) -> None:
     """Add to each row of y [N, W] its trial's row of a table [K, W], in place, rounding once."""
     if send.by_kernels(y):
         from fleetune.backbone.kernels import rows as kernels
 
         return kernels.add_bias(y, table, rows)
-    y += table.index_select(0, rows.trial.long())
+    y += by_row(table, rows)
 
 
-def sums(values: Tensor, rows: LaidRows) -> Tensor:
-    """Of rows [N, W] the sum of each trial's, [K, W], in float32 (float64 of float64); always in one order."""
+def add_sums(values: Tensor, rows: LaidRows, into: Tensor, owners: Tensor) -> None:
+    """Add to a table [K, W], float32 or wider, the sum of each owner's rows of values [N, W]; always in one order.
+
+    owners: trials by number, ascending, [O], int32. The other rows of the table stay as they are.
+    """
     if send.by_kernels(values):
         from fleetune.backbone.kernels import rows as kernels
 
-        return kernels.sums(values.contiguous(), rows)
-    wide = values.to(torch.promote_types(values.dtype, torch.float32))
-    cuts = rows.ends.diff(prepend=rows.ends.new_zeros(1)).tolist()
-    return torch.stack([part.sum(0) for part in wide.split(cuts)])
+        return kernels.add_sums(values, rows, into, owners)
+    for trial, low, high in stretches(rows, owners):
+        into[trial] += values[low:high].to(into.dtype).sum(0)
+
+
+def stretches(rows: LaidRows, owners: Tensor) -> Iterator[tuple[int, int, int]]:
+    """Each owner with where its rows start and end, for references."""
+    ends = [0, *rows.ends.tolist()]
+    for trial in owners.tolist():
+        yield trial, ends[trial], ends[trial + 1]

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fleetune.backbone import send
 from fleetune.backbone.laid import Asked
-from fleetune.backbone.rows import keeps
+from fleetune.backbone.rows import by_row, keeps
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, asked: Asked) -> Tensor:
@@ -33,25 +33,64 @@ def attend(query: Tensor, key: Tensor, value: Tensor, asked: Asked) -> Tensor:
 class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, asked: Asked) -> Tensor:
-        from fleetune.backbone.kernels import attention as kernels
-
         q, k, v = (_rows(x) for x in (query, key, value))
-        out, sums = kernels.attend(q, k, v, asked)
+        out, sums = forward(q, k, v, asked)
         ctx.asked = asked
         ctx.save_for_backward(q, k, v, out, sums)
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        from fleetune.backbone.kernels import attention as kernels
-
         q, k, v, out, sums = ctx.saved_tensors
-        return *kernels.attend_backward(q, k, v, out, sums, _rows(grads[0]), ctx.asked), None
+        found = (torch.zeros_like(q), torch.empty_like(k), torch.empty_like(v))
+        backward(q, k, v, out, sums, _rows(grads[0]), ctx.asked, found)
+        return *found, None
 
 
 def _rows(x: Tensor) -> Tensor:
     """Neighbours of the last axis must be neighbours in memory; nothing else is asked."""
     return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def forward(
+    q: Tensor, k: Tensor, v: Tensor, asked: Asked, bias: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """As `attend`, without a gradient, and what `backward` wants of it.
+
+    bias: a table that is added first to each trial's query, key and value, side by side, [K, 3 H d], or one row for all.
+    """
+    if not send.by_kernels(q):
+        with torch.no_grad():
+            return reference(*_biased(q, k, v, asked, bias), asked), q.new_empty(0)
+    from fleetune.backbone.kernels import attention as kernels
+
+    return kernels.attend(q, k, v, asked, bias)
+
+
+def backward(
+    q: Tensor, k: Tensor, v: Tensor, out: Tensor, sums: Tensor, grad: Tensor, asked: Asked,
+    into: tuple[Tensor, Tensor, Tensor], bias: Tensor | None = None,
+) -> None:  # fmt: skip
+    """Write the gradients of query, key and value. out, sums: as `forward` gave them; where only first tokens ask, the
+    query's gradient is zero before."""
+    if send.by_kernels(q):
+        from fleetune.backbone.kernels import attention as kernels
+
+        return kernels.attend_backward(q, k, v, out, sums, grad, asked, bias, into)
+    with torch.enable_grad():
+        given = [x.detach().requires_grad_() for x in _biased(q, k, v, asked, bias)]
+        found = torch.autograd.grad(reference(given[0], given[1], given[2], asked), given, grad)
+    for mine, one in zip(into, found, strict=True):
+        mine.copy_(one)
+
+
+def _biased(
+    q: Tensor, k: Tensor, v: Tensor, asked: Asked, bias: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    if bias is None:
+        return q, k, v
+    parts = by_row(bias, asked.laid.tokens).unflatten(1, (3, *q.shape[1:])).unbind(1)
+    return q + parts[0], k + parts[1], v + parts[2]
 
 
 def reference(query: Tensor, key: Tensor, value: Tensor, asked: Asked) -> Tensor:

@@ -20,7 +20,7 @@ from torch.nn.functional import grouped_mm, linear
 
 from fleetune.backbone import send
 from fleetune.backbone.laid import Drawing, LaidRows
-from fleetune.backbone.rows import add_bias, multiplied, sums
+from fleetune.backbone.rows import add_bias, add_sums, multiplied
 from fleetune.cohort.tables import Stacked
 
 # A kernel holds the factors of one trial beside the rows that it works on; of a larger rank they are too large for that.
@@ -61,24 +61,9 @@ class _GroupedLinear(torch.autograd.Function):
     ) -> Tensor:
         owned, rows = plan.owned, plan.rows
         y = linear(x, weight, None if owned.bias else bias)
-        saved: list[Tensor] = []
-        if owned.down and owned.up and _by_kernels(x, owned.down):
-            from fleetune.backbone.kernels import low_rank
-
-            own = owned.bias[0] if owned.bias else None
-            saved = [x, low_rank.add_update(y, x, own, owned.down[0], owned.up[0], rows, plan.drawing)]  # fmt: skip
-            ctx.plan = plan
-            ctx.save_for_backward(weight, *saved)
-            return y
         if owned.bias:
-            add_bias(y, owned.bias[0], rows)
-        if owned.down and owned.up:
-            down, up = owned.down[0], owned.up[0]
-            used = x if plan.drawing is None else multiplied(x, rows, plan.drawing)
-            narrow = grouped_mm(used, down.transpose(1, 2), offs=rows.ends)
-            y += grouped_mm(narrow, up, offs=rows.ends)
-            # The dropped input is worked out again in backward: it is as large as the input itself.
-            saved = [x, narrow]
+            add_bias(y, owned.bias.values, rows)
+        saved = [x, add_update(y, x, owned, rows, plan.drawing)] if owned.down else []
         ctx.plan = plan
         ctx.save_for_backward(weight, *saved)
         return y
@@ -90,45 +75,68 @@ class _GroupedLinear(torch.autograd.Function):
         owned, rows = plan.owned, plan.rows
         weight, *saved = ctx.saved_tensors
         to_input: Tensor | None = grad @ weight if ctx.needs_input_grad[0] else None
-        if owned.down and _by_kernels(grad, owned.down):
-            _low_rank_backward(grad, to_input, saved[0], saved[1], plan)
-            return to_input, None, None, None, None
-        if owned.down and owned.up:
-            x, narrow = saved
-            used = x if plan.drawing is None else multiplied(x, rows, plan.drawing)
-            # `up` holds the scale, so `through` does too; what goes to B gets it with its way back (tables.py).
-            through = grouped_mm(grad, owned.up[0].transpose(1, 2), offs=rows.ends)
-            owned.down[1].add_(grouped_mm(through.T, used, offs=rows.ends))
-            owned.up[1].add_(grouped_mm(narrow.T, grad, offs=rows.ends))
-            if to_input is not None:
-                back = grouped_mm(through, owned.down[0], offs=rows.ends)
-                to_input += back if plan.drawing is None else multiplied(back, rows, plan.drawing)
+        if owned.down:
+            add_update_backward(grad, to_input, saved[0], saved[1], owned, rows, plan.drawing)
         if owned.bias:
-            owned.bias[1].add_(sums(grad, rows))
+            add_sums(grad, rows, owned.bias.into, owned.bias.owners.numbers)
         return to_input, None, None, None, None
 
 
-def _by_kernels(x: Tensor, down: tuple[Tensor, Tensor]) -> bool:
-    return send.by_kernels(x) and down[0].shape[1] <= _LARGEST
+def add_update(
+    y: Tensor, x: Tensor, owned: Stacked, rows: LaidRows, drawing: Drawing | None
+) -> Tensor:
+    """Add each trial's low-rank update of x [N, D] to its rows of y [N, E], in place.
 
-
-def _low_rank_backward(
-    grad: Tensor, to_input: Tensor | None, x: Tensor, narrow: Tensor, plan: _Plan
-) -> None:
-    """The backward of a leaf with low-rank factors on a GPU; adds to the gradient of the input."""
-    from fleetune.backbone.kernels import low_rank
-
-    owned, rows, drawing = plan.owned, plan.rows, plan.drawing
+    Returns the narrow rows dropout(x) A^T, [N, R], which `add_update_backward` wants.
+    """
     assert owned.down
     assert owned.up
-    through = low_rank.add_update_backward(
-        grad, to_input, owned.down[0], owned.up[0], rows, drawing
-    )
-    owned.down[1].add_(low_rank.products(through, x, rows, drawing)[0])
-    to_up, summed = low_rank.products(narrow, grad, rows, sums=owned.bias is not None)
-    owned.up[1].add_(to_up)
-    if owned.bias and summed is not None:
-        owned.bias[1].add_(summed)
+    down, up = owned.down.values, owned.up.values
+    if _by_kernels(x, down):
+        from fleetune.backbone.kernels import low_rank
+
+        narrow = low_rank.narrow(x, down, owned.down.owners.owns, rows, drawing)
+        low_rank.add_wide(y, narrow, up, owned.up.owners.owns, rows, None)
+        return narrow
+    used = x if drawing is None else multiplied(x, rows, drawing)
+    narrow = grouped_mm(used, down.transpose(1, 2), offs=rows.ends)
+    y += grouped_mm(narrow, up, offs=rows.ends)
+    return narrow
+
+
+def add_update_backward(
+    grad: Tensor, to_input: Tensor | None, x: Tensor, narrow: Tensor, owned: Stacked, rows: LaidRows,
+    drawing: Drawing | None,
+) -> None:  # fmt: skip
+    """Gradients of the factors, added to their tables, and that of x, added to `to_input` in place; grad: [N, E], of y.
+
+    The dropped input is worked out again: it is as large as the input itself.
+    """
+    assert owned.down
+    assert owned.up
+    down, up = owned.down, owned.up
+    # `up` holds the scale, so `through` does too; what goes to B gets it with its way back (tables.py).
+    if _by_kernels(x, down.values):
+        from fleetune.backbone.kernels import low_rank
+
+        through = low_rank.narrow(grad, up.values, up.owners.owns, rows, None)
+        low_rank.add_products(through, x, rows, down.into, down.owners.numbers, drawing)
+        low_rank.add_products(narrow, grad, rows, up.into, up.owners.numbers)
+        if to_input is not None:
+            low_rank.add_wide(to_input, through, down.values, down.owners.owns, rows, drawing)
+        return
+    grad = grad.contiguous()
+    used = x if drawing is None else multiplied(x, rows, drawing)
+    through = grouped_mm(grad, up.values.transpose(1, 2), offs=rows.ends)
+    down.into.add_(grouped_mm(through.T, used, offs=rows.ends))
+    up.into.add_(grouped_mm(narrow.T, grad, offs=rows.ends))
+    if to_input is not None:
+        back = grouped_mm(through, down.values, offs=rows.ends)
+        to_input += back if drawing is None else multiplied(back, rows, drawing)
+
+
+def _by_kernels(x: Tensor, factor: Tensor) -> bool:
+    return send.by_kernels(x) and factor.shape[1] <= _LARGEST
 
 
 def grouped_bias(x: Tensor, owned: Stacked, rows: LaidRows, asks: Tensor) -> Tensor:
@@ -142,11 +150,12 @@ class _GroupedBias(torch.autograd.Function):
         assert owned.bias is not None
         ctx.owned, ctx.rows = owned, rows
         ctx.mark_dirty(x)
-        add_bias(x, owned.bias[0], rows)
+        add_bias(x, owned.bias.values, rows)
         return x
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         (grad,) = grads
-        ctx.owned.bias[1].add_(sums(grad, ctx.rows))
+        bias = ctx.owned.bias
+        add_sums(grad.contiguous(), ctx.rows, bias.into, bias.owners.numbers)
         return grad, None, None, None

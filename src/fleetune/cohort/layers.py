@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
-from fleetune.backbone.laid import Drawing, LaidRows
+from fleetune.backbone.laid import Drawing
 from fleetune.backbone.noise import Blocks
 from fleetune.backbone.rows import dropped, multiplied
 from fleetune.backbone.stream import Current, Stream
@@ -77,8 +77,9 @@ class CohortLinear(Leaf):
         weights, biases = self.owned("weight"), self.owned("bias")
         rows = x.reshape(-1, x.shape[-1])
         if active.tables is not None and (stacked := active.tables.at(self.name)) is not None:
-            whose, drawing = self._where(stacked, stream, rows)
-            asks = active.tables.asks
+            assert stream.laid is not None
+            whose, asks = stream.laid.rows(len(rows)), active.tables.asks
+            drawing = self.drawing(stacked, stream)
             y = grouped_linear(rows, self.weight, self.bias, stacked, whose, drawing, asks)
             return y.view(*x.shape[:-1], self.out_features)
         if weights is None and biases is None and low_rank is None:
@@ -105,29 +106,13 @@ class CohortLinear(Leaf):
 
         return by_slices(rows, bounds, alone).view(*x.shape[:-1], self.out_features)
 
-    def product(self, x: Tensor) -> Tensor:
-        """The rows without any bias, [N, E], whoever adds it; only where what trials own is stacked."""
-        stream, active = self.current.require(), self.current.active
-        rows = x.reshape(-1, x.shape[-1])
-        stacked = active.tables.at(self.name)
-        if stacked is None or stacked.down is None:
-            return functional.linear(rows, self.weight)
-        whose, drawing = self._where(stacked, stream, rows)
-        without = replace(stacked, bias=None)
-        return grouped_linear(rows, self.weight, None, without, whose, drawing, active.tables.asks)
-
-    def _where(
-        self, stacked: Stacked, stream: Stream, rows: Tensor
-    ) -> tuple[LaidRows, Drawing | None]:
-        """Whose each row is, and the dropout of the low-rank updates' input; None where nobody drops any."""
-        laid = stream.laid
-        assert laid is not None
-        whose = laid.rows(len(rows))
-        if stream.noise is None or not stacked.dropout:
-            return whose, None
+    def drawing(self, stacked: Stacked, stream: Stream) -> Drawing | None:
+        """The dropout of the low-rank updates' input where it is laid out; None where nobody drops any."""
+        if stream.noise is None or stream.laid is None or not stacked.dropout:
+            return None
         name = f"{self.name}.lora"
         rates = stream.by_batch(stacked.dropout)
-        return whose, laid.drawing(rates, name, stream.next_call(name))
+        return stream.laid.drawing(rates, name, stream.next_call(name))
 
     def _dropout(
         self,

@@ -27,7 +27,7 @@ from fleetune.backbone.laid import Laid, Levels, arrays, laid
 from fleetune.backbone.noise import Noise
 from fleetune.backbone.send import has_triton, send
 from fleetune.backbone.stream import TILE, Current, Stream
-from fleetune.cohort.blocks import lend
+from fleetune.cohort.bert_layer import lend
 from fleetune.cohort.layers import (
     Active,
     CohortDropout,
@@ -64,8 +64,10 @@ class OpenBackbone:
         self._levels: dict[tuple[float, ...], Levels] = {}
         self._cast()
         self._swap()
+        self.joined: list[tuple[str, ...]] = []
+        """Leaves that one product serves."""
         if self.quick and self.family.like_bert:
-            lend(self.model, self.current)
+            self.joined = lend(self.model, self.current)
         if self.family.layout == "packed":
             self.model.set_attn_implementation(attention.NAME)
             # Attention modules hand their dropout rate on only while training; the masks themselves come from the stream.

@@ -51,7 +51,9 @@ class Stacks:
             found = None
             if fits(owned, self._sites):
                 backbone = self._backbone
-                found = lay_out(owned, self._sites, backbone.bias_of, backbone.device)
+                found = lay_out(
+                    owned, self._sites, backbone.bias_of, backbone.device, backbone.joined
+                )
             self._kept[key] = (tuple(owned), found)
             if len(self._kept) > _KEPT:
                 self._kept.popitem(last=False)

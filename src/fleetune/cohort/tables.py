@@ -13,7 +13,8 @@ Not covered: trials that own a copy of a weight, or a bias at a leaf that is nei
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -30,14 +31,35 @@ ALIGNED = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Stacked:
-    """What all trials own at one leaf. Gradients are added to the second of each pair."""
+class Owners:
+    """Which trials own something."""
 
-    bias: tuple[Tensor, Tensor] | None
+    numbers: Tensor
+    """Ascending, [O], int32."""
+    owns: Tensor
+    """1 of each trial that does, 0 of the others, [K], int32."""
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """One row or matrix a trial."""
+
+    values: Tensor
+    """In the encoder's dtype."""
+    into: Tensor
+    """What gradients of the owners are added to, of the same shape, in the trials' dtype."""
+    owners: Owners
+
+
+@dataclass(frozen=True, slots=True)
+class Stacked:
+    """What all trials own at one leaf."""
+
+    bias: Table | None
     """[K, E]; the backbone's own where a trial has none. None where nobody has one."""
-    down: tuple[Tensor, Tensor] | None
+    down: Table | None
     """A, [K, R, D]; zero where a trial has none."""
-    up: tuple[Tensor, Tensor] | None
+    up: Table | None
     """B times the trial's scale, [K, R, E]."""
     dropout: tuple[float, ...] = ()
     """Of the input of each trial's low-rank update, [K]; empty where nobody drops any."""
@@ -45,13 +67,17 @@ class Stacked:
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """One leaf's part of the buffer."""
+    """One leaf's part of the buffer, or that of neighbours."""
 
     at: int
     shape: tuple[int, ...]
+    owners: Owners
+    columns: slice | None = None
+    """Of a leaf in its neighbours' part."""
 
     def of(self, buffer: Tensor) -> Tensor:
-        return buffer[self.at : self.at + int(np.prod(self.shape))].view(self.shape)
+        whole = buffer[self.at : self.at + int(np.prod(self.shape))].view(self.shape)
+        return whole if self.columns is None else whole[:, self.columns]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +97,8 @@ class Layout:
     shared: Tensor
     """The backbone's biases and a zero, in the dtype of what trials own."""
     biases: dict[str, _Place]
+    side_by_side: dict[tuple[str, ...], _Place]
+    """The biases of leaves that one product serves, [K, all of their E]."""
     factors: dict[str, tuple[_Place, _Place]]
     dropout: dict[str, tuple[float, ...]]
 
@@ -92,17 +120,23 @@ def fits(owned: Sequence[Owned], sites: SiteMap) -> bool:
 
 
 def lay_out(
-    owned: Sequence[Owned], sites: SiteMap, bias_of: Callable[[str], Tensor | None], device: torch.device
+    owned: Sequence[Owned], sites: SiteMap, bias_of: Callable[[str], Tensor | None], device: torch.device,
+    joined: Sequence[tuple[str, ...]] = (),
 ) -> Layout:  # fmt: skip
-    """Lay out what `fits`. bias_of: the backbone's own bias of a leaf."""
-    return _Builder(owned, sites, bias_of).layout(device)
+    """Lay out what `fits`. bias_of: the backbone's own bias of a leaf; joined: leaves that one product serves."""
+    return _Builder(owned, sites, bias_of, device).layout(joined)
 
 
 class _Builder:
     def __init__(
-        self, owned: Sequence[Owned], sites: SiteMap, bias_of: Callable[[str], Tensor | None]
+        self,
+        owned: Sequence[Owned],
+        sites: SiteMap,
+        bias_of: Callable[[str], Tensor | None],
+        device: torch.device,
     ) -> None:
         self.owned = owned
+        self.device = device
         self.bias_of = bias_of
         self.bases = np.cumsum([0, *(sum(len(flat) for flat in one.flats) for one in owned)])
         encoder = stacked(sites)
@@ -119,8 +153,17 @@ class _Builder:
         self.factor: list[NDArray[np.float32]] = []
         self.size = 0
 
-    def layout(self, device: torch.device) -> Layout:
-        biases = {site.name: self._bias(site.name) for site in self.biased}
+    def layout(self, joined: Sequence[tuple[str, ...]]) -> Layout:
+        device = self.device
+        biases: dict[str, _Place] = {}
+        side_by_side: dict[tuple[str, ...], _Place] = {}
+        names = {site.name for site in self.biased}
+        for leaves in joined:
+            if names.intersection(leaves):
+                biases |= self._side_by_side(leaves, side_by_side)
+        for name in (site.name for site in self.biased):
+            if name not in biases:
+                biases[name] = self._put(self._bias(name), self._owners(f"{name}.bias"))
         factors = {
             s.name: (self._factor(s.name, s.d_in, "A"), self._factor(s.name, s.d_out, "B"))
             for s in self.ranked
@@ -144,20 +187,41 @@ class _Builder:
             *(send(found, device) for found in (index, factor, back, back_factor)),
             shared=torch.cat([*self.shared, torch.zeros(1, dtype=self.wide, device=device)]),
             biases=biases,
+            side_by_side=side_by_side,
             factors=factors,
             dropout=dropout,
         )
 
-    def _bias(self, leaf: str) -> _Place:
+    def _side_by_side(
+        self, leaves: tuple[str, ...], places: dict[tuple[str, ...], _Place]
+    ) -> dict[str, _Place]:
+        """Places of the biases of leaves in one, which is added to `places`."""
+        parts = [self._bias(leaf) for leaf in leaves]
+        whole = self._put(np.concatenate(parts, 1), self._owners(*(f"{leaf}.bias" for leaf in leaves)))  # fmt: skip
+        places[leaves] = whole
+        ends = np.cumsum([0, *(part.shape[1] for part in parts)]).tolist()
+        return {
+            leaf: replace(whole, columns=slice(*own))
+            for leaf, own in zip(leaves, pairwise(ends), strict=True)
+        }
+
+    def _owners(self, *names: str) -> Owners:
+        owns = np.asarray([any(n in one.tensors for n in names) for one in self.owned], np.int32)
+        numbers = np.flatnonzero(owns).astype(np.int32)
+        return Owners(send(numbers, self.device), send(owns, self.device))
+
+    def _bias(self, leaf: str) -> NDArray[np.int64]:
+        """Where each trial's bias comes from, [K, E]."""
         name, shared = f"{leaf}.bias", self.bias_of(leaf)
-        (width,) = next(one.tensors[name].shape for one in self.owned if name in one.tensors)
-        rest = np.full(width, -1)
-        if shared is not None:
-            rest = int(self.bases[-1]) + self.n_shared + np.arange(width)
-            self.shared.append(shared.detach().to(self.wide))
-            self.n_shared += width
         own = [self._numbers(k, name) for k in range(len(self.owned))]
-        return self._put(np.stack([rest if numbers is None else numbers for numbers in own]))
+        if shared is None:
+            (width,) = next(one.tensors[name].shape for one in self.owned if name in one.tensors)
+            rest = np.full(width, -1)
+        else:
+            rest = int(self.bases[-1]) + self.n_shared + np.arange(len(shared))
+            self.shared.append(shared.detach().to(self.wide))
+            self.n_shared += len(shared)
+        return np.stack([rest if numbers is None else numbers for numbers in own])
 
     def _factor(self, leaf: str, width: int, side: str) -> _Place:
         ranks = [own[leaf].r if leaf in own else 0 for own in self.low_rank]
@@ -169,7 +233,7 @@ class _Builder:
                 assert numbers is not None
                 index[k, :rank] = numbers if side == "A" else numbers.T
                 factor[k] = 1.0 if side == "A" else self.low_rank[k][leaf].scale
-        return self._put(index, factor)
+        return self._put(index, self._owners(f"{leaf}.lora_{side}"), factor)
 
     def _numbers(self, k: int, name: str) -> NDArray[np.int64] | None:
         """Where each number of a trial's tensor stands among all."""
@@ -179,8 +243,10 @@ class _Builder:
         shape = one.tensors[name].shape
         return self.bases[k] + one.places[name] + np.arange(shape.numel()).reshape(shape)
 
-    def _put(self, index: NDArray[np.int64], factor: NDArray[np.float32] | None = None) -> _Place:
-        place = _Place(self.size, index.shape)
+    def _put(
+        self, index: NDArray[np.int64], owners: Owners, factor: NDArray[np.float32] | None = None
+    ) -> _Place:
+        place = _Place(self.size, index.shape, owners)
         self.index.append(index.reshape(-1).astype(np.int32))
         self.factor.append(
             np.ones(index.size, np.float32) if factor is None else factor.reshape(-1)
@@ -211,16 +277,20 @@ class Tables:
         down, up = factors or (None, None)
         dropout = self.layout.dropout.get(leaf, ())
         return Stacked(
-            self._pair(bias), self._pair(down), self._pair(up), dropout if any(dropout) else ()
+            self._table(bias), self._table(down), self._table(up), dropout if any(dropout) else ()
         )
 
-    def _pair(self, place: _Place | None) -> tuple[Tensor, Tensor] | None:
+    def side_by_side(self, leaves: tuple[str, ...]) -> Table | None:
+        """The biases at leaves that one product serves, [K, all of their E]; None where nobody owns any."""
+        return self._table(self.layout.side_by_side.get(leaves))
+
+    def _table(self, place: _Place | None) -> Table | None:
         if place is None:
             return None
         if self._gradients is None:
             # One more for what is not in the tables.
             self._gradients = self.layout.shared.new_zeros(len(self._values) + 1)
-        return place.of(self._values), place.of(self._gradients)
+        return Table(place.of(self._values), place.of(self._gradients), place.owners)
 
     def add_gradients(self) -> None:
         """Add what backward has found to the gradients of the trials."""

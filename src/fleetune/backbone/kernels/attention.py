@@ -26,32 +26,61 @@ if TYPE_CHECKING:
     from fleetune.backbone.laid import Asked
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, asked: Asked) -> tuple[Tensor, Tensor]:
-    """As `varlen.attend`, and the logarithm of each softmax's sum, [T, H], float32."""
+# Keys of a block.
+_COLUMNS = 16
+# One program holds all of a sequence's queries in backward, up to so many; longer sequences go in blocks.
+_WHOLE = 256
+
+
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, asked: Asked, bias: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """As `varlen.forward`: what was found, and the logarithm of each softmax's sum, [T, H], float32."""
     rows, heads, _ = q.shape
-    out = torch.zeros(q.shape, dtype=q.dtype, device=q.device)
-    sums = torch.zeros(rows, heads, dtype=torch.float32, device=q.device)
-    common, sizes = _common(asked, q)
-    grid = _grid(asked, heads, sizes["m"], asked.first_only)
+    # Else every row is written, also those of no sequence.
+    new = torch.zeros if asked.first_only else torch.empty
+    out = new(q.shape, dtype=q.dtype, device=q.device)
+    sums = torch.empty(rows, heads, dtype=torch.float32, device=q.device)
+    common, sizes = _common(asked, q, bias)
+    block = asked.laid.block
+    sizes |= {"m": block, "n": min(block, _COLUMNS), "num_warps": 4 if block > 32 else 2}
+    grid = _grid(asked, heads, block, asked.first_only)
     _forward[grid](q, k, v, out, sums, *_strides(q, k, v, out), *common, **sizes)
     return out, sums
 
 
 def attend_backward(
-    q: Tensor, k: Tensor, v: Tensor, out: Tensor, sums: Tensor, grad: Tensor, asked: Asked
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of query, key and value."""
+    q: Tensor, k: Tensor, v: Tensor, out: Tensor, sums: Tensor, grad: Tensor, asked: Asked, bias: Tensor | None,
+    into: tuple[Tensor, Tensor, Tensor],
+) -> None:  # fmt: skip
+    """Gradients of query, key and value, written into tensors of their shapes; where only first tokens ask, that of
+    the query has to be zero before."""
     heads = q.shape[1]
-    to_q, to_k, to_v = (torch.zeros(q.shape, dtype=q.dtype, device=q.device) for _ in range(3))
+    to_q, to_k, to_v = into
+    common, sizes = _common(asked, q, bias)
+    given = _strides(q, k, v, out, grad, *into)
+    longest = 1 if asked.first_only else asked.laid.longest
+    low, rows = 0, 16 if asked.first_only else asked.laid.block
+    while low < min(longest, _WHOLE):
+        whole = sizes | {"m": rows, "n": min(rows, _COLUMNS), "num_warps": _warps(rows), "num_stages": 1}
+        bounds = {"least": low, "most": rows}
+        _backward[len(asked.laid.sequences.batch), heads](
+            q, k, v, out, grad, *into, sums, *given, *common, **bounds, **whole
+        )  # fmt: skip
+        low, rows = rows, 2 * rows
+    if longest <= _WHOLE:
+        return
     spread = torch.empty_like(sums)
-    common, sizes = _common(asked, q)
-    grid = _grid(asked, heads, sizes["m"], asked.first_only)
+    sizes |= {"m": 64, "n": 64, "num_warps": 4, "least": _WHOLE}
+    grid = _grid(asked, heads, 64, False)
     given = _strides(q, k, v, out, grad, to_q)
     _to_query[grid](q, k, v, out, grad, to_q, sums, spread, *given, *common, **sizes)
-    grid = _grid(asked, heads, sizes["n"], False)
     given = _strides(q, k, v, grad, to_k, to_v)
     _to_key_value[grid](q, k, v, grad, to_k, to_v, sums, spread, *given, *common, **sizes)
-    return to_q, to_k, to_v
+
+
+def _warps(rows: int) -> int:
+    return max(2, rows // 32)
 
 
 def _grid(asked: Asked, heads: int, block: int, first_only: bool) -> tuple[int, int, int]:
@@ -64,35 +93,58 @@ def _strides(*tensors: Tensor) -> list[int]:
     return [stride for tensor in tensors for stride in tensor.stride()[:2]]
 
 
-def _common(asked: Asked, q: Tensor) -> tuple[list[Any], dict[str, Any]]:
-    """What all three kernels take behind their own arguments, and what each is compiled for."""
+def _common(asked: Asked, q: Tensor, bias: Tensor | None) -> tuple[list[Any], dict[str, Any]]:
+    """What all kernels take behind their own arguments, and what each is compiled for."""
     laid, drawing = asked.laid, asked.drawing
-    heads, width = q.shape[1:]
-    block = laid.block
+    rows, heads, width = q.shape
     draws, drops = draw.asked(drawing, laid.tokens)
-    common = [laid.offsets, laid.sequences.batch, laid.before, *draws, asked.scale]
+    step = 0 if bias is None or len(bias) == 1 else bias.shape[1]
+    biases = [q if bias is None else bias, step, laid.sequences.trial]
+    common = [
+        laid.offsets, laid.sequences.batch, laid.before, *draws, *biases, asked.scale, rows, len(laid.sequences.batch),
+    ]  # fmt: skip
     sizes = {
         "heads": heads,
         "width": width,
         "d": max(16, triton.next_power_of_2(width)),
-        "m": block,
-        "n": block,
         "window": asked.window or 0,
         "first": asked.first_only,
+        "biased": bias is not None,
         "drops": drops,
         "rounds": ROUNDS,
-        "num_warps": 4 if block > 32 else 2,
     }
     return common, sizes
 
 
-_STILL = ["site_low", "site_high"]
+_STILL = ["site_low", "site_high", "total_rows", "sequences"]
 
 
 @triton.jit
 def _block(start, rows, row_stride, d: tl.constexpr):
     """Where rows of one head lie, [M, D]."""
     return (start + rows).to(tl.int64)[:, None] * row_stride + tl.arange(0, d)[None, :]
+
+
+@triton.jit
+def _taken(at, inside, bias, part: tl.constexpr, head, heads: tl.constexpr, width: tl.constexpr, d: tl.constexpr, biased: tl.constexpr):  # fmt: skip
+    """Rows of one head of query (part 0), key (1) or value (2), with their trial's bias, [M, D]."""
+    value = tl.load(at, mask=inside, other=0.0)
+    if biased:
+        column = tl.arange(0, d)
+        here = bias + (part * heads + head) * width + column
+        more = tl.load(here, mask=column < width, other=0.0).to(tl.float32)
+        value = (value.to(tl.float32) + more[None, :]).to(value.dtype)
+    return value
+
+
+@triton.jit
+def _clear(into, row_stride, head_stride, head, low, high, width: tl.constexpr, d: tl.constexpr):
+    """Zero in the rows that belong to no sequence."""
+    for first in range(low, high, 16):
+        row = first + tl.arange(0, 16)
+        inside = (row < high)[:, None] & (tl.arange(0, d) < width)[None, :]
+        zero = tl.zeros((16, d), into.dtype.element_ty)
+        tl.store(into + head * head_stride + _block(0, row, row_stride, d), zero, mask=inside)
 
 
 @triton.jit
@@ -120,22 +172,28 @@ def _multipliers(
 @triton.jit(do_not_specialize=_STILL)
 def _forward(
     q, k, v, out, sums, q_row, q_head, k_row, k_head, v_row, v_head, o_row, o_head,
-    offsets, batches, before, keys, thresholds, scales, site_low, site_high, scale,
+    offsets, batches, before, keys, thresholds, scales, site_low, site_high, biases, bias_step, trials,
+    scale, total_rows, sequences,
     heads: tl.constexpr, width: tl.constexpr, d: tl.constexpr, m: tl.constexpr, n: tl.constexpr,
-    window: tl.constexpr, first: tl.constexpr, drops: tl.constexpr, rounds: tl.constexpr,
+    window: tl.constexpr, first: tl.constexpr, biased: tl.constexpr, drops: tl.constexpr, rounds: tl.constexpr,
 ):  # fmt: skip
     sequence, head, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     start = tl.load(offsets + sequence)
-    count = tl.load(offsets + sequence + 1) - start
+    end = tl.load(offsets + sequence + 1)
+    count = end - start
     asking = count
     if first:
         asking = 1
     if part * m >= asking:
         return
+    if (part == 0) & (sequence == sequences - 1):
+        _clear(out, o_row, o_head, head, end, total_rows, width, d)
+    bias = biases + tl.load(trials + sequence) * bias_step
     row = part * m + tl.arange(0, m)
     fits = (tl.arange(0, d) < width)[None, :]
     mine = (row < asking)[:, None] & fits
-    query = tl.load(q + head * q_head + _block(start, row, q_row, d), mask=mine, other=0.0)
+    from_q = q + head * q_head + _block(start, row, q_row, d)
+    query = _taken(from_q, mine, bias, 0, head, heads, width, d, biased)
     if drops:
         batch = tl.load(batches + sequence)
         key, threshold = tl.load(keys + batch), tl.load(thresholds + batch)
@@ -146,8 +204,10 @@ def _forward(
     for low in range(0, count, n):
         column = low + tl.arange(0, n)
         theirs = (column < count)[:, None] & fits
-        kb = tl.load(k + head * k_head + _block(start, column, k_row, d), mask=theirs, other=0.0)
-        vb = tl.load(v + head * v_head + _block(start, column, v_row, d), mask=theirs, other=0.0)
+        from_k = k + head * k_head + _block(start, column, k_row, d)
+        kb = _taken(from_k, theirs, bias, 1, head, heads, width, d, biased)
+        from_v = v + head * v_head + _block(start, column, v_row, d)
+        vb = _taken(from_v, theirs, bias, 2, head, heads, width, d, biased)
         scores = tl.dot(query, tl.trans(kb)) * scale
         scores = tl.where(_visible(row, column, count, window), scores, -1.0e30)
         higher = tl.maximum(top, tl.max(scores, 1))
@@ -171,30 +231,104 @@ def _forward(
 
 
 @triton.jit(do_not_specialize=_STILL)
-def _to_query(
-    q, k, v, out, grad, to_q, sums, spread,
-    q_row, q_head, k_row, k_head, v_row, v_head, o_row, o_head, g_row, g_head, t_row, t_head,
-    offsets, batches, before, keys, thresholds, scales, site_low, site_high, scale,
+def _backward(
+    q, k, v, out, grad, to_q, to_k, to_v, sums,
+    q_row, q_head, k_row, k_head, v_row, v_head, o_row, o_head, g_row, g_head, tq_row, tq_head, tk_row, tk_head,
+    tv_row, tv_head,
+    offsets, batches, before, keys, thresholds, scales, site_low, site_high, biases, bias_step, trials,
+    scale, total_rows, sequences, least, most,
     heads: tl.constexpr, width: tl.constexpr, d: tl.constexpr, m: tl.constexpr, n: tl.constexpr,
-    window: tl.constexpr, first: tl.constexpr, drops: tl.constexpr, rounds: tl.constexpr,
+    window: tl.constexpr, first: tl.constexpr, biased: tl.constexpr, drops: tl.constexpr, rounds: tl.constexpr,
 ):  # fmt: skip
-    sequence, head, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    """All of a sequence that asks with more than `least` and at most `most` <= M rows."""
+    sequence, head = tl.program_id(0), tl.program_id(1)
     start = tl.load(offsets + sequence)
-    count = tl.load(offsets + sequence + 1) - start
+    end = tl.load(offsets + sequence + 1)
+    count = end - start
     asking = count
     if first:
         asking = 1
-    if part * m >= asking:
+    if (asking <= least) | (asking > most):
         return
-    row = part * m + tl.arange(0, m)
+    if sequence == sequences - 1:
+        _clear(to_q, tq_row, tq_head, head, end, total_rows, width, d)
+        _clear(to_k, tk_row, tk_head, head, end, total_rows, width, d)
+        _clear(to_v, tv_row, tv_head, head, end, total_rows, width, d)
+    bias = biases + tl.load(trials + sequence) * bias_step
+    row = tl.arange(0, m)
     fits = (tl.arange(0, d) < width)[None, :]
     mine = (row < asking)[:, None] & fits
-    query = tl.load(q + head * q_head + _block(start, row, q_row, d), mask=mine, other=0.0)
+    from_q = q + head * q_head + _block(start, row, q_row, d)
+    query = _taken(from_q, mine, bias, 0, head, heads, width, d, biased)
     gave = tl.load(out + head * o_head + _block(start, row, o_row, d), mask=mine, other=0.0)
     given = tl.load(grad + head * g_head + _block(start, row, g_row, d), mask=mine, other=0.0)
     logs = tl.load(sums + (start + row) * heads + head, mask=row < asking, other=0.0)
     shared = tl.sum(gave.to(tl.float32) * given.to(tl.float32), 1)
-    tl.store(spread + (start + row) * heads + head, shared, mask=row < asking)
+    if drops:
+        batch = tl.load(batches + sequence)
+        key, threshold = tl.load(keys + batch), tl.load(thresholds + batch)
+        factor, earlier = tl.load(scales + batch), tl.load(before + sequence)
+    for_q = tl.zeros((m, d), tl.float32)
+    for low in range(0, count, n):
+        column = low + tl.arange(0, n)
+        theirs = (column < count)[:, None] & fits
+        from_k = k + head * k_head + _block(start, column, k_row, d)
+        kb = _taken(from_k, theirs, bias, 1, head, heads, width, d, biased)
+        from_v = v + head * v_head + _block(start, column, v_row, d)
+        vb = _taken(from_v, theirs, bias, 2, head, heads, width, d, biased)
+        scores = tl.dot(query, tl.trans(kb)) * scale
+        p = tl.exp(scores - logs[:, None])
+        p = tl.where(_visible(row, column, count, window) & (row < asking)[:, None], p, 0.0)
+        to_p = tl.dot(given, tl.trans(vb))
+        used = p
+        if drops:
+            multiplier = _multipliers(
+                row, low, count, asking, head, heads, earlier, key, threshold, factor,
+                site_low, site_high, n, rounds,
+            )  # fmt: skip
+            used = p * multiplier
+            to_p = to_p * multiplier
+        for_v = tl.dot(tl.trans(used.to(given.dtype)), given)
+        into_v = to_v + head * tv_head + _block(start, column, tv_row, d)
+        tl.store(into_v, for_v.to(to_v.dtype.element_ty), mask=theirs)
+        to_scores = (p * (to_p - shared[:, None])).to(query.dtype)
+        for_k = tl.dot(tl.trans(to_scores), query) * scale
+        into_k = to_k + head * tk_head + _block(start, column, tk_row, d)
+        tl.store(into_k, for_k.to(to_k.dtype.element_ty), mask=theirs)
+        for_q += tl.dot(to_scores, kb)
+    at = to_q + head * tq_head + _block(start, row, tq_row, d)
+    tl.store(at, (for_q * scale).to(to_q.dtype.element_ty), mask=mine)
+
+
+@triton.jit(do_not_specialize=_STILL)
+def _to_query(
+    q, k, v, out, grad, to_q, sums, spread,
+    q_row, q_head, k_row, k_head, v_row, v_head, o_row, o_head, g_row, g_head, t_row, t_head,
+    offsets, batches, before, keys, thresholds, scales, site_low, site_high, biases, bias_step, trials,
+    scale, total_rows, sequences, least,
+    heads: tl.constexpr, width: tl.constexpr, d: tl.constexpr, m: tl.constexpr, n: tl.constexpr,
+    window: tl.constexpr, first: tl.constexpr, biased: tl.constexpr, drops: tl.constexpr, rounds: tl.constexpr,
+):  # fmt: skip
+    """Of sequences with more than `least` rows, all of which ask."""
+    sequence, head, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    start = tl.load(offsets + sequence)
+    end = tl.load(offsets + sequence + 1)
+    count = end - start
+    if (count <= least) | (part * m >= count):
+        return
+    if (part == 0) & (sequence == sequences - 1):
+        _clear(to_q, t_row, t_head, head, end, total_rows, width, d)
+    bias = biases + tl.load(trials + sequence) * bias_step
+    row = part * m + tl.arange(0, m)
+    fits = (tl.arange(0, d) < width)[None, :]
+    mine = (row < count)[:, None] & fits
+    from_q = q + head * q_head + _block(start, row, q_row, d)
+    query = _taken(from_q, mine, bias, 0, head, heads, width, d, biased)
+    gave = tl.load(out + head * o_head + _block(start, row, o_row, d), mask=mine, other=0.0)
+    given = tl.load(grad + head * g_head + _block(start, row, g_row, d), mask=mine, other=0.0)
+    logs = tl.load(sums + (start + row) * heads + head, mask=row < count, other=0.0)
+    shared = tl.sum(gave.to(tl.float32) * given.to(tl.float32), 1)
+    tl.store(spread + (start + row) * heads + head, shared, mask=row < count)
     if drops:
         batch = tl.load(batches + sequence)
         key, threshold = tl.load(keys + batch), tl.load(thresholds + batch)
@@ -203,15 +337,17 @@ def _to_query(
     for low in range(0, count, n):
         column = low + tl.arange(0, n)
         theirs = (column < count)[:, None] & fits
-        kb = tl.load(k + head * k_head + _block(start, column, k_row, d), mask=theirs, other=0.0)
-        vb = tl.load(v + head * v_head + _block(start, column, v_row, d), mask=theirs, other=0.0)
+        from_k = k + head * k_head + _block(start, column, k_row, d)
+        kb = _taken(from_k, theirs, bias, 1, head, heads, width, d, biased)
+        from_v = v + head * v_head + _block(start, column, v_row, d)
+        vb = _taken(from_v, theirs, bias, 2, head, heads, width, d, biased)
         scores = tl.dot(query, tl.trans(kb)) * scale
         p = tl.exp(scores - logs[:, None])
         p = tl.where(_visible(row, column, count, window), p, 0.0)
         to_p = tl.dot(given, tl.trans(vb))
         if drops:
             to_p = to_p * _multipliers(
-                row, low, count, asking, head, heads, earlier, key, threshold, factor,
+                row, low, count, count, head, heads, earlier, key, threshold, factor,
                 site_low, site_high, n, rounds,
             )  # fmt: skip
         to_scores = p * (to_p - shared[:, None])
@@ -224,44 +360,51 @@ def _to_query(
 def _to_key_value(
     q, k, v, grad, to_k, to_v, sums, spread,
     q_row, q_head, k_row, k_head, v_row, v_head, g_row, g_head, s_row, s_head, t_row, t_head,
-    offsets, batches, before, keys, thresholds, scales, site_low, site_high, scale,
+    offsets, batches, before, keys, thresholds, scales, site_low, site_high, biases, bias_step, trials,
+    scale, total_rows, sequences, least,
     heads: tl.constexpr, width: tl.constexpr, d: tl.constexpr, m: tl.constexpr, n: tl.constexpr,
-    window: tl.constexpr, first: tl.constexpr, drops: tl.constexpr, rounds: tl.constexpr,
+    window: tl.constexpr, first: tl.constexpr, biased: tl.constexpr, drops: tl.constexpr, rounds: tl.constexpr,
 ):  # fmt: skip
+    """Of the same, after `_to_query`."""
     sequence, head, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     start = tl.load(offsets + sequence)
-    count = tl.load(offsets + sequence + 1) - start
-    if part * n >= count:
+    end = tl.load(offsets + sequence + 1)
+    count = end - start
+    if (count <= least) | (part * n >= count):
         return
-    asking = count
-    if first:
-        asking = 1
+    if (part == 0) & (sequence == sequences - 1):
+        _clear(to_k, s_row, s_head, head, end, total_rows, width, d)
+        _clear(to_v, t_row, t_head, head, end, total_rows, width, d)
+    bias = biases + tl.load(trials + sequence) * bias_step
     column = part * n + tl.arange(0, n)
     fits = (tl.arange(0, d) < width)[None, :]
     theirs = (column < count)[:, None] & fits
-    kb = tl.load(k + head * k_head + _block(start, column, k_row, d), mask=theirs, other=0.0)
-    vb = tl.load(v + head * v_head + _block(start, column, v_row, d), mask=theirs, other=0.0)
+    from_k = k + head * k_head + _block(start, column, k_row, d)
+    kb = _taken(from_k, theirs, bias, 1, head, heads, width, d, biased)
+    from_v = v + head * v_head + _block(start, column, v_row, d)
+    vb = _taken(from_v, theirs, bias, 2, head, heads, width, d, biased)
     if drops:
         batch = tl.load(batches + sequence)
         key, threshold = tl.load(keys + batch), tl.load(thresholds + batch)
         factor, earlier = tl.load(scales + batch), tl.load(before + sequence)
     for_k = tl.zeros((n, d), tl.float32)
     for_v = tl.zeros((n, d), tl.float32)
-    for low in range(0, asking, m):
+    for low in range(0, count, m):
         row = low + tl.arange(0, m)
-        mine = (row < asking)[:, None] & fits
-        query = tl.load(q + head * q_head + _block(start, row, q_row, d), mask=mine, other=0.0)
+        mine = (row < count)[:, None] & fits
+        from_q = q + head * q_head + _block(start, row, q_row, d)
+        query = _taken(from_q, mine, bias, 0, head, heads, width, d, biased)
         given = tl.load(grad + head * g_head + _block(start, row, g_row, d), mask=mine, other=0.0)
-        logs = tl.load(sums + (start + row) * heads + head, mask=row < asking, other=0.0)
-        shared = tl.load(spread + (start + row) * heads + head, mask=row < asking, other=0.0)
+        logs = tl.load(sums + (start + row) * heads + head, mask=row < count, other=0.0)
+        shared = tl.load(spread + (start + row) * heads + head, mask=row < count, other=0.0)
         scores = tl.dot(query, tl.trans(kb)) * scale
         p = tl.exp(scores - logs[:, None])
-        p = tl.where(_visible(row, column, count, window) & (row < asking)[:, None], p, 0.0)
+        p = tl.where(_visible(row, column, count, window) & (row < count)[:, None], p, 0.0)
         to_p = tl.dot(given, tl.trans(vb))
         used = p
         if drops:
             multiplier = _multipliers(
-                row, part * n, count, asking, head, heads, earlier, key, threshold, factor,
+                row, part * n, count, count, head, heads, earlier, key, threshold, factor,
                 site_low, site_high, n, rounds,
             )  # fmt: skip
             used = p * multiplier

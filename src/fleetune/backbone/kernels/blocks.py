@@ -1,7 +1,4 @@
-"""Kernels for what stands between the products of a BERT layer: one pass over the activations instead of five.
-
-residual_norm: layer norm of (dropout of (y + bias) + residual), with each trial's biases before and after. gelu: GELU of
-(y + bias). cohort/blocks.py calls them; their reference is the model's own code through the leaves of cohort/layers.py.
+"""The kernels of backbone/blocks.py, which says what they compute and holds their references.
 
 Notation: N rows, W columns, K trials. A table has a row for each trial, or one for all.
 """
@@ -39,10 +36,7 @@ def residual_norm(
     y: Tensor, residual: Tensor, bias: Tensor, weight: Tensor, shift: Tensor, eps: float, rows: LaidRows,
     drawing: Drawing | None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """The result, what was normalised, [N, W], and each row's mean and inverse deviation, [N, 2], in float32.
-
-    y, residual: [N, W], contiguous, W a multiple of 8; bias, shift: tables; weight: [W], float32.
-    """
+    """As `blocks.residual_norm`; all contiguous, W a multiple of 8."""
     count, width = y.shape
     out, summed = torch.empty_like(y), torch.empty_like(y)
     moments = torch.empty(count, 2, dtype=torch.float32, device=y.device)
@@ -57,7 +51,7 @@ def residual_norm(
 def residual_norm_backward(
     grad: Tensor, summed: Tensor, moments: Tensor, weight: Tensor, rows: LaidRows, drawing: Drawing | None
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Gradients of y and of the residual."""
+    """As `blocks.residual_norm_backward`."""
     count, width = grad.shape
     to_residual = torch.empty_like(grad)
     to_y = to_residual if drawing is None else torch.empty_like(grad)
@@ -141,17 +135,16 @@ def _residual_norm_backward(
 
 
 def gelu(y: Tensor, bias: Tensor, rows: LaidRows) -> Tensor:
-    """GELU of y + bias, [N, W]; y is contiguous, bias a table."""
+    """As `blocks.gelu`; y is contiguous."""
     out = torch.empty_like(y)
     _gelu[_grid(y)](y, out, y, bias, _step(bias), rows.trial, *y.shape, _ROWS, _COLUMNS, False)
     return out
 
 
 def gelu_backward(grad: Tensor, y: Tensor, bias: Tensor, rows: LaidRows) -> Tensor:
-    """The gradient of y."""
-    out = torch.empty_like(y)
-    _gelu[_grid(y)](y, out, grad, bias, _step(bias), rows.trial, *y.shape, _ROWS, _COLUMNS, True)
-    return out
+    """As `blocks.gelu_backward`, in the place of the given gradient; both are contiguous."""
+    _gelu[_grid(y)](y, grad, grad, bias, _step(bias), rows.trial, *y.shape, _ROWS, _COLUMNS, True)
+    return grad
 
 
 def _grid(y: Tensor) -> tuple[int, int]:
@@ -163,14 +156,20 @@ def _gelu(
     y, out, grad, bias, bias_step, trials, count, width,
     m: tl.constexpr, n: tl.constexpr, backward: tl.constexpr,
 ):  # fmt: skip
-    row = tl.program_id(0) * m + tl.arange(0, m)
+    first = tl.program_id(0) * m
+    row = first + tl.arange(0, m)
     column = tl.program_id(1) * n + tl.arange(0, n)
     inside = (row < count)[:, None] & (column < width)[None, :]
-    trial = tl.load(trials + row, mask=row < count, other=0).to(tl.int64)
     at = row.to(tl.int64)[:, None] * width + column[None, :]
     value = tl.load(y + at, mask=inside, other=0.0).to(tl.float32)
-    here = bias + trial[:, None] * bias_step + column[None, :]
-    value += tl.load(here, mask=inside, other=0.0).to(tl.float32)
+    lowest = tl.load(trials + first).to(tl.int64)
+    if lowest == tl.load(trials + tl.minimum(first + m, count) - 1):  # nearly always
+        more = tl.load(bias + lowest * bias_step + column, mask=column < width, other=0.0)
+        value += more.to(tl.float32)[None, :]
+    else:
+        trial = tl.load(trials + row, mask=row < count, other=0).to(tl.int64)
+        here = bias + trial[:, None] * bias_step + column[None, :]
+        value += tl.load(here, mask=inside, other=0.0).to(tl.float32)
     below = 0.5 * (1.0 + tl.erf(value * 0.7071067811865476))
     if backward:
         given = tl.load(grad + at, mask=inside, other=0.0).to(tl.float32)

@@ -1,9 +1,11 @@
-"""Kernels for the low-rank updates of all trials at one linear leaf, each reading the activations once.
+"""Kernels for the low-rank updates of all trials at one linear leaf: y + (dropout(x) A^T) B, on each row its trial's.
 
-add_update: y + bias + (dropout(x) A^T) B, on each row its trial's. cohort/grouped.py calls them; their reference is its way by
-`grouped_mm`. A block of rows may hold several trials' ends: it is worked through trial by trial.
+narrow: dropout(x) A^T, and its like in backward. add_wide: what comes of narrow rows, added. add_products: gradients of
+factors. cohort/grouped.py calls them; their reference is its way by `grouped_mm`. Rows of trials without factors are passed
+over: their narrow rows hold anything. A block of rows may hold several trials' ends: it is worked through trial by trial.
 
-Notation: N rows, D input width, E output width, K trials, R the largest rank, P the power of two that holds it.
+Notation: N rows, W columns, K trials, R the largest rank, P the power of two that holds it. Every sum has one order: no atomic
+additions.
 """
 
 # pyright: reportMissingImports=false, reportUnknownMemberType=false, reportUnknownVariableType=false
@@ -19,6 +21,7 @@ import triton
 import triton.language as tl
 
 from fleetune.backbone.kernels.draw import asked, drawn
+from fleetune.backbone.kernels.rows import add_shares, bounds, shares_of
 from fleetune.backbone.philox import ROUNDS
 
 if TYPE_CHECKING:
@@ -26,11 +29,13 @@ if TYPE_CHECKING:
 
     from fleetune.backbone.laid import Drawing, LaidRows
 
-_ROWS = 64
-_COLUMNS = 128
+_NARROW_ROWS = 32
+_NARROW_COLUMNS = 64
+_WIDE_ROWS = 32
+_WIDE_COLUMNS = 128
 _SUM_ROWS = 64
 _SUM_COLUMNS = 64
-_LEAST_PROGRAMS = 32
+_SHARE = 256
 
 
 def _power(rank: int) -> int:
@@ -38,60 +43,49 @@ def _power(rank: int) -> int:
     return max(16, triton.next_power_of_2(rank))
 
 
-def add_update(
-    y: Tensor, x: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, rows: LaidRows, drawing: Drawing | None
-) -> Tensor:  # fmt: skip
-    """Add bias and update to y [N, E] in place; returns the narrow rows dropout(x) A^T, [N, R].
+def narrow(x: Tensor, factor: Tensor, owns: Tensor, rows: LaidRows, drawing: Drawing | None) -> Tensor:  # fmt: skip
+    """dropout(x) F^T, [N, R], with each row's trial's factor.
 
-    x: [N, D]; down [K, R, D], up [K, R, E]; bias [K, E]. All contiguous, D a multiple of 8.
+    x: [N, W], whose rows may lie apart, W a multiple of 8; factor [K, R, W], contiguous; owns: whether each trial has one, [K].
     """
-    count, rank = len(x), down.shape[1]
-    narrow = torch.empty(count, rank, dtype=x.dtype, device=x.device)
+    count, rank = len(x), factor.shape[1]
+    found = torch.empty(count, rank, dtype=x.dtype, device=x.device)
     draws, drops = asked(drawing, rows)
-    _add_update[(triton.cdiv(count, _ROWS),)](
-        y, x, y if bias is None else bias, down, up, narrow, rows.trial, rows.batch, rows.place, *draws,
-        count, x.shape[1], y.shape[1], rank, _power(rank), _ROWS, _COLUMNS, bias is not None, drops, ROUNDS,
+    _narrow[(triton.cdiv(count, _NARROW_ROWS),)](
+        x, factor, found, owns, rows.trial, rows.batch, rows.place, *draws, x.stride(0),
+        count, x.shape[1], rank, _power(rank), _NARROW_ROWS, _NARROW_COLUMNS, drops, ROUNDS,
     )  # fmt: skip
-    return narrow
+    return found
 
 
-def add_update_backward(
-    grad: Tensor, to_input: Tensor | None, down: Tensor, up: Tensor, rows: LaidRows, drawing: Drawing | None
-) -> Tensor:  # fmt: skip
-    """Add the update's part to the gradient of x in place; returns the gradient of the narrow rows, [N, R]."""
-    count, rank = len(grad), down.shape[1]
-    through = torch.empty(count, rank, dtype=grad.dtype, device=grad.device)
+def add_wide(
+    y: Tensor, few: Tensor, factor: Tensor, owns: Tensor, rows: LaidRows, drawing: Drawing | None
+) -> None:
+    """Add to y [N, W], in place, dropout(few F); few: [N, R]; the others as for `narrow`."""
+    count, width = y.shape
+    rank = factor.shape[1]
     draws, drops = asked(drawing, rows)
-    _add_update_backward[(triton.cdiv(count, _ROWS),)](
-        grad, grad if to_input is None else to_input, down, up, through, rows.trial, rows.batch, rows.place, *draws,
-        count, down.shape[2], up.shape[2], rank, _power(rank), _ROWS, _COLUMNS, to_input is not None,
-        drops, ROUNDS,
+    grid = (triton.cdiv(count, _WIDE_ROWS), triton.cdiv(width, _WIDE_COLUMNS))
+    _add_wide[grid](
+        y, few, factor, owns, rows.trial, rows.batch, rows.place, *draws, y.stride(0),
+        count, width, rank, _power(rank), _WIDE_ROWS, _WIDE_COLUMNS, drops, ROUNDS,
     )  # fmt: skip
-    return through
 
 
-def products(
-    left: Tensor,
-    right: Tensor,
-    rows: LaidRows,
-    drawing: Drawing | None = None,
-    *,
-    sums: bool = False,
-) -> tuple[Tensor, Tensor | None]:
-    """Of each trial's rows left^T dropout(right), [K, R, W]; and, where asked, its rows' sum, [K, W]; in float32."""
-    rank, width, trials = left.shape[1], right.shape[1], len(rows.ends)
-    shares = max(1, _LEAST_PROGRAMS // trials)
-    out = torch.empty(trials, shares, rank, width, dtype=torch.float32, device=left.device)
-    summed = torch.empty(trials, shares, width, dtype=torch.float32, device=left.device)
+def add_products(
+    few: Tensor, x: Tensor, rows: LaidRows, into: Tensor, owners: Tensor, drawing: Drawing | None = None
+) -> None:  # fmt: skip
+    """Add to a table [K, R, W] few^T dropout(x) of each owner's rows; few: [N, R], x: [N, W], whose rows may lie apart."""
+    rank, width = few.shape[1], x.shape[1]
+    shares = shares_of(len(x), len(rows.ends), _SHARE)
+    found = torch.empty(len(owners), shares, rank, width, dtype=torch.float32, device=x.device)
     draws, drops = asked(drawing, rows)
-    grid = (trials, shares, triton.cdiv(width, _SUM_COLUMNS))
+    grid = (len(owners), shares, triton.cdiv(width, _SUM_COLUMNS))
     _products[grid](
-        left, right, out, summed, rows.ends, rows.batch, rows.place, *draws, width, rank, shares,
-        _power(rank), _SUM_ROWS, _SUM_COLUMNS, sums, drops, ROUNDS,
+        few, x, found, rows.ends, owners, rows.batch, rows.place, *draws, x.stride(0), width, rank, shares,
+        _power(rank), _SUM_ROWS, _SUM_COLUMNS, drops, ROUNDS,
     )  # fmt: skip
-    if shares == 1:
-        return out[:, 0], summed[:, 0] if sums else None
-    return out.sum(1), summed.sum(1) if sums else None
+    add_shares(found.flatten(2), into.view(len(into), -1), owners)
 
 
 _STILL = ["site_low", "site_high", "count"]
@@ -110,153 +104,98 @@ def _multipliers(
 
 
 @triton.jit(do_not_specialize=_STILL)
-def _add_update(
-    y, x, bias, down, up, narrow, trials, batches, places, keys, thresholds, scales, site_low, site_high,
-    count, width, out_width, rank, p: tl.constexpr, m: tl.constexpr, n: tl.constexpr,
-    biased: tl.constexpr, drops: tl.constexpr, rounds: tl.constexpr,
+def _narrow(
+    x, factor, found, owns, trials, batches, places, keys, thresholds, scales, site_low, site_high, step,
+    count, width, rank, p: tl.constexpr, m: tl.constexpr, n: tl.constexpr, drops: tl.constexpr, rounds: tl.constexpr,
 ):  # fmt: skip
     first = tl.program_id(0) * m
     row = first + tl.arange(0, m)
     here = row < count
     whose = tl.load(trials + row, mask=here, other=-1)
+    lowest = tl.load(trials + first)
+    highest = tl.load(trials + tl.minimum(first + m, count) - 1)
     place = tl.load(places + row, mask=here, other=0)
     batch = tl.load(batches + row, mask=here, other=0)
+    r = tl.arange(0, p)
+    for trial in range(lowest, highest + 1):
+        if tl.load(owns + trial) != 0:
+            mine = whose == trial
+            total = tl.zeros((m, p), tl.float32)
+            for low in range(0, width, n):
+                column = low + tl.arange(0, n)
+                inside = mine[:, None] & (column < width)[None, :]
+                at = row.to(tl.int64)[:, None] * step + column[None, :]
+                value = tl.load(x + at, mask=inside, other=0.0)
+                if drops:
+                    multiplier = _multipliers(
+                        batch, place, keys, thresholds, scales, low, width, site_low, site_high, n, rounds,
+                    )  # fmt: skip
+                    value = (value.to(tl.float32) * multiplier).to(value.dtype)
+                theirs = (column < width)[:, None] & (r < rank)[None, :]
+                at = (trial * rank + r[None, :]) * width + column[:, None]
+                total += tl.dot(value, tl.load(factor + at, mask=theirs, other=0.0))
+            thin = row.to(tl.int64)[:, None] * rank + r[None, :]
+            inside = mine[:, None] & (r < rank)[None, :]
+            tl.store(found + thin, total.to(found.dtype.element_ty), mask=inside)
+
+
+@triton.jit(do_not_specialize=_STILL)
+def _add_wide(
+    y, few, factor, owns, trials, batches, places, keys, thresholds, scales, site_low, site_high, step,
+    count, width, rank, p: tl.constexpr, m: tl.constexpr, n: tl.constexpr, drops: tl.constexpr, rounds: tl.constexpr,
+):  # fmt: skip
+    first = tl.program_id(0) * m
+    row = first + tl.arange(0, m)
+    here = row < count
+    whose = tl.load(trials + row, mask=here, other=-1)
     lowest = tl.load(trials + first)
     highest = tl.load(trials + tl.minimum(first + m, count) - 1)
     r = tl.arange(0, p)
+    column = tl.program_id(1) * n + tl.arange(0, n)
     for trial in range(lowest, highest + 1):
-        mine = whose == trial
-        total = tl.zeros((m, p), tl.float32)
-        for low in range(0, width, n):
-            column = low + tl.arange(0, n)
-            inside = mine[:, None] & (column < width)[None, :]
-            at = row.to(tl.int64)[:, None] * width + column[None, :]
-            value = tl.load(x + at, mask=inside, other=0.0)
+        if tl.load(owns + trial) != 0:
+            mine = whose == trial
+            thin = row.to(tl.int64)[:, None] * rank + r[None, :]
+            narrow = tl.load(few + thin, mask=mine[:, None] & (r < rank)[None, :], other=0.0)
+            theirs = (r < rank)[:, None] & (column < width)[None, :]
+            at = (trial * rank + r[:, None]) * width + column[None, :]
+            update = tl.dot(narrow, tl.load(factor + at, mask=theirs, other=0.0))
             if drops:
-                value = (
-                    value.to(tl.float32)
-                    * _multipliers(
-                        batch, place, keys, thresholds, scales, low, width, site_low, site_high, n,
-                        rounds,
-                    )
-                ).to(value.dtype)  # fmt: skip
-            theirs = (column < width)[:, None] & (r < rank)[None, :]
-            factor = tl.load(
-                down + (trial * rank + r[None, :]) * width + column[:, None], mask=theirs, other=0.0
-            )
-            total += tl.dot(value, factor)
-        few = total.to(narrow.dtype.element_ty)
-        thin = row.to(tl.int64)[:, None] * rank + r[None, :]
-        tl.store(narrow + thin, few, mask=mine[:, None] & (r < rank)[None, :])
-        for low in range(0, out_width, n):
-            column = low + tl.arange(0, n)
-            theirs = (r < rank)[:, None] & (column < out_width)[None, :]
-            factor = tl.load(
-                up + (trial * rank + r[:, None]) * out_width + column[None, :],
-                mask=theirs,
-                other=0.0,
-            )
-            update = tl.dot(few, factor)
-            if biased:
-                at = trial * out_width + column
-                update += tl.load(bias + at, mask=column < out_width, other=0.0).to(tl.float32)[
-                    None, :
-                ]
-            inside = mine[:, None] & (column < out_width)[None, :]
-            at = row.to(tl.int64)[:, None] * out_width + column[None, :]
+                place = tl.load(places + row, mask=here, other=0)
+                batch = tl.load(batches + row, mask=here, other=0)
+                update = update * _multipliers(
+                    batch, place, keys, thresholds, scales, tl.program_id(1) * n, width, site_low, site_high, n, rounds,
+                )  # fmt: skip
+            inside = mine[:, None] & (column < width)[None, :]
+            at = row.to(tl.int64)[:, None] * step + column[None, :]
             value = tl.load(y + at, mask=inside, other=0.0).to(tl.float32) + update
             tl.store(y + at, value.to(y.dtype.element_ty), mask=inside)
 
 
-@triton.jit(do_not_specialize=_STILL)
-def _add_update_backward(
-    grad, to_input, down, up, through, trials, batches, places, keys, thresholds, scales, site_low, site_high,
-    count, width, out_width, rank, p: tl.constexpr, m: tl.constexpr, n: tl.constexpr,
-    asked: tl.constexpr, drops: tl.constexpr, rounds: tl.constexpr,
-):  # fmt: skip
-    first = tl.program_id(0) * m
-    row = first + tl.arange(0, m)
-    here = row < count
-    whose = tl.load(trials + row, mask=here, other=-1)
-    place = tl.load(places + row, mask=here, other=0)
-    batch = tl.load(batches + row, mask=here, other=0)
-    lowest = tl.load(trials + first)
-    highest = tl.load(trials + tl.minimum(first + m, count) - 1)
-    r = tl.arange(0, p)
-    for trial in range(lowest, highest + 1):
-        mine = whose == trial
-        total = tl.zeros((m, p), tl.float32)
-        for low in range(0, out_width, n):
-            column = low + tl.arange(0, n)
-            inside = mine[:, None] & (column < out_width)[None, :]
-            at = row.to(tl.int64)[:, None] * out_width + column[None, :]
-            given = tl.load(grad + at, mask=inside, other=0.0)
-            theirs = (column < out_width)[:, None] & (r < rank)[None, :]
-            factor = tl.load(
-                up + (trial * rank + r[None, :]) * out_width + column[:, None],
-                mask=theirs,
-                other=0.0,
-            )
-            total += tl.dot(given, factor)
-        few = total.to(through.dtype.element_ty)
-        thin = row.to(tl.int64)[:, None] * rank + r[None, :]
-        tl.store(through + thin, few, mask=mine[:, None] & (r < rank)[None, :])
-        if asked:
-            for low in range(0, width, n):
-                column = low + tl.arange(0, n)
-                theirs = (r < rank)[:, None] & (column < width)[None, :]
-                factor = tl.load(
-                    down + (trial * rank + r[:, None]) * width + column[None, :],
-                    mask=theirs,
-                    other=0.0,
-                )
-                back = tl.dot(few, factor)
-                if drops:
-                    back = back * _multipliers(
-                        batch, place, keys, thresholds, scales, low, width, site_low, site_high, n,
-                        rounds,
-                    )  # fmt: skip
-                inside = mine[:, None] & (column < width)[None, :]
-                at = row.to(tl.int64)[:, None] * width + column[None, :]
-                value = tl.load(to_input + at, mask=inside, other=0.0).to(tl.float32) + back
-                tl.store(to_input + at, value.to(to_input.dtype.element_ty), mask=inside)
-
-
-@triton.jit(do_not_specialize=["site_low", "site_high"])
+@triton.jit(do_not_specialize=["site_low", "site_high", "shares"])
 def _products(
-    left, right, out, summed, ends, batches, places, keys, thresholds, scales, site_low, site_high,
-    width, rank, shares, p: tl.constexpr, m: tl.constexpr, n: tl.constexpr,
-    sums: tl.constexpr, drops: tl.constexpr, rounds: tl.constexpr,
+    few, x, found, ends, owners, batches, places, keys, thresholds, scales, site_low, site_high, step,
+    width, rank, shares, p: tl.constexpr, m: tl.constexpr, n: tl.constexpr, drops: tl.constexpr, rounds: tl.constexpr,
 ):  # fmt: skip
-    trial, share = tl.program_id(0), tl.program_id(1)
-    start = tl.load(ends + trial - 1, mask=trial > 0, other=0)
-    end = tl.load(ends + trial)
+    number, share = tl.program_id(0), tl.program_id(1)
+    low, high = bounds(ends, tl.load(owners + number), share, shares, m)
     column = tl.program_id(2) * n + tl.arange(0, n)
     r = tl.arange(0, p)
     total = tl.zeros((p, n), tl.float32)
-    line = tl.zeros((n,), tl.float32)
-    for first in range(start + share * m, end, shares * m):
+    for first in range(low, high, m):
         row = first + tl.arange(0, m)
-        inside = (row < end)[:, None] & (column < width)[None, :]
-        at = row.to(tl.int64)[:, None] * width + column[None, :]
-        value = tl.load(right + at, mask=inside, other=0.0)
-        if sums:
-            line += tl.sum(value.to(tl.float32), 0)
+        inside = (row < high)[:, None] & (column < width)[None, :]
+        at = row.to(tl.int64)[:, None] * step + column[None, :]
+        value = tl.load(x + at, mask=inside, other=0.0)
         if drops:
-            place = tl.load(places + row, mask=row < end, other=0)
-            batch = tl.load(batches + row, mask=row < end, other=0)
-            value = (
-                value.to(tl.float32)
-                * _multipliers(
-                    batch, place, keys, thresholds, scales, tl.program_id(2) * n, width, site_low,
-                    site_high, n, rounds,
-                )
-            ).to(value.dtype)  # fmt: skip
+            place = tl.load(places + row, mask=row < high, other=0)
+            batch = tl.load(batches + row, mask=row < high, other=0)
+            multiplier = _multipliers(
+                batch, place, keys, thresholds, scales, tl.program_id(2) * n, width, site_low, site_high, n, rounds,
+            )  # fmt: skip
+            value = (value.to(tl.float32) * multiplier).to(value.dtype)
         at = row.to(tl.int64)[:, None] * rank + r[None, :]
-        few = tl.load(left + at, mask=(row < end)[:, None] & (r < rank)[None, :], other=0.0)
-        total += tl.dot(tl.trans(few), value)
-    at = (trial * shares + share) * width + column
-    if sums:
-        tl.store(summed + at, line, mask=column < width)
-    at = ((trial * shares + share) * rank + r[:, None]) * width + column[None, :]
-    tl.store(out + at, total, mask=(r < rank)[:, None] & (column < width)[None, :])
+        narrow = tl.load(few + at, mask=(row < high)[:, None] & (r < rank)[None, :], other=0.0)
+        total += tl.dot(tl.trans(narrow), value)
+    at = ((number * shares + share).to(tl.int64) * rank + r[:, None]) * width + column[None, :]
+    tl.store(found + at, total, mask=(r < rank)[:, None] & (column < width)[None, :])

@@ -26,9 +26,12 @@ if TYPE_CHECKING:
 _ROWS = 16
 _EIGHTHS = 32
 _COLUMNS = 256
-_SUM_ROWS = 64
-_SUM_COLUMNS = 64
-_LEAST_PROGRAMS = 32
+_SUM_ROWS = 32
+_SUM_COLUMNS = 128
+_TOTAL_COLUMNS = 128
+# Rows of a share.
+_SHARE = 128
+_MOST_SHARES = 128
 
 
 def dropped(x: Tensor, rows: LaidRows, drawing: Drawing) -> Tensor:
@@ -88,28 +91,69 @@ def _add_bias(y, table, trials, count, width, m: tl.constexpr, n: tl.constexpr):
     tl.store(y + at, value.to(y.dtype.element_ty), mask=inside)
 
 
-def sums(values: Tensor, rows: LaidRows) -> Tensor:
-    """As `rows.sums`; values are contiguous."""
-    width, trials = values.shape[1], len(rows.ends)
-    # Few trials would leave most of the device idle: each one's rows then go to several programs.
-    shares = max(1, _LEAST_PROGRAMS // trials)
-    out = values.new_empty(trials, shares, width, dtype=torch.float32)
-    grid = (trials, shares, triton.cdiv(width, _SUM_COLUMNS))
-    _sums[grid](values, out, rows.ends, width, shares, _SUM_ROWS, _SUM_COLUMNS)
-    return out[:, 0] if shares == 1 else out.sum(1)
+def shares_of(rows: int, trials: int, each: int) -> int:
+    """By how many programs each trial's rows are added up: `each` rows a program, where trials have as many.
+
+    Few programs would leave most of the device idle, and of many each one's sum is a good part of what it reads.
+    """
+    return max(1, min(_MOST_SHARES, rows // max(trials, 1) // each))
+
+
+def add_sums(values: Tensor, rows: LaidRows, into: Tensor, owners: Tensor) -> None:
+    """As `rows.add_sums`; rows of values lie one after the other, the table is contiguous."""
+    width = values.shape[1]
+    shares = shares_of(len(values), len(rows.ends), _SHARE)
+    found = values.new_empty(len(owners), shares, width, dtype=torch.float32)
+    grid = (len(owners), shares, triton.cdiv(width, _SUM_COLUMNS))
+    _sums[grid](
+        values, found, rows.ends, owners, values.stride(0), width, shares, _SUM_ROWS, _SUM_COLUMNS
+    )
+    add_shares(found, into, owners)
+
+
+def add_shares(found: Tensor, into: Tensor, owners: Tensor) -> None:
+    """Add up each owner's shares [O, S, W], and the sum to its row of a table [K, W]."""
+    shares, width = found.shape[1:]
+    grid = (len(owners), triton.cdiv(width, _TOTAL_COLUMNS))
+    block = min(32, triton.next_power_of_2(shares))
+    _add_shares[grid](found, into, owners, shares, width, block, _TOTAL_COLUMNS)
 
 
 @triton.jit
-def _sums(values, out, ends, width, shares, m: tl.constexpr, n: tl.constexpr):
-    trial, share = tl.program_id(0), tl.program_id(1)
+def bounds(ends, trial, share, shares, m: tl.constexpr):
+    """The rows of one share of a trial's: whole blocks of m, and the number of the first row behind them."""
     start = tl.load(ends + trial - 1, mask=trial > 0, other=0)
     end = tl.load(ends + trial)
+    each = tl.cdiv(tl.cdiv(end - start, shares), m) * m
+    low = tl.minimum(start + share * each, end)
+    return low, tl.minimum(low + each, end)
+
+
+@triton.jit(do_not_specialize=["shares"])
+def _sums(values, found, ends, owners, step, width, shares, m: tl.constexpr, n: tl.constexpr):
+    number, share = tl.program_id(0), tl.program_id(1)
+    low, high = bounds(ends, tl.load(owners + number), share, shares, m)
     column = tl.program_id(2) * n + tl.arange(0, n)
     total = tl.zeros((m, n), tl.float32)
-    for first in range(start + share * m, end, shares * m):
+    for first in range(low, high, m):
         row = first + tl.arange(0, m)
-        inside = (row < end)[:, None] & (column < width)[None, :]
-        at = row.to(tl.int64)[:, None] * width + column[None, :]
+        inside = (row < high)[:, None] & (column < width)[None, :]
+        at = row.to(tl.int64)[:, None] * step + column[None, :]
         total += tl.load(values + at, mask=inside, other=0.0).to(tl.float32)
-    at = (trial * shares + share) * width + column
-    tl.store(out + at, tl.sum(total, 0), mask=column < width)
+    at = (number * shares + share) * width + column
+    tl.store(found + at, tl.sum(total, 0), mask=column < width)
+
+
+@triton.jit(do_not_specialize=["shares"])
+def _add_shares(found, into, owners, shares, width, m: tl.constexpr, n: tl.constexpr):
+    number = tl.program_id(0)
+    column = tl.program_id(1) * n + tl.arange(0, n)
+    total = tl.zeros((m, n), tl.float32)
+    for first in range(0, shares, m):
+        share = first + tl.arange(0, m)
+        inside = (share < shares)[:, None] & (column < width)[None, :]
+        at = (number * shares + share).to(tl.int64)[:, None] * width + column[None, :]
+        total += tl.load(found + at, mask=inside, other=0.0)
+    at = into + tl.load(owners + number).to(tl.int64) * width + column
+    before = tl.load(at, mask=column < width, other=0.0)
+    tl.store(at, before + tl.sum(total, 0), mask=column < width)
