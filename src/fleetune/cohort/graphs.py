@@ -58,6 +58,8 @@ class Work:
     targets: Targets
     longest: int
     """No training row of these trials has more tokens."""
+    arrays: Arrays
+    """All that differs from pass to pass, by name."""
 
 
 class Graphs:
@@ -77,9 +79,17 @@ class Graphs:
         """Whether passes of these trials can be of a fixed form."""
         return self._backbone.pooling == "first" and self._stacks.layout(owned) is not None
 
+    def work(
+        self, owned: Sequence[Owned], given: Sequence[TrialInput], packed: Packed, keys: Sequence[NoiseKey],
+        targets: Targets, longest: int,
+    ) -> Work:  # fmt: skip
+        """A pass, laid out: nothing of it depends on what trials have learnt. The arguments are the fields of `Work`."""
+        found = self._arrays(packed, keys, targets)
+        return Work(tuple(owned), tuple(given), packed, tuple(keys), targets, longest, found)
+
     def run(self, work: Work) -> Tensor:
         """Forward and backward: adds each trial's gradient to its own, and returns the share of each micro-batch's loss, [M]."""
-        given = self._arrays(work)
+        given = work.arrays
         shapes = ((name, len(values), values.dtype.str) for name, values in given.items())
         # Who has how many sequences decides slices that a graph holds; where their tokens end does not.
         trials = tuple(work.packed.trials.tolist())
@@ -124,13 +134,12 @@ class Graphs:
         seen = (f for f in self._seen.values() if f.ran)
         return any((f.work.owned, f.block, len(f.work.given)) == mine for f in seen)
 
-    def _arrays(self, work: Work) -> Arrays:
-        """All that differs from pass to pass, by name."""
-        packed, config = work.packed, self._backbone.config
+    def _arrays(self, packed: Packed, noise: Sequence[NoiseKey], targets: Targets) -> Arrays:
+        config = self._backbone.config
         first = self._backbone.family.first_position(config)
         count = int(packed.offsets[-1])
         spare = -count % step_of(count)
-        keys = [(key.seed, key.step) for key in work.keys]
+        keys = [(key.seed, key.step) for key in noise]
         types = packed.type_ids if self._backbone.takes_types else None
         fill = {"ids": int(config.pad_token_id or 0), "positions": first, "types": 0}
         streams = {"ids": packed.ids, "positions": packed.positions + first, "types": types}
@@ -141,7 +150,7 @@ class Graphs:
                 if values is not None
             },
             **arrays(packed.offsets, packed.trials, keys, spare, packed.batches),
-            **work.targets.arrays(),
+            **targets.arrays(),
         }
 
     def _step(self, form: _Form) -> Tensor:

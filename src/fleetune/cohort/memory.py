@@ -30,7 +30,7 @@ from fleetune.backbone.noise import Noise, NoiseKey
 from fleetune.cohort.engine import Engine
 from fleetune.cohort.known import MOST_BYTES, Entry
 from fleetune.cohort.owned import Owned
-from fleetune.cohort.passes import are_divided, are_sliced, balanced, fits_round, takes_ahead
+from fleetune.cohort.passes import are_divided, are_sliced, at_once, balanced, fits_round, takes_ahead
 from fleetune.cohort.trial import Rows, Trial, TrialInput, eval_tokens
 from fleetune.data.packing import Packed, pack
 from fleetune.data.tokens import TokenTable
@@ -182,7 +182,8 @@ def _passes_of(
     )
     count = max(several, default=1)
     if engine.graphs is not None:
-        return [max(min(tokens, count * sum(batches)), max(batches))], 1
+        held = min(count, at_once(sum(batches), tokens)) * sum(batches)
+        return [max(min(tokens, held), max(batches))], 1
     slices = [float(count * n) for n in batches]
     if count > 1 and are_sliced(slices, tokens, lanes):
         return [sum(slices[i] for i in own) for own in balanced(slices, tokens, lanes)], 1

@@ -15,9 +15,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import groupby, pairwise
 
 import numpy as np
@@ -44,9 +45,12 @@ LEAST_TOKENS = 384
 # A trial's micro-batches of one pass are one slice of it. Until a slice holds this share of a pass, what its calls cost is
 # worth a longer round.
 SLICE = 0.25
+# A round on a GPU has up to so many passes: the processor lays out all but the first while the GPU works, and between rounds it
+# waits for it.
+ROUND_PASSES = 8
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Part:
     """Some neighbouring rows of a trial's micro-batch."""
 
@@ -67,12 +71,12 @@ class Part:
     squares_before: int = 0
     """The sum of their squared lengths."""
 
-    @property
+    @cached_property
     def lengths(self) -> NDArray[np.int64]:
         """Tokens of each row."""
         return self.trial.given.train.table.lengths[self.rows]
 
-    @property
+    @cached_property
     def tokens(self) -> int:
         """Tokens that its pass holds for it: one a row where the encoder is left out."""
         return places(self.lengths, self.entry)
@@ -146,11 +150,12 @@ def _tokens(engine: Engine, own: Sequence[Part]) -> float:
 def fits_round(tokens: Sequence[float], max_tokens: int, engine: Engine) -> bool:
     """Whether a round may hold several micro-batches of each trial, so many tokens of each altogether.
 
-    It may while all of them fit one pass a lane, or each trial's are a small slice of a pass. On a GPU only the former:
-    there one call serves all trials.
+    It may while all of them fit one pass a lane, or each trial's are a small slice of a pass. On a GPU while all fit some passes
+    (`ROUND_PASSES`).
     """
-    small = engine.graphs is None and max(tokens) <= SLICE * max_tokens
-    return small or sum(tokens) <= max_tokens * engine.lanes.count
+    if engine.graphs is not None:
+        return sum(tokens) <= ROUND_PASSES * max_tokens
+    return max(tokens) <= SLICE * max_tokens or sum(tokens) <= max_tokens * engine.lanes.count
 
 
 def takes_ahead(engine: Engine, inputs: Sequence[TrialInput]) -> bool:
@@ -205,8 +210,9 @@ def cut(
     Two parts of one micro-batch are never in one pass. Nor are parts that enter the encoder at different places; those that
     leave it out are one pass. A trial's micro-batches are in one pass where trials are many enough to fill the lanes evenly.
 
-    steady: passes of neighbouring parts, as equal in the tokens that micro-batches of these trials hold on the average, so that
-    the same trials share passes in every round (graphs.py); only where that would pass the limit, as equal in what they hold now.
+    steady: first as many micro-batches of each trial as fit one pass (`at_once`), then the next ones. Passes of neighbouring
+    parts, as equal in the tokens that micro-batches of these trials hold on the average, so that the same trials share passes in
+    every round (graphs.py); only where that would pass the limit, as equal in what they hold now.
     """
     if not parts:
         return []
@@ -216,6 +222,8 @@ def cut(
         return [one for group in groups for one in cut(group, max_tokens, lanes, steady=steady)]
     if entries == [None]:
         return [list(parts)]
+    if steady and len(turns := _turns(parts, max_tokens)) > 1:
+        return [one for turn in turns for one in cut(turn, max_tokens, lanes, steady=True)]
     slices = _slices(parts, max_tokens, lanes, steady=steady)
     sizes = [sum(part.tokens for part in one) for one in slices]
     if not steady:
@@ -228,6 +236,22 @@ def cut(
     if all(sum(part.tokens for part in one) <= max_tokens for one in found if len(one) > 1):
         return found
     return _neighbours(slices, sizes, max_tokens, lanes)
+
+
+def at_once(tokens: float, max_tokens: int) -> int:
+    """How many micro-batches of each trial one pass holds, where one of every trial has so many tokens together."""
+    return max(1, int(max_tokens // tokens))
+
+
+def _turns(parts: Sequence[Part], max_tokens: int) -> list[list[Part]]:
+    """The parts of a round by whose turn it is: near-equal numbers of micro-batches, of each trial as many."""
+    numbers = sorted({part.ahead for part in parts})
+    typical = defaultdict[int, float](float)
+    for part in parts:
+        typical[part.ahead] += part.trial.typical
+    count = -(-len(numbers) // at_once(max(typical.values()), max_tokens))
+    turns = (set(own.tolist()) for own in np.array_split(np.asarray(numbers), count))
+    return [[part for part in parts if part.ahead in turn] for turn in turns]
 
 
 def _slices(
@@ -314,31 +338,43 @@ def _neighbours(
     return passes
 
 
-def run_pass(engine: Engine, parts: Sequence[Part]) -> Passed:
-    """One forward and one backward; each trial's gradient of its rows."""
-    began = time.perf_counter()
-    make_current(engine.backbone.device)
-    trials = [part.trial for part in parts]
-    slices = [list(own) for _, own in groupby(trials)]
-    owned, counts = [own[0].owned for own in slices], [len(own) for own in slices]
-    alone = are_alone(parts)
-    targets = Targets(
+def work_of(engine: Engine, parts: Sequence[Part]) -> Work | None:
+    """A pass of these parts, laid out on the processor; None where it can have no fixed form (graphs.py)."""
+    slices = [list(own) for _, own in groupby(part.trial for part in parts)]
+    owned = [own[0].owned for own in slices]
+    graphs = engine.graphs
+    if graphs is None or parts[0].entry != 0 or not graphs.takes(owned):
+        return None
+    return graphs.work(
+        owned,
+        [part.trial.given for part in parts],
+        pack([(p.trial.given.train.table, p.rows) for p in parts], [len(own) for own in slices]),
+        [part.noise_key for part in parts],
+        _targets(parts),
+        max(part.trial.longest for part in parts),
+    )
+
+
+def _targets(parts: Sequence[Part]) -> Targets:
+    return Targets(
         np.concatenate([part.trial.given.train.labels[part.rows] for part in parts]),
         tuple(len(part.rows) for part in parts),
         tuple(part.total for part in parts),
-        tuple(trial.group_size for trial in trials),
+        tuple(part.trial.group_size for part in parts),
     )
+
+
+def run_pass(engine: Engine, parts: Sequence[Part], work: Work | None = None) -> Passed:
+    """One forward and one backward; each trial's gradient of its rows. work: as `work_of` gave it, if it has been asked."""
+    began = time.perf_counter()
+    make_current(engine.backbone.device)
     graphs = engine.graphs
-    if graphs is not None and alone and parts[0].entry == 0 and graphs.takes(owned):
-        work = Work(
-            tuple(owned),
-            tuple(trial.given for trial in trials),
-            pack([(part.trial.given.train.table, part.rows) for part in parts], counts),
-            tuple(part.noise_key for part in parts),
-            targets,
-            max(trial.longest for trial in trials),
-        )
+    if graphs is not None and (work := work or work_of(engine, parts)) is not None:
         return Passed(tuple(parts), graphs.run(work), (), None, time.perf_counter() - began)
+    trials = [part.trial for part in parts]
+    slices = [list(own) for _, own in groupby(trials)]
+    owned, counts = [own[0].owned for own in slices], [len(own) for own in slices]
+    alone, targets = are_alone(parts), _targets(parts)
     noise = noise_on(engine.backbone.device, [part.noise_key for part in parts])
     rows = [replace(part.trial.given.train, rows=part.rows) for part in parts]
     active = engine.active(owned)

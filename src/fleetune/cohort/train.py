@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -27,9 +27,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fleetune.cohort.engine import Engine
+from fleetune.cohort.graphs import Work
 from fleetune.cohort.loss import selection_metrics
 from fleetune.cohort.memory import Undo
-from fleetune.cohort.passes import Part, Passed, are_alone, cut, micro_batches, run_pass
+from fleetune.cohort.passes import Part, Passed, are_alone, cut, micro_batches, run_pass, work_of
 from fleetune.cohort.plan import Planned
 from fleetune.cohort.room import Returned
 from fleetune.cohort.schedule import FixedList, Schedule
@@ -119,6 +120,17 @@ State = tuple[dict[str, Tensor], dict[str, Any]]
 """What `Trial.checkpoint` gives."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Laid:
+    """The passes of a round."""
+
+    moment: tuple[object, ...]
+    """What decided them."""
+    groups: list[list[Part]]
+    first: Work | None = None
+    """The first of them, laid out before its turn on a GPU."""
+
+
 class Cohort:
     """Trials that train together.
 
@@ -144,6 +156,8 @@ class Cohort:
         self.checkpoints: dict[str, State] = {}
         """Where trials go on from, by id; a trial without one starts from its beginning."""
         self._returned = Returned()
+        self._ahead: _Laid | None = None
+        """The next round, where it has been laid out already."""
 
     def place(self, given: TrialInput, state: State, *, parked: bool = False) -> Trial:
         """Put a trial that the schedule has named before a cut where it was then."""
@@ -184,16 +198,19 @@ class Cohort:
     def _round(self) -> Iterator[Event]:
         began = time.perf_counter()
         lanes = self.engine.lanes
-        waiting = micro_batches(self.engine, self.active, self.max_tokens)
         limit = self.max_tokens
         passed: list[Passed] = []
         failed: dict[str, tuple[Trial, str]] = {}
-        steady = self.engine.graphs is not None
-        alone: list[list[Part]] = []
-        while waiting or alone:
-            groups = alone + cut(waiting, self.max_tokens, lanes.count, steady=steady)
-            waiting, alone = [], []
-            for group, found in zip(groups, lanes.map(self._try_pass, groups), strict=True):
+        waiting: list[Part] = []
+        laid = self._laid()
+        groups = laid.groups
+
+        def tried(group: Sequence[Part]) -> Passed | None:
+            return self._try_pass(group, laid.first if group is laid.groups[0] else None)
+
+        while groups:
+            alone: list[list[Part]] = []
+            for group, found in zip(groups, lanes.map(tried, groups), strict=True):
                 if found is None and len(group) == 1 < min(len(groups), lanes.count):
                     found = self._try_pass(group)  # another pass took the memory; now it is free
                 if found is not None:
@@ -207,6 +224,8 @@ class Cohort:
                     waiting += group
                 else:
                     failed[group[0].trial.id] = (group[0].trial, _too_large(group[0]))
+            groups = alone + self._cut(waiting)
+            waiting = []
         failed |= self._step(passed, failed.keys())
         _charge(time.perf_counter() - began, _work(passed))
         for trial, reason in failed.values():
@@ -218,6 +237,26 @@ class Cohort:
         rows = sum(len(part.rows) for part in parts)
         tokens = sum(int(part.lengths.sum()) for part in parts)
         yield Advanced(tuple(self.active), rows, tokens)
+
+    def _cut(self, parts: Sequence[Part]) -> list[list[Part]]:
+        steady = self.engine.graphs is not None
+        return cut(parts, self.max_tokens, self.engine.lanes.count, steady=steady)
+
+    def _laid(self) -> _Laid:
+        """The passes of the next round."""
+        ahead, self._ahead = self._ahead, None
+        moment = (self.max_tokens, *((trial, trial.micro_step) for trial in self.active))
+        if ahead is not None and ahead.moment == moment:
+            return ahead
+        parts = micro_batches(self.engine, self.active, self.max_tokens)
+        return _Laid(moment, self._cut(parts))
+
+    def _lay_ahead(self) -> None:
+        """Lay out the next round while a GPU works on this one; whether all of its trials go on is not known yet."""
+        if self.engine.graphs is None or any(t.ended or t.begins_epoch for t in self.active):
+            return
+        laid = self._laid()
+        self._ahead = replace(laid, first=work_of(self.engine, laid.groups[0]))
 
     def _step(
         self, passed: Sequence[Passed], failed: Collection[str]
@@ -233,6 +272,7 @@ class Cohort:
         norms = {
             t.id: norm for t in trials.values() if (norm := t.advance(counts[t.id])) is not None
         }
+        self._lay_ahead()
         # All numbers of the round come at once: each one asked for by itself would make a GPU wait.
         asked = [*(one.losses for one in passed), *(norm[None] for norm in norms.values())]
         numbers: list[float] = torch.cat(asked).tolist()
@@ -249,12 +289,12 @@ class Cohort:
         ]
         return {trial.id: (trial, reason) for trial, reason in told if reason is not None}
 
-    def _try_pass(self, group: Sequence[Part]) -> Passed | None:
+    def _try_pass(self, group: Sequence[Part], work: Work | None = None) -> Passed | None:
         """One pass; None where memory did not suffice: then every gradient is as it was before."""
-        found = self._pass(group)
-        return self._pass(group) if found is None and self.engine.gives_way() else found
+        found = self._pass(group, work)
+        return self._pass(group, work) if found is None and self.engine.gives_way() else found
 
-    def _pass(self, group: Sequence[Part]) -> Passed | None:
+    def _pass(self, group: Sequence[Part], work: Work | None) -> Passed | None:
         undo: Undo | None = None
 
         def run() -> Passed:
@@ -262,7 +302,7 @@ class Cohort:
             # What is not alone adds nothing yet, and passes on a GPU add at their end, so there is nothing to undo.
             adds = are_alone(group) and self.engine.graphs is None
             undo = Undo(part.trial for part in group) if adds else None
-            return run_pass(self.engine, group)
+            return run_pass(self.engine, group, work)
 
         found = if_it_fits(run)
         if found is None and undo is not None:

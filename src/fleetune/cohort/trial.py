@@ -113,6 +113,11 @@ class Trial:
         return self.micro_step // self.micro_per_epoch
 
     @property
+    def begins_epoch(self) -> bool:
+        """Whether the next micro-batch is an epoch's first."""
+        return self.micro_step % self.micro_per_epoch == 0
+
+    @property
     def ended(self) -> bool:
         return self.step >= self.last_step
 
@@ -183,7 +188,7 @@ class Trial:
     @property
     def at_epoch_end(self) -> bool:
         """Whether the selection split is due: an epoch is over, or the training is, and it was not evaluated yet."""
-        return self.rows_seen > 0 and (self.ended or self.micro_step % self.micro_per_epoch == 0)
+        return self.rows_seen > 0 and (self.ended or self.begins_epoch)
 
     def finish_epoch(self, selection: dict[str, float]) -> EpochResult:
         """Record an epoch and keep its weights if it is the best so far; the earliest of equals stays."""

@@ -26,10 +26,12 @@ if TYPE_CHECKING:
     from fleetune.backbone.laid import Asked
 
 
-# Keys of a block.
-_COLUMNS = 16
+# Keys of a block in forward; measured on an H200 (docs/lab-notes.md).
+_KEYS = 16
+# Of a program in backward, by its queries: keys of a block, and warps.
+_BACKWARD = {16: (16, 1), 32: (16, 1), 64: (32, 4), 128: (32, 4), 256: (32, 8)}
 # One program holds all of a sequence's queries in backward, up to so many; longer sequences go in blocks.
-_WHOLE = 256
+_WHOLE = max(_BACKWARD)
 
 
 def attend(
@@ -43,7 +45,7 @@ def attend(
     sums = torch.empty(rows, heads, dtype=torch.float32, device=q.device)
     common, sizes = _common(asked, q, bias)
     block = asked.laid.block
-    sizes |= {"m": block, "n": min(block, _COLUMNS), "num_warps": 4 if block > 32 else 2}
+    sizes |= {"m": block, "n": _KEYS, "num_warps": 4 if block > 32 else 2}
     grid = _grid(asked, heads, block, asked.first_only)
     _forward[grid](q, k, v, out, sums, *_strides(q, k, v, out), *common, **sizes)
     return out, sums
@@ -62,7 +64,8 @@ def attend_backward(
     longest = 1 if asked.first_only else asked.laid.longest
     low, rows = 0, 16 if asked.first_only else asked.laid.block
     while low < min(longest, _WHOLE):
-        whole = sizes | {"m": rows, "n": min(rows, _COLUMNS), "num_warps": _warps(rows), "num_stages": 1}
+        keys, warps = _BACKWARD[rows]
+        whole = sizes | {"m": rows, "n": keys, "num_warps": warps, "num_stages": 1}
         bounds = {"least": low, "most": rows}
         _backward[len(asked.laid.sequences.batch), heads](
             q, k, v, out, grad, *into, sums, *given, *common, **bounds, **whole
@@ -77,10 +80,6 @@ def attend_backward(
     _to_query[grid](q, k, v, out, grad, to_q, sums, spread, *given, *common, **sizes)
     given = _strides(q, k, v, grad, to_k, to_v)
     _to_key_value[grid](q, k, v, grad, to_k, to_v, sums, spread, *given, *common, **sizes)
-
-
-def _warps(rows: int) -> int:
-    return max(2, rows // 32)
 
 
 def _grid(asked: Asked, heads: int, block: int, first_only: bool) -> tuple[int, int, int]:
