@@ -146,7 +146,9 @@ def test_biases_and_sums_of_rows(width: int, counts: list[int]) -> None:
         add_sums(values, rows, into, given)
     assert_close(found[0], right, rtol=1e-5, atol=1e-4)
     assert torch.equal(found[0], found[1])
-    assert_close(found[2], right, rtol=1e-5, atol=1e-4)  # rows that lie apart may have another order
+    assert_close(
+        found[2], right, rtol=1e-5, atol=1e-4
+    )  # rows that lie apart may have another order
     add_bias(y, table, rows)
     assert torch.equal(y, expected)
 
@@ -265,9 +267,7 @@ def test_an_activation_with_bias_is_its_parts(tables: int) -> None:
     ("width", "out", "rank", "drops"),
     [(768, 768, 16, True), (768, 3072, 8, False), (40, 136, 24, True)],
 )
-def test_low_rank_updates_are_each_trials_own(
-    width: int, out: int, rank: int, drops: bool
-) -> None:
+def test_low_rank_updates_are_each_trials_own(width: int, out: int, rank: int, drops: bool) -> None:
     """In bfloat16, against products in float32, row by row with the trial's own factors; one trial has none.
 
     What is updated, and its gradient, are columns of a wider tensor.

@@ -201,9 +201,7 @@ def _values(bias: Bias | None) -> Tensor | None:
     return None if bias is None else bias.values
 
 
-def _norm(
-    y: Tensor, residual: Tensor, norm: Norm, rows: LaidRows
-) -> tuple[Tensor, Tensor, Tensor]:
+def _norm(y: Tensor, residual: Tensor, norm: Norm, rows: LaidRows) -> tuple[Tensor, Tensor, Tensor]:
     return blocks.residual_norm(
         y, residual, norm.bias.values, norm.weight, norm.shift.values, norm.eps, rows, norm.drawing
     )
@@ -319,9 +317,7 @@ def lend(model: nn.Module, current: Current) -> list[tuple[str, ...]]:
     return [layer.leaves for _, layer in layers]
 
 
-def _lent(
-    current: Current, plain: Callable[..., Tensor], layer: _Layer
-) -> Callable[..., Tensor]:
+def _lent(current: Current, plain: Callable[..., Tensor], layer: _Layer) -> Callable[..., Tensor]:
     def forward(hidden_states: Tensor, *args: Any, **named: Any) -> Tensor:
         stream, tables = current.require(), current.active.tables
         if tables is None or stream.laid is None:

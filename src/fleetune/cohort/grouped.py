@@ -96,7 +96,7 @@ def add_update(
         from fleetune.backbone.kernels import low_rank
 
         narrow = low_rank.narrow(x, down, owned.down.owners.owns, rows, drawing)
-        low_rank.add_wide(y, narrow, up, owned.up.owners.owns, rows, None)
+        low_rank.add_wide(y, narrow, up, owned.up.owners.owns, rows)
         return narrow
     used = x if drawing is None else multiplied(x, rows, drawing)
     narrow = grouped_mm(used, down.transpose(1, 2), offs=rows.ends)
@@ -120,10 +120,9 @@ def add_update_backward(
         from fleetune.backbone.kernels import low_rank
 
         through = low_rank.narrow(grad, up.values, up.owners.owns, rows, None)
-        low_rank.add_products(through, x, rows, down.into, down.owners.numbers, drawing)
+        wide = None if to_input is None else (to_input, down.values)
+        low_rank.add_products(through, x, rows, down.into, down.owners.numbers, drawing, wide)
         low_rank.add_products(narrow, grad, rows, up.into, up.owners.numbers)
-        if to_input is not None:
-            low_rank.add_wide(to_input, through, down.values, down.owners.owns, rows, drawing)
         return
     grad = grad.contiguous()
     used = x if drawing is None else multiplied(x, rows, drawing)

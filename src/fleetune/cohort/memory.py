@@ -30,7 +30,14 @@ from fleetune.backbone.noise import Noise, NoiseKey
 from fleetune.cohort.engine import Engine
 from fleetune.cohort.known import MOST_BYTES, Entry
 from fleetune.cohort.owned import Owned
-from fleetune.cohort.passes import are_divided, are_sliced, at_once, balanced, fits_round, takes_ahead
+from fleetune.cohort.passes import (
+    are_divided,
+    are_sliced,
+    at_once,
+    balanced,
+    fits_round,
+    takes_ahead,
+)
 from fleetune.cohort.trial import Rows, Trial, TrialInput, eval_tokens
 from fleetune.data.packing import Packed, pack
 from fleetune.data.tokens import TokenTable

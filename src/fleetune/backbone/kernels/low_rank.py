@@ -1,7 +1,7 @@
 """Kernels for the low-rank updates of all trials at one linear leaf: y + (dropout(x) A^T) B, on each row its trial's.
 
 narrow: dropout(x) A^T, and its like in backward. add_wide: what comes of narrow rows, added. add_products: gradients of
-factors. cohort/grouped.py calls them; their reference is its way by `grouped_mm`. Rows of trials without factors are passed
+factors, and of x where its dropout is drawn for them anyway. cohort/grouped.py calls them; their reference is its way by `grouped_mm`. Rows of trials without factors are passed
 over: their narrow rows hold anything. A block of rows may hold several trials' ends: it is worked through trial by trial.
 
 Notation: N rows, W columns, K trials, R the largest rank, P the power of two that holds it. Every sum has one order: no atomic
@@ -58,32 +58,33 @@ def narrow(x: Tensor, factor: Tensor, owns: Tensor, rows: LaidRows, drawing: Dra
     return found
 
 
-def add_wide(
-    y: Tensor, few: Tensor, factor: Tensor, owns: Tensor, rows: LaidRows, drawing: Drawing | None
-) -> None:
-    """Add to y [N, W], in place, dropout(few F); few: [N, R]; the others as for `narrow`."""
+def add_wide(y: Tensor, few: Tensor, factor: Tensor, owns: Tensor, rows: LaidRows) -> None:
+    """Add few F to y [N, W] in place; few: [N, R], the others as for `narrow`."""
     count, width = y.shape
     rank = factor.shape[1]
-    draws, drops = asked(drawing, rows)
     grid = (triton.cdiv(count, _WIDE_ROWS), triton.cdiv(width, _WIDE_COLUMNS))
     _add_wide[grid](
-        y, few, factor, owns, rows.trial, rows.batch, rows.place, *draws, y.stride(0),
-        count, width, rank, _power(rank), _WIDE_ROWS, _WIDE_COLUMNS, drops, ROUNDS,
+        y, few, factor, owns, rows.trial, y.stride(0), count, width, rank, _power(rank), _WIDE_ROWS, _WIDE_COLUMNS
     )  # fmt: skip
 
 
 def add_products(
-    few: Tensor, x: Tensor, rows: LaidRows, into: Tensor, owners: Tensor, drawing: Drawing | None = None
+    few: Tensor, x: Tensor, rows: LaidRows, into: Tensor, owners: Tensor, drawing: Drawing | None = None,
+    wide: tuple[Tensor, Tensor] | None = None,
 ) -> None:  # fmt: skip
-    """Add to a table [K, R, W] few^T dropout(x) of each owner's rows; few: [N, R], x: [N, W], whose rows may lie apart."""
+    """Add to a table [K, R, W] few^T dropout(x) of each owner's rows; few: [N, R], x: [N, W], whose rows may lie apart.
+
+    wide: y [N, W], contiguous, to which dropout(few F) is added in place on owners' rows, and the factor, [K, R, W].
+    """
     rank, width = few.shape[1], x.shape[1]
     shares = shares_of(len(x), len(rows.ends), _SHARE)
     found = torch.empty(len(owners), shares, rank, width, dtype=torch.float32, device=x.device)
     draws, drops = asked(drawing, rows)
     grid = (len(owners), shares, triton.cdiv(width, _SUM_COLUMNS))
+    y, factor = wide or (x, x)  # not touched
     _products[grid](
-        few, x, found, rows.ends, owners, rows.batch, rows.place, *draws, x.stride(0), width, rank, shares,
-        _power(rank), _SUM_ROWS, _SUM_COLUMNS, drops, ROUNDS,
+        few, x, found, y, factor, rows.ends, owners, rows.batch, rows.place, *draws, x.stride(0), width, rank, shares,
+        _power(rank), _SUM_ROWS // 2 if wide else _SUM_ROWS, _SUM_COLUMNS, wide is not None, drops, ROUNDS,
     )  # fmt: skip
     add_shares(found.flatten(2), into.view(len(into), -1), owners)
 
@@ -139,15 +140,13 @@ def _narrow(
             tl.store(found + thin, total.to(found.dtype.element_ty), mask=inside)
 
 
-@triton.jit(do_not_specialize=_STILL)
+@triton.jit(do_not_specialize=["count"])
 def _add_wide(
-    y, few, factor, owns, trials, batches, places, keys, thresholds, scales, site_low, site_high, step,
-    count, width, rank, p: tl.constexpr, m: tl.constexpr, n: tl.constexpr, drops: tl.constexpr, rounds: tl.constexpr,
+    y, few, factor, owns, trials, step, count, width, rank, p: tl.constexpr, m: tl.constexpr, n: tl.constexpr
 ):  # fmt: skip
     first = tl.program_id(0) * m
     row = first + tl.arange(0, m)
-    here = row < count
-    whose = tl.load(trials + row, mask=here, other=-1)
+    whose = tl.load(trials + row, mask=row < count, other=-1)
     lowest = tl.load(trials + first)
     highest = tl.load(trials + tl.minimum(first + m, count) - 1)
     r = tl.arange(0, p)
@@ -160,33 +159,35 @@ def _add_wide(
             theirs = (r < rank)[:, None] & (column < width)[None, :]
             at = (trial * rank + r[:, None]) * width + column[None, :]
             update = tl.dot(narrow, tl.load(factor + at, mask=theirs, other=0.0))
-            if drops:
-                place = tl.load(places + row, mask=here, other=0)
-                batch = tl.load(batches + row, mask=here, other=0)
-                update = update * _multipliers(
-                    batch, place, keys, thresholds, scales, tl.program_id(1) * n, width, site_low, site_high, n, rounds,
-                )  # fmt: skip
             inside = mine[:, None] & (column < width)[None, :]
-            at = row.to(tl.int64)[:, None] * step + column[None, :]
-            value = tl.load(y + at, mask=inside, other=0.0).to(tl.float32) + update
-            tl.store(y + at, value.to(y.dtype.element_ty), mask=inside)
+            at_y = row.to(tl.int64)[:, None] * step + column[None, :]
+            value = tl.load(y + at_y, mask=inside, other=0.0).to(tl.float32) + update
+            tl.store(y + at_y, value.to(y.dtype.element_ty), mask=inside)
 
 
 @triton.jit(do_not_specialize=["site_low", "site_high", "shares"])
 def _products(
-    few, x, found, ends, owners, batches, places, keys, thresholds, scales, site_low, site_high, step,
-    width, rank, shares, p: tl.constexpr, m: tl.constexpr, n: tl.constexpr, drops: tl.constexpr, rounds: tl.constexpr,
+    few, x, found, y, factor, ends, owners, batches, places, keys, thresholds, scales, site_low, site_high, step,
+    width, rank, shares, p: tl.constexpr, m: tl.constexpr, n: tl.constexpr,
+    wide: tl.constexpr, drops: tl.constexpr, rounds: tl.constexpr,
 ):  # fmt: skip
     number, share = tl.program_id(0), tl.program_id(1)
-    low, high = bounds(ends, tl.load(owners + number), share, shares, m)
+    trial = tl.load(owners + number)
+    low, high = bounds(ends, trial, share, shares, m)
     column = tl.program_id(2) * n + tl.arange(0, n)
     r = tl.arange(0, p)
+    theirs = (r < rank)[:, None] & (column < width)[None, :]
+    if wide:
+        at_factor = (trial * rank + r[:, None]) * width + column[None, :]
+        widening = tl.load(factor + at_factor, mask=theirs, other=0.0)
     total = tl.zeros((p, n), tl.float32)
     for first in range(low, high, m):
         row = first + tl.arange(0, m)
         inside = (row < high)[:, None] & (column < width)[None, :]
-        at = row.to(tl.int64)[:, None] * step + column[None, :]
-        value = tl.load(x + at, mask=inside, other=0.0)
+        at_x = row.to(tl.int64)[:, None] * step + column[None, :]
+        value = tl.load(x + at_x, mask=inside, other=0.0)
+        thin = row.to(tl.int64)[:, None] * rank + r[None, :]
+        narrow = tl.load(few + thin, mask=(row < high)[:, None] & (r < rank)[None, :], other=0.0)
         if drops:
             place = tl.load(places + row, mask=row < high, other=0)
             batch = tl.load(batches + row, mask=row < high, other=0)
@@ -194,8 +195,13 @@ def _products(
                 batch, place, keys, thresholds, scales, tl.program_id(2) * n, width, site_low, site_high, n, rounds,
             )  # fmt: skip
             value = (value.to(tl.float32) * multiplier).to(value.dtype)
-        at = row.to(tl.int64)[:, None] * rank + r[None, :]
-        narrow = tl.load(few + at, mask=(row < high)[:, None] & (r < rank)[None, :], other=0.0)
         total += tl.dot(tl.trans(narrow), value)
+        if wide:
+            update = tl.dot(narrow, widening)
+            if drops:
+                update = update * multiplier
+            at_y = row.to(tl.int64)[:, None] * width + column[None, :]
+            before = tl.load(y + at_y, mask=inside, other=0.0).to(tl.float32)
+            tl.store(y + at_y, (before + update).to(y.dtype.element_ty), mask=inside)
     at = ((number * shares + share).to(tl.int64) * rank + r[:, None]) * width + column[None, :]
-    tl.store(found + at, total, mask=(r < rank)[:, None] & (column < width)[None, :])
+    tl.store(found + at, total, mask=theirs)
