@@ -20,12 +20,13 @@ from torch.autograd import gradcheck
 
 import fleetune
 from fleetune.backbone import rows as backbone_rows
-from fleetune.backbone.laid import Drawing, LaidRows, arrays, laid
+from fleetune.backbone.laid import Asked, Drawing, LaidRows, arrays, laid, site_words
 from fleetune.backbone.noise import Noise, NoiseKey
 from fleetune.cohort import grouped
+from fleetune.cohort.bert_layer import Bias, Norm, Plan, Update, bert_layer
 from fleetune.cohort.layers import _add_biases
 from fleetune.cohort.linear import LowRankSlot, cohort_linear
-from fleetune.cohort.tables import Stacked
+from fleetune.cohort.tables import Owners, Stacked, Table
 from tests.backbone.test_attention import HEADS, WIDTH, packed, stream_of
 from tests.cohort.on_a_gpu import product
 
@@ -127,6 +128,53 @@ def grouped_bias() -> bool:
     return gradcheck(lambda *given: ByTables.apply(run, *given), given)
 
 
+def whole_layer() -> bool:
+    """Two trials that own all there is, and one without a row; dropout everywhere. All rows, and first tokens only."""
+    heads, width, inner, rank = 2, 8, 12, 8
+    offsets, trials = np.asarray([0, 3, 4, 8, 10]), np.asarray([0, 2, 2, 4])
+    found = arrays(offsets, trials, [(3, 0), (4, 0), (5, 0)], 1)
+    where = laid({n: torch.from_numpy(np.ascontiguousarray(v)) for n, v in found.items()}, 4, {})
+    joined, outward = draw(3 * width, width, seed=1), draw(width, width, seed=2)
+    inward, back = draw(inner, width, seed=3), draw(width, inner, seed=4)
+    weights = tuple(w.detach() for w in (joined, outward, inward, back))
+    shapes = [(width, width)] * 4 + [(width, inner), (inner, width)]
+    biases = [draw(3, n, seed=10 + n) for n in (3 * width, inner, width, width, width, width)]
+    factors = [draw(3, rank, n, seed=i + n) for i, pair in enumerate(shapes) for n in pair]
+
+    def drawing(*site: str | int) -> Drawing:
+        return Drawing(where.keys, where.levels_of([0.5, 0.1, 0.2]), site_words(*site))
+
+    for first_only in (False, True):
+
+        def run(x: Tensor, given: list[Table], asks: Tensor) -> Tensor:
+            qkv, before, *four = (Bias(table.values, table) for table in given[:6])
+            pairs = [Stacked(None, given[i], given[i + 1]) for i in range(6, len(given), 2)]
+            norms = [
+                Norm(four[i], drawing("n", i), draw(width, seed=5).detach(), four[i + 1], 1e-5)
+                for i in (0, 2)
+            ]
+            plan = Plan(
+                Asked(where, 0.5, None, first_only, drawing("a")),  # noqa: B023
+                heads,
+                where.sequences if first_only else where.tokens,  # noqa: B023
+                weights,  # type: ignore[arg-type]
+                qkv,
+                None,
+                tuple(Update(pair, drawing("l", i)) for i, pair in enumerate(pairs)),
+                norms[0],
+                before,
+                norms[1],
+            )
+            return bert_layer(x, plan, asks)
+
+        given = (draw(int(offsets[-1]) + 1, width, seed=6), *biases, *factors)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(grouped, "grouped_mm", product)
+            # Along random directions: there are some thousand numbers. The spare row belongs to no sequence.
+            gradcheck(lambda *t: ByTables.apply(run, *t)[:10], given, fast_mode=True)
+    return True
+
+
 def dropped() -> bool:
     rows, drawing = rows_of(BOUNDS)
     return gradcheck(lambda x: backbone_rows.dropped(x, rows, drawing), (draw(8, 5, seed=6),))
@@ -152,6 +200,7 @@ CHECKS: dict[str, Callable[[], bool]] = {
     "fleetune.cohort.linear._CohortLinear": plain_linear,
     "fleetune.cohort.grouped._GroupedLinear": grouped_linear,
     "fleetune.cohort.grouped._GroupedBias": grouped_bias,
+    "fleetune.cohort.bert_layer._BertLayer": whole_layer,
     "fleetune.backbone.rows._Dropped": dropped,
     "fleetune.backbone.attention._PackedAttention": packed_attention,
 }
@@ -160,8 +209,6 @@ CHECKS: dict[str, Callable[[], bool]] = {
 # These run on a GPU alone, by Triton; tests/gpu/test_cuda.py holds them against autograd's gradient of their references.
 BY_KERNELS = {
     "fleetune.backbone.varlen._Attention",
-    "fleetune.cohort.blocks._ResidualNorm",
-    "fleetune.cohort.blocks._BiasedGelu",
 }
 
 

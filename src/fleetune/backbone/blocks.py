@@ -1,8 +1,8 @@
 """What stands between the products of a BERT layer, in one pass over the activations each, on a GPU.
 
 residual_norm: layer norm of (dropout of (y + bias) + residual), with each trial's biases before and after. gelu: GELU of
-(y + bias), the exact one. Each has a Triton kernel (kernels/blocks.py) and, for any other device and for the tests, its reference by
-operations on tensors.
+(y + bias), the exact one. Each has a Triton kernel (kernels/blocks.py) and, for any other device and for the tests, its
+reference by operations on tensors.
 
 Notation: N rows, W columns, K trials. A table has a row for each trial, or one for all.
 """
@@ -54,7 +54,7 @@ def residual_norm_backward(
         return kernels.residual_norm_backward(grad, summed, moments, weight, rows, drawing)
     normal = _normal(summed.to(moments.dtype), moments)
     given = grad.to(moments.dtype) * weight
-    along, level = ((part).mean(1, keepdim=True) for part in (given * normal, given))
+    along, level = (part.mean(1, keepdim=True) for part in (given * normal, given))
     found = ((given - normal * along - level) * moments[:, 1:]).to(grad.dtype)
     return found if drawing is None else found * multipliers(found, rows, drawing), found
 

@@ -2,9 +2,9 @@
 
 Families of `Family.like_bert` have layers of modules (attention.self, attention.output, intermediate, output). Run one by one,
 autograd would add four gradients to one another at every layer's input, and passes over all activations for biases, dropout,
-sums and norms would take more time than the products. Here query, key and value are one product; biases wait for whoever reads
-the activations next (attention, the norm, GELU); a gradient that others come to is added up inside the product that gives it. What
-the leaves own stays theirs: the modules only lend their code.
+sums and norms would take more time than the products. Here query, key and value are one product; biases wait for whoever
+reads the activations next (attention, the norm, GELU); a gradient that others come to is added up inside the product that
+gives it. What the leaves own stays theirs: the modules only lend their code.
 
 Reference, for the tests: the model's own code through the leaves of layers.py, from trial to trial. Everything here runs on a
 processor too, by the references of backbone/blocks.py, rows.py and varlen.py.
@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -336,7 +335,7 @@ def _layer(module: nn.Module) -> _Layer | None:
     dropouts = [_at(own, "dropout"), *(_at(module, f"{name}output.dropout") for name in ("attention.", ""))]  # fmt: skip
     norms = [_at(module, f"{name}output.LayerNorm") for name in ("attention.", "")]
     known = (
-        all(isinstance(leaf, CohortLinear) and leaf.bias is not None for leaf in joined + dense)
+        all(isinstance(leaf, CohortLinear) and leaf.bias is not None for leaf in joined + dense)  # pyright: ignore[reportUnnecessaryComparison]
         and all(isinstance(leaf, CohortDropout) for leaf in dropouts)
         and all(isinstance(leaf, CohortLayerNorm) and leaf.bias is not None for leaf in norms)
         and _is_gelu(_at(module, "intermediate.intermediate_act_fn"))
@@ -344,9 +343,9 @@ def _layer(module: nn.Module) -> _Layer | None:
     if not known:
         return None
     weight = torch.cat([leaf.weight.detach() for leaf in joined])
-    ends = [0, *torch.tensor([leaf.out_features for leaf in joined]).cumsum(0).tolist()]
-    for leaf, (low, high) in zip(joined, pairwise(ends), strict=True):
-        leaf.weight.data = weight[low:high]  # one memory for both
+    parts = weight.split([leaf.out_features for leaf in joined])
+    for leaf, part in zip(joined, parts, strict=True):
+        leaf.weight.data = part  # one memory for both
     bias = torch.cat([leaf.bias.detach() for leaf in joined])
     return _Layer(own, tuple(joined), tuple(dense), tuple(dropouts), tuple(norms), weight, bias)
 

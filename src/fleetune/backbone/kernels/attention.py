@@ -125,7 +125,10 @@ def _block(start, rows, row_stride, d: tl.constexpr):
 
 
 @triton.jit
-def _taken(at, inside, bias, part: tl.constexpr, head, heads: tl.constexpr, width: tl.constexpr, d: tl.constexpr, biased: tl.constexpr):  # fmt: skip
+def _taken(
+    at, inside, bias, part: tl.constexpr, head, heads: tl.constexpr, width: tl.constexpr, d: tl.constexpr,
+    biased: tl.constexpr,
+):  # fmt: skip
     """Rows of one head of query (part 0), key (1) or value (2), with their trial's bias, [M, D]."""
     value = tl.load(at, mask=inside, other=0.0)
     if biased:

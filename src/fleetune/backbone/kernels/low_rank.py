@@ -1,8 +1,9 @@
 """Kernels for the low-rank updates of all trials at one linear leaf: y + (dropout(x) A^T) B, on each row its trial's.
 
 narrow: dropout(x) A^T, and its like in backward. add_wide: what comes of narrow rows, added. add_products: gradients of
-factors, and of x where its dropout is drawn for them anyway. cohort/grouped.py calls them; their reference is its way by `grouped_mm`. Rows of trials without factors are passed
-over: their narrow rows hold anything. A block of rows may hold several trials' ends: it is worked through trial by trial.
+factors, and of x where its dropout is drawn for them anyway. cohort/grouped.py calls them; their reference is its way by
+`grouped_mm`. Rows of trials without factors are passed over: their narrow rows hold anything. A block of rows may hold several
+trials' ends: it is worked through trial by trial.
 
 Notation: N rows, W columns, K trials, R the largest rank, P the power of two that holds it. Every sum has one order: no atomic
 additions.
@@ -10,7 +11,7 @@ additions.
 
 # pyright: reportMissingImports=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUntypedFunctionDecorator=false, reportUnknownParameterType=false, reportUnknownArgumentType=false
-# pyright: reportMissingParameterType=false, reportIndexIssue=false
+# pyright: reportMissingParameterType=false, reportIndexIssue=false, reportPossiblyUnboundVariable=false
 
 from __future__ import annotations
 
