@@ -10,9 +10,10 @@ import torch
 from torch.testing import assert_close
 
 from fleetune.backbone import laid
+from fleetune.cohort import train as train_module
 from fleetune.cohort.engine import Engine
 from fleetune.cohort.graphs import Graphs, Work
-from fleetune.cohort.passes import cut, micro_batches, run_pass
+from fleetune.cohort.passes import Part, Passed, cut, micro_batches, run_pass
 from fleetune.cohort.train import Advanced, Cohort, Event, PassesShrunk
 from fleetune.cohort.trial import Trial, TrialInput
 from tests.cohort.on_a_gpu import quick_engine, replaying
@@ -245,3 +246,45 @@ def test_rounds_of_the_same_trials_are_cut_alike(engine: Engine) -> None:
             seen.add(tuple(tuple(part.trial.id for part in one) for one in groups))
     assert rounds > 8
     assert len(seen) == 1
+
+
+def test_a_group_that_no_pass_holds_is_one_round_of_passes_alike(engine: Engine) -> None:
+    """Each holds one micro-batch of every trial, in their order, so that one form serves them all."""
+    trials = trials_of(engine, [in_groups(one, 3) for one in GIVEN])
+    typical = sum(one.typical for one in trials)
+    limit = int(1.5 * typical)
+    parts = micro_batches(engine, trials, limit)
+    assert [part.ahead for part in parts] == [0, 1, 2] * len(GIVEN)
+    groups = cut(parts, limit, 1, steady=True)
+    assert [[part.ahead for part in own] for own in groups] == [[n] * len(GIVEN) for n in range(3)]
+    assert all([part.trial for part in own] == trials for own in groups)
+    # Two of each fit this limit: a trial's are neighbours.
+    groups = cut(parts, int(2.5 * typical), 1, steady=True)
+    assert [[part.ahead for part in own] for own in groups] == [[0, 1] * len(GIVEN), [2] * len(GIVEN)]  # fmt: skip
+    few = micro_batches(engine, trials, int(typical / 4) + 1)
+    assert {part.ahead for part in few} == {0, 1}, "a round has so many passes and no more"
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_rounds_laid_out_before_their_turn_are_those_of_their_turn(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    """Also where a trial fails in the round that they were laid out in, and where its epoch ends."""
+    given = [in_groups(one, 2) for one in GIVEN]
+    rate = {"learning_rate": 1e300 if fails else 1e-3}
+    given[1] = replace(given[1], settings=given[1].settings.model_copy(update=rate))
+    taken = 0
+    run = train_module.run_pass
+
+    def running(engine: Engine, group: list[Part], work: Work | None = None) -> Passed:
+        nonlocal taken
+        taken += work is not None
+        return run(engine, group, work)
+
+    monkeypatch.setattr(train_module, "run_pass", running)
+    found = train(engine, given, max_tokens=150)
+    assert taken
+    assert (found["b"].how != "done") == fails
+    monkeypatch.setattr(Cohort, "_lay_ahead", lambda self: None)
+    for ident, ending in train(quick_engine(monkeypatch), given, max_tokens=150).items():
+        assert_bit_equal(found[ident], ending)
