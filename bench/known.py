@@ -48,8 +48,9 @@ def epochs(prepared: Any, trial: Any, count: int, most_bytes: int | None) -> lis
     """Seconds of each of the first epochs of a training, evaluation included; most_bytes: of known values."""
     from fleetune.cohort import known
     from fleetune.cohort.engine import Engine
+    from fleetune.cohort.events import EpochDone
     from fleetune.cohort.plan import default_limits
-    from fleetune.cohort.train import Cohort, EpochDone
+    from fleetune.cohort.train import Cohort
     from fleetune.study.prepare import DTYPES
 
     model, fresh = prepared.backbone.classifier(prepared.num_labels, ())

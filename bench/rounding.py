@@ -25,8 +25,9 @@ HEAD = ["seed", "alone", "in a cohort", "rows judged differently", "largest diff
 def trained(prepared: Any, inputs: Sequence[Any], size: int) -> dict[int, Any]:
     """Logits of each trial's selection rows after its last epoch, by seed; size: trials at once."""
     from fleetune.cohort.engine import Engine
+    from fleetune.cohort.events import EpochDone
     from fleetune.cohort.plan import default_limits
-    from fleetune.cohort.train import Cohort, EpochDone
+    from fleetune.cohort.train import Cohort
     from fleetune.study.prepare import DTYPES
 
     model, fresh = prepared.backbone.classifier(prepared.num_labels, ())

@@ -39,8 +39,9 @@ def fleetune(job: Job) -> Found:
     """All trials in one cohort."""
     from bench.levers import synchronize
     from fleetune.cohort.engine import Engine
+    from fleetune.cohort.events import Advanced, TrialFailed
     from fleetune.cohort.plan import default_limits
-    from fleetune.cohort.train import Advanced, Cohort, TrialFailed
+    from fleetune.cohort.train import Cohort
     from fleetune.study.prepare import DTYPES
 
     prepared, inputs = prepare_trials(TrialsSpec(**job["spec"]))

@@ -22,7 +22,7 @@ from fleetune.errors import SettingsError, did_you_mean
 if TYPE_CHECKING:
     import pandas as pd
 
-    from fleetune.cohort.train import Event
+    from fleetune.cohort.events import Event
     from fleetune.report.compared import Side
     from fleetune.serve.predictor import Predictor
     from fleetune.stats.compare import Comparison

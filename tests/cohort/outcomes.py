@@ -12,15 +12,9 @@ import torch
 from torch import Tensor
 
 from fleetune.cohort.engine import Engine
+from fleetune.cohort.events import EpochDone, Event, TrialDone, TrialFailed, TrialStopped
 from fleetune.cohort.schedule import Schedule
-from fleetune.cohort.train import (
-    Cohort,
-    EpochDone,
-    Event,
-    TrialDone,
-    TrialFailed,
-    TrialStopped,
-)
+from fleetune.cohort.train import Cohort
 from fleetune.cohort.trial import Rows, TrialInput
 from fleetune.config import training_settings
 from fleetune.methods.table import make_method

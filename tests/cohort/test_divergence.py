@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from fleetune.cohort.train import Advanced, Cohort, EpochDone, Event, TrialFailed
+from fleetune.cohort.events import Advanced, EpochDone, Event, TrialFailed
+from fleetune.cohort.train import Cohort
 from fleetune.cohort.trial import TrialInput
 from tests.cohort.outcomes import HOPELESS, assert_bit_equal, engine_of, train, trial
 

@@ -12,9 +12,10 @@ from torch.testing import assert_close
 from fleetune.backbone import laid
 from fleetune.cohort import train as train_module
 from fleetune.cohort.engine import Engine
+from fleetune.cohort.events import Advanced, Event, PassesShrunk
 from fleetune.cohort.graphs import Graphs, Work
 from fleetune.cohort.passes import Part, Passed, cut, micro_batches, run_pass
-from fleetune.cohort.train import Advanced, Cohort, Event, PassesShrunk
+from fleetune.cohort.train import Cohort
 from fleetune.cohort.trial import Trial, TrialInput
 from tests.cohort.on_a_gpu import quick_engine, replaying
 from tests.cohort.outcomes import assert_bit_equal, train, trial

@@ -11,7 +11,8 @@ import torch
 from torch.testing import assert_close
 
 from fleetune.cohort.engine import Engine
-from fleetune.cohort.train import Advanced, Cohort, EpochDone, TrialDone
+from fleetune.cohort.events import Advanced, EpochDone, TrialDone
+from fleetune.cohort.train import Cohort
 from fleetune.cohort.trial import Rows, TrialInput
 from fleetune.config import training_settings
 from fleetune.methods.table import METHODS, make_method

@@ -13,9 +13,10 @@ from torch.testing import assert_close
 
 from fleetune.cohort import known
 from fleetune.cohort.engine import Engine
+from fleetune.cohort.events import Advanced, EpochDone
 from fleetune.cohort.known import Entry
 from fleetune.cohort.passes import cut, micro_batches
-from fleetune.cohort.train import Advanced, Cohort, EpochDone
+from fleetune.cohort.train import Cohort
 from fleetune.cohort.trial import Trial, TrialInput
 from fleetune.data.packing import pack
 from tests.cohort.test_isolation import HEAD, trial

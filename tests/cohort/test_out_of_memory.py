@@ -17,9 +17,10 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from fleetune.cohort.engine import Engine
+from fleetune.cohort.events import Advanced, Event, PassesShrunk
 from fleetune.cohort.layers import Leaf
 from fleetune.cohort.shortage import is_out_of_memory
-from fleetune.cohort.train import Advanced, Cohort, Event, PassesShrunk
+from fleetune.cohort.train import Cohort
 from fleetune.data.packing import Packed
 from tests.cohort.outcomes import assert_bit_equal, head_of, train, trial
 from tests.tiny import tiny_model

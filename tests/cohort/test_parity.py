@@ -26,7 +26,8 @@ from torch.testing import assert_close
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from fleetune.cohort.engine import Engine
-from fleetune.cohort.train import Cohort, EpochDone
+from fleetune.cohort.events import EpochDone
+from fleetune.cohort.train import Cohort
 from fleetune.cohort.trial import Rows, TrialInput
 from fleetune.config import training_settings
 from fleetune.methods.table import make_method
@@ -69,9 +70,9 @@ class Recorded(Cohort):
         self.norms: list[float] = []
         self.first_gradient: dict[str, Tensor] = {}
 
-    def _try_pass(self, group: Any) -> Any:
+    def _try_pass(self, group: Any, work: Any = None) -> Any:
         (trial,) = (part.trial for part in group)
-        passed = super()._try_pass(group)
+        passed = super()._try_pass(group, work)
         self.losses += passed.losses.tolist()
         self.norms.append(float(torch.cat(trial.owned.grads).norm()))
         if trial.step == 0:

@@ -15,9 +15,10 @@ from torch.testing import assert_close
 from fleetune.backbone.families import FAMILIES as FAMILY_ROWS
 from fleetune.cohort import passes as passes_module
 from fleetune.cohort.engine import Engine
+from fleetune.cohort.events import Advanced, EpochDone, TrialDone
 from fleetune.cohort.lanes import Lanes
 from fleetune.cohort.passes import Part, are_alone, cut, divide, micro_batches
-from fleetune.cohort.train import Advanced, Cohort, EpochDone, TrialDone
+from fleetune.cohort.train import Cohort
 from fleetune.cohort.trial import Trial
 from tests.cohort.test_isolation import HEAD, trial
 from tests.tiny import tiny_model

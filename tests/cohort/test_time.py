@@ -10,8 +10,10 @@ import pytest
 
 from fleetune.cohort import train as train_module
 from fleetune.cohort.engine import Engine
+from fleetune.cohort.events import EpochDone
+from fleetune.cohort.graphs import Work
 from fleetune.cohort.passes import Part, Passed, run_pass
-from fleetune.cohort.train import Cohort, EpochDone
+from fleetune.cohort.train import Cohort
 from fleetune.cohort.trial import TrialInput
 from tests.cohort.outcomes import TRAIN, N, engine_of, trial
 
@@ -30,8 +32,10 @@ def seconds(inputs: list[TrialInput], **limits: Any) -> dict[str, float]:
 def test_a_pass_is_divided_by_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two passes a round, of which the second takes three times as long; the longer trial of a pass pays more."""
 
-    def took(engine: Engine, parts: list[Part]) -> Passed:
-        return replace(run_pass(engine, parts), seconds=3.0 if heavy & {parts[0].trial.id} else 1.0)
+    def took(engine: Engine, parts: list[Part], work: Work | None) -> Passed:
+        return replace(
+            run_pass(engine, parts, work), seconds=3.0 if heavy & {parts[0].trial.id} else 1.0
+        )
 
     heavy = {"c", "d"}
     monkeypatch.setattr(train_module, "run_pass", took)

@@ -15,8 +15,9 @@ from safetensors.torch import load, save
 from torch.testing import assert_close
 
 from fleetune.cohort.engine import Engine
+from fleetune.cohort.events import Advanced, EpochDone, Started, TrialDone, TrialFailed
 from fleetune.cohort.optim import TrialOptimizer
-from fleetune.cohort.train import Advanced, Cohort, EpochDone, Started, TrialDone, TrialFailed
+from fleetune.cohort.train import Cohort
 from fleetune.cohort.trial import Rows, Trial, TrialInput
 from fleetune.config import Scheduler, training_settings
 from fleetune.methods.table import METHODS, make_method

@@ -22,9 +22,10 @@ from fleetune.backbone.varlen import attend, reference
 from fleetune.cohort import grouped
 from fleetune.cohort import open as open_backbone
 from fleetune.cohort.engine import Engine
+from fleetune.cohort.events import EpochDone, Event
 from fleetune.cohort.passes import micro_batches, run_pass
 from fleetune.cohort.tables import Owners, Stacked, Table
-from fleetune.cohort.train import Cohort, EpochDone, Event
+from fleetune.cohort.train import Cohort
 from fleetune.cohort.trial import Trial, TrialInput
 from tests.cohort.outcomes import train, trial
 from tests.cohort.test_rounding import TRIALS as ROUNDED

@@ -9,7 +9,7 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from fleetune.cohort.train import Advanced, EpochDone, Started, TrialDone, TrialFailed, TrialParked
+from fleetune.cohort.events import Advanced, EpochDone, Started, TrialDone, TrialFailed, TrialParked
 from fleetune.live import follow
 from fleetune.live.lines import Lines
 from fleetune.live.screen import SECONDS_BETWEEN, SHARE_OF_TIME, Screen, picture

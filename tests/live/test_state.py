@@ -6,9 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fleetune.cohort.memory import Needs
-from fleetune.cohort.plan import Limits, Planned
-from fleetune.cohort.train import (
+from fleetune.cohort.events import (
     Advanced,
     EpochDone,
     Started,
@@ -17,6 +15,8 @@ from fleetune.cohort.train import (
     TrialParked,
     TrialStopped,
 )
+from fleetune.cohort.memory import Needs
+from fleetune.cohort.plan import Limits, Planned
 from fleetune.live.state import Plan, State, clock, plan_of
 from fleetune.study.prepare import prepare
 from tests import runs

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import fleetune
-from fleetune.cohort.train import EpochDone
+from fleetune.cohort.events import EpochDone
 from fleetune.errors import EnvironmentProblem, SettingsError
 from fleetune.live import writers
 from fleetune.live.writers import report_names

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from fleetune.cohort import room
+from fleetune.cohort.events import EpochDone
 from fleetune.cohort.plan import Planned, default_limits
-from fleetune.cohort.train import EpochDone
 from fleetune.study.prepare import Prepared
 from tests.runs import Made
 from tests.study import studies

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fleetune.cohort.train import Advanced
+from fleetune.cohort.events import Advanced
 from fleetune.data.base import Split
 from fleetune.data.splits import folds
 from fleetune.errors import RefusedError, SettingsError

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from fleetune.artifact import layout
-from fleetune.cohort.train import Advanced, EpochDone, TrialDone
+from fleetune.cohort.events import Advanced, EpochDone, TrialDone
 from fleetune.errors import DataError, RefusedError, SettingsError
 from fleetune.report import tables
 from fleetune.report.facts import run_facts

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fleetune.cohort.train import Advanced, EpochDone, Event
+from fleetune.cohort.events import Advanced, EpochDone, Event
 from fleetune.study import checkpoints
 from fleetune.study.prepare import Prepared, prepare
 from fleetune.study.run import Run

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fleetune.cohort.train import EpochDone, Started
+from fleetune.cohort.events import EpochDone, Started
 from fleetune.errors import RefusedError
 from fleetune.report.facts import run_facts, winner
 from fleetune.study.prepare import Prepared

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from fleetune.cohort.train import Event, TrialParked
+from fleetune.cohort.events import Event, TrialParked
 from fleetune.errors import DataError, RefusedError
 from fleetune.report.facts import run_facts
 from fleetune.study import checkpoints, journal

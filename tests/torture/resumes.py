@@ -17,7 +17,7 @@ import torch
 
 from fleetune.artifact import layout
 from fleetune.cohort import train as cohort_train
-from fleetune.cohort.train import Advanced, Event
+from fleetune.cohort.events import Advanced, Event
 from fleetune.methods.table import METHODS
 from fleetune.study import machine
 from fleetune.study import run as study_run

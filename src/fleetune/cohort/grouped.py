@@ -1,9 +1,10 @@
 """The leaves on a GPU: what all trials own acts in a few operations, however many trials there are.
 
 `linear.cohort_linear` asks for two small products and an addition a trial, which a CPU does as fast as one large product and a
-GPU does not: there each call costs more than the work. Here the factors of all trials stand stacked (tables.py) and are
-multiplied with their own rows by torch's `grouped_mm`; biases are added by row, and their gradients summed by trial.
-Gradients of what trials own go straight into the tables and not through autograd.
+GPU does not: there each call costs more than the work. Here the factors of all trials stand stacked (tables.py); kernels multiply
+them with their own rows (backbone/kernels/low_rank.py), biases are added by row, and their gradients summed by trial.
+Gradients of what trials own go straight into the tables and not through autograd. On any other device, and where a rank is too
+large for the kernels, torch's `grouped_mm` multiplies. A BERT's layers take only the updates from here (bert_layer.py).
 
 References, for the tests: `linear.cohort_linear`, and the leaves that go from trial to trial.
 Notation: K trials, N rows, D input width, E output width, R the largest rank, filled up to a multiple of 8.

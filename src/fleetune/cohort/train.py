@@ -27,95 +27,26 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fleetune.cohort.engine import Engine
+from fleetune.cohort.events import (
+    Advanced,
+    EpochDone,
+    Event,
+    PassesShrunk,
+    Started,
+    TrialDone,
+    TrialFailed,
+    TrialParked,
+    TrialStopped,
+)
 from fleetune.cohort.graphs import Work
 from fleetune.cohort.loss import selection_metrics
 from fleetune.cohort.memory import Undo
 from fleetune.cohort.passes import Part, Passed, are_alone, cut, micro_batches, run_pass, work_of
-from fleetune.cohort.plan import Planned
 from fleetune.cohort.room import Returned
 from fleetune.cohort.schedule import FixedList, Schedule
 from fleetune.cohort.shortage import if_it_fits
 from fleetune.cohort.trial import Trial, TrialInput, eval_rows, eval_tokens
-from fleetune.records import EpochResult
 
-
-@dataclass(frozen=True, slots=True)
-class Started:
-    """A trial has taken a place in the cohort."""
-
-    trial: Trial
-
-
-@dataclass(frozen=True, slots=True)
-class Advanced:
-    """Every active trial has done a micro-batch, or several of its accumulation group."""
-
-    trials: tuple[Trial, ...]
-    rows: int
-    """Examples of all of them together."""
-    tokens: int
-    """Of these examples, whether they went through the encoder or only what is known of them did."""
-
-
-@dataclass(frozen=True, slots=True)
-class EpochDone:
-    """A trial has been evaluated; its checkpoint can be taken now."""
-
-    trial: Trial
-    result: EpochResult
-
-
-@dataclass(frozen=True, slots=True)
-class TrialDone:
-    """A trial has ended; it holds the weights of its best epoch."""
-
-    trial: Trial
-
-
-@dataclass(frozen=True, slots=True)
-class TrialFailed:
-    """A trial had to end; the others go on."""
-
-    trial: Trial
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class TrialParked:
-    """A trial has left its place after an epoch; its state stays until it is called again or dropped."""
-
-    trial: Trial
-
-
-@dataclass(frozen=True, slots=True)
-class TrialStopped:
-    """A parked trial will not go on."""
-
-    trial: Trial
-
-
-@dataclass(frozen=True, slots=True)
-class PassesShrunk:
-    """Memory did not suffice for a pass; it was done again in smaller ones, and they stay smaller."""
-
-    training: int
-    """Tokens that a training pass may hold from now on."""
-    evaluation: int
-    """Tokens that an evaluation pass may hold from now on."""
-
-
-Event = (
-    Started
-    | Advanced
-    | EpochDone
-    | TrialDone
-    | TrialFailed
-    | TrialParked
-    | TrialStopped
-    | PassesShrunk
-    | Planned
-)
-"""What a watcher sees; `Planned` comes from whoever made the cohort."""
 State = tuple[dict[str, Tensor], dict[str, Any]]
 """What `Trial.checkpoint` gives."""
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from fleetune.cohort.train import Event
+from fleetune.cohort.events import Event
 from fleetune.live.lines import Lines
 from fleetune.live.screen import Screen
 from fleetune.live.state import State, plan_of

@@ -5,14 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
-from fleetune.cohort.train import (
-    EpochDone,
-    Event,
-    Started,
-    TrialDone,
-    TrialFailed,
-    TrialStopped,
-)
+from fleetune.cohort.events import EpochDone, Event, Started, TrialDone, TrialFailed, TrialStopped
 from fleetune.cohort.trial import Trial
 from fleetune.live.state import State, clock, epoch_of, loss_of, scores_of
 from fleetune.report.tables import visible

@@ -16,7 +16,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from fleetune.cohort.train import Event, TrialFailed
+from fleetune.cohort.events import Event, TrialFailed
 from fleetune.cohort.trial import Trial
 from fleetune.live.state import State, clock, epoch_of, loss_of, scores_of
 from fleetune.report.tables import visible

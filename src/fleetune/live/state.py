@@ -13,8 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from fleetune.cohort.plan import Planned
-from fleetune.cohort.train import (
+from fleetune.cohort.events import (
     Advanced,
     EpochDone,
     Event,
@@ -24,6 +23,7 @@ from fleetune.cohort.train import (
     TrialParked,
     TrialStopped,
 )
+from fleetune.cohort.plan import Planned
 from fleetune.cohort.trial import Rows, Trial
 from fleetune.errors import DataError
 from fleetune.study import estimate, journal

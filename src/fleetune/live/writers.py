@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from fleetune.artifact import layout
-from fleetune.cohort.train import EpochDone, Event, Started, TrialDone, TrialFailed, TrialStopped
+from fleetune.cohort.events import EpochDone, Event, Started, TrialDone, TrialFailed, TrialStopped
 from fleetune.errors import EnvironmentProblem, SettingsError, did_you_mean
 from fleetune.report.tables import visible
 from fleetune.study import journal

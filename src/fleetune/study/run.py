@@ -19,9 +19,9 @@ from typing import Any
 import tomli_w
 
 from fleetune.backbone.families import family_of
+from fleetune.cohort.events import Advanced as Advanced
 from fleetune.cohort.plan import groups
 from fleetune.cohort.schedule import FixedList, Resumable
-from fleetune.cohort.train import Advanced as Advanced
 from fleetune.cohort.trial import Trial, TrialInput
 from fleetune.durable import make_folder, remove_leftovers, sha256, write_bytes, write_json
 from fleetune.errors import DataError

@@ -12,12 +12,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from fleetune.cohort.plan import Limits, Planned
-from fleetune.cohort.room import HighWater
-from fleetune.cohort.schedule import Resumable
-from fleetune.cohort.train import (
+from fleetune.cohort.events import (
     Advanced,
-    Cohort,
     EpochDone,
     Event,
     PassesShrunk,
@@ -27,6 +23,10 @@ from fleetune.cohort.train import (
     TrialParked,
     TrialStopped,
 )
+from fleetune.cohort.plan import Limits, Planned
+from fleetune.cohort.room import HighWater
+from fleetune.cohort.schedule import Resumable
+from fleetune.cohort.train import Cohort
 from fleetune.cohort.trial import Trial
 from fleetune.errors import DataError
 from fleetune.methods.base import count_parameters
