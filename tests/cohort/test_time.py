@@ -11,7 +11,6 @@ import pytest
 from fleetune.cohort import train as train_module
 from fleetune.cohort.engine import Engine
 from fleetune.cohort.events import EpochDone
-from fleetune.cohort.graphs import Work
 from fleetune.cohort.passes import Part, Passed, run_pass
 from fleetune.cohort.train import Cohort
 from fleetune.cohort.trial import TrialInput

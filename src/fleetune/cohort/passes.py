@@ -114,6 +114,11 @@ class Passed:
         for into, gradient in self.gradients:
             into.add_(gradient)
 
+    def added(self) -> Passed:
+        """The same once its gradients are added: it holds no memory for them."""
+        self.add_gradients()
+        return replace(self, gradients=(), tables=None)
+
 
 def micro_batches(engine: Engine, trials: Sequence[Trial], max_tokens: int = 0) -> list[Part]:
     """The next micro-batch of each trial, whole or, where that pays, in as many parts as there are lanes.

@@ -230,10 +230,12 @@ class Cohort:
 
         def run() -> Passed:
             nonlocal undo
-            # What is not alone adds nothing yet, and passes on a GPU add at their end, so there is nothing to undo.
-            adds = are_alone(group) and self.engine.graphs is None
-            undo = Undo(part.trial for part in group) if adds else None
-            return run_pass(self.engine, group, work)
+            if self.engine.graphs is not None:
+                # Passes on a GPU follow one another, and each adds at its end, so there is nothing to undo.
+                return run_pass(self.engine, group, work).added()
+            # What is not alone adds nothing yet.
+            undo = Undo(part.trial for part in group) if are_alone(group) else None
+            return run_pass(self.engine, group)
 
         found = if_it_fits(run)
         if found is None and undo is not None:
