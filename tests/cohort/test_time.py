@@ -31,10 +31,8 @@ def seconds(inputs: list[TrialInput], **limits: Any) -> dict[str, float]:
 def test_a_pass_is_divided_by_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two passes a round, of which the second takes three times as long; the longer trial of a pass pays more."""
 
-    def took(engine: Engine, parts: list[Part], work: Work | None) -> Passed:
-        return replace(
-            run_pass(engine, parts, work), seconds=3.0 if heavy & {parts[0].trial.id} else 1.0
-        )
+    def took(engine: Engine, parts: list[Part]) -> Passed:
+        return replace(run_pass(engine, parts), seconds=3.0 if heavy & {parts[0].trial.id} else 1.0)
 
     heavy = {"c", "d"}
     monkeypatch.setattr(train_module, "run_pass", took)
