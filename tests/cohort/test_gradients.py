@@ -147,7 +147,8 @@ def whole_layer() -> bool:
     for first_only in (False, True):
 
         def run(x: Tensor, given: list[Table], asks: Tensor) -> Tensor:
-            qkv, before, *four = (Bias(table.values, table) for table in given[:6])
+            qkv = given[0]
+            before, *four = (Bias(table.values, table) for table in given[1:6])
             pairs = [Stacked(None, given[i], given[i + 1]) for i in range(6, len(given), 2)]
             norms = [
                 Norm(four[i], drawing("n", i), draw(width, seed=5).detach(), four[i + 1], 1e-5)

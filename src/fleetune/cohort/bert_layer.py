@@ -23,7 +23,6 @@ from torch.nn.functional import linear
 
 from fleetune.backbone import blocks, varlen
 from fleetune.backbone.laid import Asked, Drawing, LaidRows
-from fleetune.backbone.rows import add_sums
 from fleetune.backbone.stream import Current, Stream
 from fleetune.cohort.grouped import add_update, add_update_backward
 from fleetune.cohort.layers import CohortDropout, CohortLayerNorm, CohortLinear
@@ -32,15 +31,16 @@ from fleetune.cohort.tables import Stacked, Table, Tables
 
 @dataclass(frozen=True, slots=True)
 class Bias:
-    """A bias of each trial, [K, W], or one for all, [1, W]; gradients are added to `into` where trials own it."""
+    """A bias of each trial, [K, W], or one for all, [1, W]."""
 
     values: Tensor
-    into: Table | None
+    owned: Table | None
+    """Where trials own it."""
 
     def add(self, grad: Tensor, rows: LaidRows) -> None:
         """Add the sum of each owner's rows of the gradient."""
-        if self.into is not None:
-            add_sums(grad, rows, self.into.into, self.into.owners.numbers)
+        if self.owned is not None:
+            self.owned.add_sums(grad, rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +83,8 @@ class Plan:
     """Behind attention: all tokens, or each sequence's first."""
     weights: tuple[Tensor, Tensor, Tensor, Tensor]
     """Of query, key and value, [3 D, D]; attention's output, [D, D]; the intermediate, [E, D]; the output, [D, E]."""
-    bias: Bias | None
-    """Of query, key and value, added inside attention; None where `shared` is added to their product."""
+    bias: Table | None
+    """Of query, key and value, [K, 3 D], added inside attention; None where `shared` is added to their product."""
     shared: Tensor | None
     """[3 D]."""
     updates: tuple[Update | None, ...]
@@ -102,7 +102,14 @@ class Plan:
     @property
     def asks_below(self) -> bool:
         """Whether a trial owns any of query, key and value."""
-        return (self.bias is not None and self.bias.into is not None) or any(self.updates[:3])
+        return self.bias is not None or any(self.updates[:3])
+
+    @property
+    def owns(self) -> bool:
+        """Whether a trial owns anything in the layer."""
+        norms = (self.attended, self.left)
+        biases = (self.inner, *(bias for norm in norms for bias in (norm.bias, norm.shift)))
+        return self.bias is not None or any(self.updates) or any(bias.owned for bias in biases)
 
 
 def bert_layer(x: Tensor, plan: Plan, asks: Tensor | None) -> Tensor:
@@ -182,7 +189,7 @@ class _BertLayer(torch.autograd.Function):
             _values(plan.bias),
         )  # fmt: skip
         if plan.bias is not None:
-            plan.bias.add(to_qkv, tokens)
+            plan.bias.add_sums(to_qkv, tokens)
         to_input = to_x.addmm_(to_qkv, joined) if asks_x else None
         for i, (update, grad) in enumerate(zip(plan.updates[:3], to_qkv.chunk(3, 1), strict=True)):
             if update is not None:
@@ -196,7 +203,7 @@ def _by_head(qkv: Tensor, plan: Plan) -> tuple[Tensor, Tensor, Tensor]:
     return q, k, v
 
 
-def _values(bias: Bias | None) -> Tensor | None:
+def _values(bias: Table | None) -> Tensor | None:
     return None if bias is None else bias.values
 
 
@@ -283,18 +290,13 @@ class _Layer:
             heads,
             rows,
             (self.weight, outward.weight, inward.weight, back.weight),
-            None if table is None else Bias(table.values, table),
+            table,
             self.bias if table is None else None,
             tuple(update(leaf) for leaf in (*self.joined, *self.linear)),
             norm(outward, self.dropouts[1], self.norms[0]),
             _bias(tables, inward),
             norm(back, self.dropouts[2], self.norms[1]),
         )
-
-    def owns(self, tables: Tables) -> bool:
-        """Whether a trial owns something in the layer."""
-        leaves = (*self.joined, *self.linear, *self.norms)
-        return any(tables.at(leaf.name) is not None for leaf in leaves)
 
 
 def _bias(tables: Tables, leaf: CohortLinear | CohortLayerNorm) -> Bias:
@@ -321,8 +323,8 @@ def _lent(current: Current, plain: Callable[..., Tensor], layer: _Layer) -> Call
         stream, tables = current.require(), current.active.tables
         if tables is None or stream.laid is None:
             return plain(hidden_states, *args, **named)
-        asks = tables.asks if layer.owns(tables) else None
-        return bert_layer(hidden_states.squeeze(0), layer.plan(stream, tables), asks)[None]
+        plan = layer.plan(stream, tables)
+        return bert_layer(hidden_states.squeeze(0), plan, tables.asks if plan.owns else None)[None]
 
     return forward
 

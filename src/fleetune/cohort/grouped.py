@@ -21,7 +21,7 @@ from torch.nn.functional import grouped_mm, linear
 
 from fleetune.backbone import send
 from fleetune.backbone.laid import Drawing, LaidRows
-from fleetune.backbone.rows import add_bias, add_sums, multiplied
+from fleetune.backbone.rows import add_bias, multiplied
 from fleetune.cohort.tables import Stacked
 
 # A kernel holds the factors of one trial beside the rows that it works on; of a larger rank they are too large for that.
@@ -79,7 +79,7 @@ class _GroupedLinear(torch.autograd.Function):
         if owned.down:
             add_update_backward(grad, to_input, saved[0], saved[1], owned, rows, plan.drawing)
         if owned.bias:
-            add_sums(grad, rows, owned.bias.into, owned.bias.owners.numbers)
+            owned.bias.add_sums(grad, rows)
         return to_input, None, None, None, None
 
 
@@ -156,6 +156,5 @@ class _GroupedBias(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         (grad,) = grads
-        bias = ctx.owned.bias
-        add_sums(grad.contiguous(), ctx.rows, bias.into, bias.owners.numbers)
+        ctx.owned.bias.add_sums(grad.contiguous(), ctx.rows)
         return grad, None, None, None

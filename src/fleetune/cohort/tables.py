@@ -21,6 +21,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fleetune.backbone.laid import LaidRows
+from fleetune.backbone.rows import add_sums
 from fleetune.backbone.send import send
 from fleetune.backbone.sites import Site, SiteMap
 from fleetune.cohort.owned import Owned
@@ -49,6 +51,10 @@ class Table:
     into: Tensor
     """What gradients of the owners are added to, of the same shape, in the trials' dtype."""
     owners: Owners
+
+    def add_sums(self, grad: Tensor, rows: LaidRows) -> None:
+        """Add to each owner's row the sum of its rows of a gradient [N, W]; of biases, [K, W]."""
+        add_sums(grad, rows, self.into, self.owners.numbers)
 
 
 @dataclass(frozen=True, slots=True)

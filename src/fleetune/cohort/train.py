@@ -132,7 +132,6 @@ class Cohort:
         limit = self.max_tokens
         passed: list[Passed] = []
         failed: dict[str, tuple[Trial, str]] = {}
-        waiting: list[Part] = []
         laid = self._laid()
         groups = laid.groups
 
@@ -141,6 +140,7 @@ class Cohort:
 
         while groups:
             alone: list[list[Part]] = []
+            waiting: list[Part] = []
             for group, found in zip(groups, lanes.map(tried, groups), strict=True):
                 if found is None and len(group) == 1 < min(len(groups), lanes.count):
                     found = self._try_pass(group)  # another pass took the memory; now it is free
@@ -156,7 +156,6 @@ class Cohort:
                 else:
                     failed[group[0].trial.id] = (group[0].trial, _too_large(group[0]))
             groups = alone + self._cut(waiting)
-            waiting = []
         failed |= self._step(passed, failed.keys())
         _charge(time.perf_counter() - began, _work(passed))
         for trial, reason in failed.values():
