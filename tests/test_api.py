@@ -124,6 +124,22 @@ def test_settings_of_a_method_and_seeds_arrive(trained: fleetune.Result) -> None
     assert frame.loc["head-s3", "encoder"] == 0
 
 
+def test_one_method_twice_under_names(made: Made, tmp_path: Path) -> None:
+    result = fleetune.train(
+        rows(60),
+        {"small": {"method": "lora", "r": 1}, "large": {"method": "lora", "r": 4}, "lora": {"r": 2}},
+        output_dir=tmp_path / "run", backbone=made.backbone, **SHORT,
+    )  # fmt: skip
+    assert list(dict.fromkeys(result.estimates.name)) == ["small", "large", "lora r=2"]
+    assert result.trials.set_index("id").r.to_dict() == {
+        "small-s42": 1,
+        "large-s42": 4,
+        "lora-s42": 2,
+    }
+    assert [v.method for v in result.verdicts.itertuples()] == ["large", "lora r=2"]
+    assert result["large"].method == "lora"
+
+
 def test_rows_from_memory_are_kept_and_gone_on_with(made: Made, trained: fleetune.Result) -> None:
     assert kept_rows(trained) == rows(60)
     before = (trained.folder / "trials/lora-s3/adapter_model.safetensors").stat().st_mtime_ns
@@ -281,16 +297,18 @@ def test_a_study_from_a_dict_has_verdicts(made: Made, tmp_path: Path) -> None:
         "data": {"file": str(made.folder / "train.csv"), "test_file": str(made.folder / "test.csv")},
         "backbone": {"name": str(made.backbone), "dtype": "float32"},
         "training": {"max_steps": 2, "learning_rate": 1e-2},
-        "methods": [{"method": "head"}, {"method": "bitfit"}],
+        "methods": [{"method": "head"}, {"method": "bitfit", "name": "inner", "terms": ["query", "output"]}],
         "confirm": {"seeds": 2},
     }  # fmt: skip
     result = fleetune.study(content, output_dir=tmp_path / "run")
     (verdict,) = result.verdicts.to_dict("records")
-    assert (verdict["method"], verdict["reference"]) == ("bitfit", "head")
+    assert (verdict["method"], verdict["reference"]) == ("inner", "head")
+    assert list(result.trials.id)[2:] == ["inner-s1000", "inner-s1001"]
+    assert list(dict.fromkeys(result.estimates.name)) == ["head", "inner"]
     assert verdict["verdict"] == "cannot tell" and verdict["n"] == 24
     assert "cannot tell" in str(result)
     assert result.facts["arms"][0]["confirm"]["trials"] == list(result.trials.id)[:2]
-    by_hand = fleetune.compare(result["head"], result["bitfit"])
+    by_hand = fleetune.compare(result["head"], result["inner"])
     assert by_hand.difference == verdict["difference"] and by_hand.p_value == verdict["p_value"]
 
 

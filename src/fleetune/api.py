@@ -33,7 +33,8 @@ Place = str | os.PathLike[str]
 Rows: TypeAlias = "pd.DataFrame | Sequence[Mapping[str, Any]]"
 """A text or two and a label each."""
 Methods = str | Sequence[str] | Mapping[str, Mapping[str, Any]]
-"""One name, several, or names with their settings: {"lora": {"r": 4, "learning_rate": 1e-3}, "bitfit": {}}."""
+"""One name, several, or names with their settings: {"lora": {"r": 4, "learning_rate": 1e-3}, "bitfit": {}}. One method more than
+once: {"small": {"method": "lora", "r": 2}, "large": {"method": "lora", "r": 32}}."""
 Names = str | Sequence[str] | None
 
 
@@ -275,7 +276,10 @@ def _method_tables(methods: Methods) -> list[dict[str, Any]]:
     if isinstance(methods, str):
         return [{"method": methods}]
     if isinstance(methods, Mapping):
-        return [{"method": name, **settings} for name, settings in methods.items()]
+        return [
+            {"name" if "method" in settings else "method": key, **settings}
+            for key, settings in methods.items()
+        ]
     return [{"method": name} for name in methods]
 
 
@@ -361,6 +365,6 @@ def _trial_row(trial: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _estimate_row(label: str, estimate: Mapping[str, Any]) -> dict[str, Any]:
-    nested = ("hyperparameters", "training", "trainable_parameters", "trials")
+    nested = ("name", "hyperparameters", "training", "trainable_parameters", "trials")
     flat = {key: value for key, value in estimate.items() if key not in nested}
     return {"name": label, **flat, **estimate["trainable_parameters"], **estimate["training"]}

@@ -152,6 +152,9 @@ def test_the_command_of_a_named_task_leaves_its_columns_to_it() -> None:
         "--learning-rate 0.001 --backbone roberta-base --dtype float32 --seeds 2 --seed 3 --output-dir again"
     )
     assert again({**facts, "study": {**facts["study"], "seeds": [3, 5]}}) is None
+    (lora,) = facts["study"]["methods"]
+    for methods in ([lora, {**lora, "r": 4}], [{**lora, "name": "small"}]):
+        assert again({**facts, "study": {**facts["study"], "methods": methods}}) is None
 
 
 def searched(ident: str, status: str, *scores: float, metric: str = "accuracy") -> dict[str, Any]:

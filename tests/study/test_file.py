@@ -10,6 +10,7 @@ import pytest
 from fleetune.errors import SettingsError
 from fleetune.study.file import parse_study, read_study
 from fleetune.study.schema import schema
+from fleetune.study.settings import as_toml
 from fleetune.study.space import Choice, Range, Rule, arms_of
 from tests.runs import run_cli
 
@@ -94,6 +95,78 @@ def test_a_rank_study_has_an_arm_for_each_rank() -> None:
     assert list(found) == ["bitfit", "lora-r1", "lora-r2", "lora-r4", "lora-r8", "lora-r16"]
     assert set(found["lora-r4"].searched) == {"learning_rate"} and found["lora-r4"].rank == 4
     assert found["lora-r4"].values({"learning_rate": 1e-3})[0]["lora_alpha"] == 16
+
+
+NAMED = """
+[data]
+task = "rte"
+
+[[methods]]
+method = "bitfit"
+name = "attention"
+terms = ["query", "key", "value"]
+
+[[methods]]
+method = "bitfit"
+
+[[methods]]
+method = "lora"
+r = [1, 2]
+rank_study = true
+
+[[methods]]
+method = "lora"
+name = "wide"
+target_modules = "all-linear"
+r = [1, 2]
+rank_study = true
+
+[[methods]]
+method = "lora"
+
+[confirm]
+reference = "wide-r2"
+"""
+
+
+def test_methods_have_names_of_their_own() -> None:
+    """Those without one are numbered among themselves alone."""
+    found = list(arms(NAMED))
+    assert found == [
+        *("attention", "bitfit", "lora-1-r1", "lora-1-r2", "wide-r1", "wide-r2", "lora-2"),
+    ]
+
+
+def test_names_are_kept_with_the_settings() -> None:
+    settings = parse_study(tomllib.loads(NAMED))
+    again = parse_study(as_toml(settings))
+    assert [m.name for m in again.methods] == ["attention", None, None, "wide", None]
+    assert as_toml(again) == as_toml(settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ('"bitfit"', 'methods: "bitfit" stands for more than one method; give each a `name` of its own'),
+        ('"BitFit"', '"BitFit" stands for more than one method'),
+        ('"lora"', '"lora" is another method than bitfit'),
+        ('"a/b"', "methods.1.name: must be a letter and at most 63 more of letters, digits, `_` and `-`, but got 'a/b'"),
+        ('"1"', "but got '1'"),
+        ('""', "but got ''"),
+        ("3", "but got 3"),
+        ('["query"]', "but got ['query']"),
+    ],
+)  # fmt: skip
+def test_names_that_cannot_be(name: str, said: str) -> None:
+    found = problems(NAMED.replace('"attention"', name))
+    assert any(said in problem for problem in found)
+
+
+def test_a_name_may_be_that_of_its_own_method() -> None:
+    text = NAMED.replace('"attention"', '"bitfit"').replace(
+        'method = "bitfit"\n\n', 'method = "head"\n\n'
+    )
+    assert list(arms(text))[:2] == ["bitfit", "head"]
 
 
 BAD = """
@@ -263,9 +336,12 @@ def test_overrides(tmp_path: Path) -> None:
     assert found["lora"].searched["r"] == Choice((2, 4))
     assert found["bitfit"].searched == {} and found["bitfit"].fixed["num_train_epochs"] == 3
     assert settings.search.sampler == "random" and len(settings.seeds) == 5
+    path.write_text(NAMED)
+    (named, *_) = read_study(path, ["methods.attention.weight_decay=0.5"]).methods
+    assert named.training == {"weight_decay": 0.5}
     for pair, said in (
         ("r", "form"),
-        ("methods.lra.r=2", "none of bitfit, lora"),
+        ("methods.lra.r=2", "none of attention, bitfit, lora, wide, lora"),
         ("data.task.x=1", "is a value"),
     ):
         with pytest.raises(SettingsError, match=said):
@@ -288,7 +364,7 @@ def test_the_schema_knows_every_method_and_its_settings() -> None:
     found = schema()
     methods = found["properties"]["methods"]["items"]["oneOf"]
     lora = next(m for m in methods if m["properties"]["method"] == {"const": "lora"})
-    assert {"r", "lora_alpha", "learning_rate", "rank_study"} <= set(lora["properties"])
+    assert {"name", "r", "lora_alpha", "learning_rate", "rank_study"} <= set(lora["properties"])
     assert lora["additionalProperties"] is False
     assert set(found["properties"]) == {
         "data",

@@ -1,7 +1,7 @@
 """The command that does a run again, from its facts: what is at its default is left out.
 
 A run of fixed settings is one `fleetune train` command, a study is its file. Where no command says the same (methods with
-training settings of their own), there is none, and the settings themselves have to do.
+training settings or names of their own, one method twice), there is none, and the settings themselves have to do.
 """
 
 from __future__ import annotations
@@ -68,12 +68,16 @@ def _backbone(backbone: Mapping[str, Any]) -> list[str]:
 
 
 def _methods(methods: Sequence[Mapping[str, Any]], metric: str | None) -> list[str] | None:
-    """`--methods`, `--set` and the training flags; None where methods train differently beyond their own defaults."""
+    """`--methods`, `--set` and the training flags; None where methods train differently beyond their own defaults, or stand
+    twice or under names of their own."""
     from fleetune.methods.table import METHODS
 
-    if any(m["method"] not in METHODS for m in methods):
+    named = [m["method"] for m in methods]
+    if not METHODS.keys() >= set(named) or len(set(named)) < len(named):
         return None
-    words = ["--methods", ",".join(m["method"] for m in methods)]
+    if any(m.get("name") for m in methods):
+        return None
+    words = ["--methods", ",".join(named)]
     trained: list[dict[str, Any]] = []
     for m in methods:
         cls = METHODS[m["method"]]

@@ -51,6 +51,8 @@ def _facts(folder: Path, events: list[dict[str, Any]]) -> dict[str, Any]:
     lost = lost_groups(folder, trainings.groups(trials))
     gone = {ident for record in lost for ident in record["trials"]}
     groups = trainings.groups([t for t in trials if t["id"] not in gone])
+    arms = study_facts.arm_facts(events, trials)
+    names = study_facts.given_names(settings.get("methods", []), arms, trials)
     facts: dict[str, Any] = {
         "study": {
             **settings,
@@ -61,10 +63,10 @@ def _facts(folder: Path, events: list[dict[str, Any]]) -> dict[str, Any]:
             "environment": environment,
         },
         "trials": trials,
-        "estimates": _estimates(folder, groups, optimistic),
+        "estimates": _estimates(folder, groups, names, optimistic),
         "verdicts": [],
         "over_tasks": [],
-        "arms": study_facts.arm_facts(events, trials),
+        "arms": arms,
         "rank": [],
         "cohorts": _cohorts(events),
         "lost": lost,
@@ -198,14 +200,19 @@ def _cohorts(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return list(found.values())
 
 
-def _estimates(folder: Path, groups: Sequence[Group], optimistic: bool) -> list[dict[str, Any]]:
+def _estimates(
+    folder: Path, groups: Sequence[Group], names: Mapping[str, str], optimistic: bool
+) -> list[dict[str, Any]]:
     """One estimate a method, setting, test set and official metric, over all seeds that have ended or failed."""
     found: list[dict[str, Any]] = []
     for group in groups:
         for name, scores in group.judged["tests"].items():
             said = trainings.outputs(folder, group, name)
             metrics = (m for m in scores if m not in ("n", "loss"))
-            found += [_estimate(group, name, metric, said, optimistic) for metric in metrics]
+            given = {"name": names.get(group.first["id"])}
+            found += [
+                given | _estimate(group, name, metric, said, optimistic) for metric in metrics
+            ]
     return found
 
 

@@ -23,6 +23,7 @@ from fleetune.stats.intervals import said_of
 from fleetune.stats.multiple import MIN_TASKS, Family, Member, across_tasks, holm_family
 from fleetune.stats.rank import RankTrend, rank_trend, rank_trend_scores
 from fleetune.stats.scores import compare_scores
+from fleetune.study.settings import names_of
 
 Read = Callable[[Mapping[str, Any]], Outputs]
 """What was said on the test set of an estimate, by all its trainings, failed ones too."""
@@ -31,6 +32,22 @@ Read = Callable[[Mapping[str, Any]], Outputs]
 def trainings_of(estimate: Mapping[str, Any]) -> list[str]:
     """The ids of all trainings of an estimate, failed ones last."""
     return [*estimate["trials"], *estimate["failed_trials"]]
+
+
+def given_names(
+    methods: Sequence[Mapping[str, Any]],
+    arms: Sequence[Mapping[str, Any]],
+    trials: Sequence[Mapping[str, Any]],
+) -> dict[str, str]:
+    """By trial what its method is called, where the study gives a name; methods: as the study says them."""
+    given: set[str] = set()
+    for m in methods:
+        if name := m.get("name"):
+            given.update([f"{name}-r{r}" for r in m["r"]] if m.get("rank_study") else [name])
+    of = {i: a["arm"] for a in arms for i in a["confirm"]["trials"]}
+    if not arms:  # nothing was searched: a trial's name is its method's, and its seed
+        of = {t["id"]: t["id"].rpartition("-s")[0] for t in trials}
+    return {ident: name for ident, name in of.items() if name in given}
 
 
 def arm_facts(
@@ -214,23 +231,17 @@ def compare_outputs(
 def rank_facts(facts: Mapping[str, Any], read: Read) -> list[dict[str, Any]]:
     """One record a task and rank study: its ranks in order, the slope on log2 r, and each rank against the reference."""
     found: list[dict[str, Any]] = []
-    entries = [m for m in facts["study"].get("methods", []) if m.get("rank_study")]
-    for entry in entries:
-        prefix = _prefix(facts, entry)
+    entries = facts["study"].get("methods", [])
+    prefixes = names_of((m["method"], m.get("name")) for m in entries)
+    for entry, prefix in zip(entries, prefixes, strict=True):
+        if not entry.get("rank_study"):
+            continue
         for group in _groups(facts):
             names = {r: f"{prefix}-r{r}" for r in entry["r"]}
             ranks = {r: group[name] for r, name in names.items() if name in group}
             if ranks:
                 found.append(_rank_study(facts, entry, ranks, read))
     return found
-
-
-def _prefix(facts: Mapping[str, Any], entry: dict[str, Any]) -> str:
-    """What the names of a rank study's arms start with: the method, numbered where it stands more than once."""
-    same = [m for m in facts["study"]["methods"] if m["method"] == entry["method"]]
-    if len(same) == 1:
-        return entry["method"]
-    return f"{entry['method']}-{[m is entry for m in same].index(True) + 1}"
 
 
 def _rank_study(

@@ -93,20 +93,23 @@ def trials(facts: dict[str, Any]) -> str:
 
 
 def labels(estimates: Sequence[dict[str, Any]]) -> list[str]:
-    """A name for each estimate: the method, with its rank, and with as few settings as tell it from the others.
+    """A name for each estimate: the one that the study gives, or the method, with its rank, and with as few settings as tell
+    it from the others.
 
     Settings that follow from others, such as lora_alpha = 4r, do not help to tell, and stay out.
     """
     several = len({e["set"] for e in estimates}) > 1
-    keys = {method: _telling(estimates, method) for method in {e["method"] for e in estimates}}
-    names: list[str] = []
-    for e in estimates:
+    unnamed = [e for e in estimates if not e.get("name")]
+    keys = {method: _telling(unnamed, method) for method in {e["method"] for e in unnamed}}
+
+    def label(e: dict[str, Any]) -> str:
+        if name := e.get("name"):
+            return name
         mine = {**e["hyperparameters"], **e["training"]}
         told = ", ".join(f"{k}={_plain(mine[k])}" for k in keys[e["method"]] if k in mine)
-        names.append(
-            e["method"] + (f" {told}" if told else "") + (f" on {e['set']}" if several else "")
-        )
-    return names
+        return f"{e['method']} {told}" if told else e["method"]
+
+    return [label(e) + (f" on {e['set']}" if several else "") for e in estimates]
 
 
 def _telling(estimates: Sequence[dict[str, Any]], method: str) -> list[str]:

@@ -43,6 +43,8 @@ MOST_LEVELS = 8
 """methods, its table, a setting, a list of lists: half of this is used."""
 
 # tomllib keeps every beginning of a dotted key: one of ten thousand parts takes it half a gigabyte.
+# Names of methods begin trials' names, hence those of folders; a digit first would be a table's number to `--set`.
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
 _LONG_KEY = re.compile(r"""(?<![\w"'-])(?:[\w"'-]++[ \t]*+\.[ \t]*+){30}""")
 
 
@@ -196,6 +198,10 @@ def method_entries(tables: Any) -> tuple[list[MethodSettings], list[str]]:
             problems.append(f"methods.{i}.method: {told}{did_you_mean(str(name), METHODS)}")
             continue
         study, reference = values.pop("rank_study", False), values.pop("reference_rank", None)
+        called = values.pop("name", None)
+        if wrong := _name_problems(called, name, f"methods.{i}.name"):
+            problems += wrong
+            called = None
         if not isinstance(study, bool):
             problems.append(f"methods.{i}.rank_study: is true or false, but got {study!r}")
             continue
@@ -204,8 +210,20 @@ def method_entries(tables: Any) -> tuple[list[MethodSettings], list[str]]:
         fields = METHODS[name].model_fields
         own = {k: v for k, v in values.items() if k in fields}
         training = {k: v for k, v in values.items() if k not in fields}
-        found.append(MethodSettings(name, own, training, study, reference))
+        found.append(MethodSettings(name, own, training, study, reference, called))
     return found, problems
+
+
+def _name_problems(name: Any, method: str, where: str) -> list[str]:
+    if name is None:
+        return []
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        return [
+            f"{where}: must be a letter and at most 63 more of letters, digits, `_` and `-`, but got {name!r:.80}"
+        ]
+    if name in METHODS and name != method:
+        return [f'{where}: "{name}" is another method than {method}; give another name']
+    return []
 
 
 def _data_problems(tables: Sequence[DataTable], *, whole: bool) -> list[str]:
@@ -279,7 +297,8 @@ def _override(raw: dict[str, Any], pair: str) -> str | None:
         if isinstance(place, list):
             found = _in_list(place, part)
             if found is None:
-                names = [str(t.get("method", n)) for n, t in enumerate(place, start=1)]
+                tables = enumerate(place, start=1)
+                names = [str(t.get("name", t.get("method", n))) for n, t in tables]
                 return f'--set {pair}: "{part}" is none of {", ".join(names)}'
             place = found
         else:
@@ -293,10 +312,11 @@ def _override(raw: dict[str, Any], pair: str) -> str | None:
 
 
 def _in_list(tables: list[Any], part: str) -> Any:
-    """A table by its number from 1, or by its method's name."""
+    """A table by its number from 1, by its name, or by its method's name."""
     if part.isdigit():
         return tables[int(part) - 1] if 0 < int(part) <= len(tables) else None
-    return next((t for t in tables if isinstance(t, dict) and t.get("method") == part), None)
+    own = [t for t in tables if isinstance(t, dict)]
+    return next((t for key in ("name", "method") for t in own if t.get(key) == part), None)
 
 
 def _value(text: str) -> Any:

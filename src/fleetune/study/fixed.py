@@ -26,7 +26,7 @@ def fixed_settings(
     """
     if problems := misplaced(data, columns=True):
         raise SettingsError("data", problems)
-    names = [m.method for m in methods]
+    names = [m.name or m.method for m in methods]
     if len(set(names)) != len(names):
         raise SettingsError(
             "methods", [f"a method may be named once, but got {', '.join(names)}; use a study"]

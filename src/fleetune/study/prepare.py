@@ -199,7 +199,7 @@ def _resolved(
         reference = m.reference_rank
         if m.rank_study and reference is None:
             reference = own[0].rank
-        methods.append(MethodSettings(m.method, hyper, training, m.rank_study, reference))
+        methods.append(MethodSettings(m.method, hyper, training, m.rank_study, reference, m.name))
     data = [
         replace(
             d,

@@ -34,7 +34,13 @@ def schema() -> dict[str, Any]:
 
 def _method_schema(name: str, training: Mapping[str, Any]) -> dict[str, Any]:
     fields = METHODS[name].model_json_schema()["properties"]
-    properties: dict[str, Any] = {"method": {"const": name}}
+    properties: dict[str, Any] = {
+        "method": {"const": name},
+        "name": {
+            "type": "string",
+            "description": "What the study calls it; by default its method.",
+        },
+    }
     for key, value in {**training, **fields}.items():
         properties[key] = {
             "description": value.get("description", ""),

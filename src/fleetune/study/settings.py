@@ -6,7 +6,8 @@ value, or say what to search: the forms are those of the study file, see space.p
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -33,6 +34,22 @@ class MethodSettings:
     """Every rank in `r` is a method of its own, searched and confirmed by itself."""
     reference_rank: int | None = None
     """The rank that the others of a rank study are compared with."""
+    name: str | None = None
+    """What a study calls it; None: by its method (`names_of`)."""
+
+
+def names_of(methods: Iterable[tuple[str, str | None]]) -> list[str]:
+    """What a study calls its methods, each a method with a name of its own or None: without one by the method, numbered where
+    more than one has none."""
+    found = list(methods)
+    unnamed = [method for method, name in found if name is None]
+    numbers = Counter[str]()
+    names: list[str] = []
+    for method, name in found:
+        numbers[method] += name is None
+        several = unnamed.count(method) > 1
+        names.append(name or (f"{method}-{numbers[method]}" if several else method))
+    return names
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +143,7 @@ def as_toml(settings: Settings) -> dict[str, Any]:
 
 def _method(m: MethodSettings) -> dict[str, Any]:
     own = {"rank_study": True, "reference_rank": m.reference_rank} if m.rank_study else {}
-    return {"method": m.method, **own, **m.hyperparameters, **m.training}
+    return {"method": m.method, "name": m.name, **own, **m.hyperparameters, **m.training}
 
 
 def _without_none(value: Any) -> Any:

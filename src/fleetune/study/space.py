@@ -18,6 +18,7 @@ import itertools
 import math
 import re
 import types
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Union, get_args, get_origin
@@ -28,7 +29,7 @@ from fleetune.config import TrainingSettings, explain
 from fleetune.errors import SettingsError, did_you_mean
 from fleetune.methods.base import Method
 from fleetune.methods.table import method_class
-from fleetune.study.settings import MethodSettings
+from fleetune.study.settings import MethodSettings, names_of
 
 RANGE_KEYS = ("low", "high", "log", "steps")
 _RULE = re.compile(r"(?:(\d{1,9}(?:\.\d{1,9})?)\s*\*?\s*)?([A-Za-z_]{1,60})")
@@ -77,7 +78,7 @@ class Arm:
     """One method with what is fixed and what is searched."""
 
     name: str
-    """The method's name, numbered where it stands more than once; with the rank in a rank study."""
+    """What the study calls it (`names_of`); with the rank in a rank study."""
     method: str
     fixed: Mapping[str, Any]
     searched: Mapping[str, Space]
@@ -142,17 +143,26 @@ def arms_of(methods: Iterable[MethodSettings], training: Mapping[str, Any]) -> t
     found: list[Arm] = []
     problems: list[str] = []
     entries = list(methods)
-    names = [m.method for m in entries]
-    for i, m in enumerate(entries):
-        number = names[: i + 1].count(m.method)
-        name = m.method if names.count(m.method) == 1 else f"{m.method}-{number}"
+    names = names_of((m.method, m.name) for m in entries)
+    for i, (m, name) in enumerate(zip(entries, names, strict=True)):
         try:
             found += _arms(i, name, m, training)
         except SettingsError as error:
             problems += error.problems
+    problems += _same_names([arm.name for arm in found])
     if problems:
         raise SettingsError("settings", list(dict.fromkeys(problems)))
     return tuple(found)
+
+
+def _same_names(names: list[str]) -> list[str]:
+    # Folders are called after them, and some file systems do not tell capitals from small letters.
+    counts = Counter(name.casefold() for name in names)
+    return [
+        f'methods: "{name}" stands for more than one method; give each a `name` of its own'
+        for name in dict.fromkeys(names)
+        if counts[name.casefold()] > 1
+    ]
 
 
 def _arms(entry: int, name: str, m: MethodSettings, training: Mapping[str, Any]) -> list[Arm]:
@@ -307,7 +317,7 @@ def _wrong(cls: type[Method], key: str, value: Any, shared: bool) -> list[str]:
     models: list[type[BaseModel]] = [TrainingSettings] if shared else [cls, TrainingSettings]
     model = next((m for m in models if shared or key in m.model_fields), None)
     if model is None:
-        known = [*_all_fields(cls), "rank_study", "reference_rank"]
+        known = [*_all_fields(cls), "name", "rank_study", "reference_rank"]
         return [f"{key}: unknown setting of {cls.name}{_nearest(key, known)}"]
     # pydantic would read "1" and true as one, and a rule or a grid would then meet a text among numbers.
     field = model.model_fields.get(key)
