@@ -362,3 +362,19 @@ def test_help_imports_nothing_heavy(words: list[str]) -> None:
     )
     assert json.loads(done.stderr) == []
     assert "fleetune" in done.stdout
+
+
+# What tables, reports and own Parquet files need: after the first step.
+LATER = ("scipy.stats", "pandas", "pyarrow.compute", "matplotlib", "sklearn", "datasets", "optuna")
+
+
+def test_training_begins_without_what_comes_after_it() -> None:
+    script = (
+        "import json, sys\n"
+        "import fleetune.live.follow, fleetune.study.fixed, fleetune.study.run\n"
+        f"print(json.dumps([name for name in {LATER!r} if name in sys.modules]))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True
+    )
+    assert json.loads(done.stdout) == []

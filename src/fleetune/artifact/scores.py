@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from fleetune.data.base import Split
 from fleetune.records import Estimate
-from fleetune.stats.intervals import metric_estimate
 
 Scored = list[tuple[str, str, Estimate]]
 """(test set, metric, estimate)."""
@@ -26,6 +25,9 @@ def saved_scores(
     optimistic: bool,
 ) -> Scored:
     """predictions: name, rows with labels, and logits [n, C] of each test set. Logits that are not finite have no score."""
+    # Half a second of scipy, not before the first step.
+    from fleetune.stats.intervals import metric_estimate
+
     found: Scored = []
     for name, split, logits in predictions:
         if split.labels is None or not len(split) or not np.isfinite(logits).all():

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from fleetune.data.formats import Format, Header, Row, character_problem, check_names
 from fleetune.data.textfile import MAX_PROBLEMS
@@ -128,6 +127,8 @@ def _unpacked(column: pa.Array) -> int:
         return column.nbytes + _STRING_BYTES * len(column)
     if not _is_text(column.type):
         return _STRING_BYTES * len(column)
+    import pyarrow.compute as pc
+
     compute: Any = pc  # its functions are made when it is imported, which no type checker sees
     lengths = compute.binary_length(column.dictionary).take(column.indices)
     return int(compute.sum(lengths.cast(pa.int64())).as_py() or 0) + _STRING_BYTES * len(column)
