@@ -42,7 +42,8 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         q, k, v, out, sums = ctx.saved_tensors
-        found = (torch.zeros_like(q), torch.empty_like(k), torch.empty_like(v))
+        new = torch.zeros_like if ctx.asked.first_only else torch.empty_like
+        found = (new(q), torch.empty_like(k), torch.empty_like(v))
         backward(q, k, v, out, sums, _rows(grads[0]), ctx.asked, found)
         return *found, None
 
