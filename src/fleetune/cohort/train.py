@@ -17,7 +17,7 @@ Events come between rounds, never within one.
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -44,7 +44,7 @@ from fleetune.cohort.memory import Undo
 from fleetune.cohort.passes import Part, Passed, are_alone, cut, micro_batches, run_pass, work_of
 from fleetune.cohort.room import Returned
 from fleetune.cohort.schedule import FixedList, Schedule
-from fleetune.cohort.shortage import if_it_fits
+from fleetune.cohort.shortage import Found, if_it_fits
 from fleetune.cohort.trial import Trial, TrialInput, eval_rows, eval_tokens
 
 State = tuple[dict[str, Tensor], dict[str, Any]]
@@ -221,8 +221,7 @@ class Cohort:
 
     def _try_pass(self, group: Sequence[Part], work: Work | None = None) -> Passed | None:
         """One pass; None where memory did not suffice: then every gradient is as it was before."""
-        found = self._pass(group, work)
-        return self._pass(group, work) if found is None and self.engine.gives_way() else found
+        return self._or_again(lambda: self._pass(group, work))
 
     def _pass(self, group: Sequence[Part], work: Work | None) -> Passed | None:
         undo: Undo | None = None
@@ -302,8 +301,12 @@ class Cohort:
                 [eval_rows(t.given, self.max_eval_tokens) for t in group],
             )
 
-        found = if_it_fits(run)
-        return if_it_fits(run) if found is None and self.engine.gives_way() else found
+        return self._or_again(lambda: if_it_fits(run))
+
+    def _or_again(self, tried: Callable[[], Found | None]) -> Found | None:
+        """What it gives; where that is None, for want of memory, what it gives once the engine has given way."""
+        found = tried()
+        return tried() if found is None and self.engine.gives_way() else found
 
     def _park(self, trial: Trial) -> None:
         self._remove(trial)
