@@ -42,9 +42,9 @@ MOST_BYTES = 1_000_000
 MOST_LEVELS = 8
 """methods, its table, a setting, a list of lists: half of this is used."""
 
-# tomllib keeps every beginning of a dotted key: one of ten thousand parts takes it half a gigabyte.
 # Names of methods begin trials' names, hence those of folders; a digit first would be a table's number to `--set`.
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
+# tomllib keeps every beginning of a dotted key: one of ten thousand parts takes it half a gigabyte.
 _LONG_KEY = re.compile(r"""(?<![\w"'-])(?:[\w"'-]++[ \t]*+\.[ \t]*+){30}""")
 
 
