@@ -155,7 +155,8 @@ def _write_page(table: str, results: dict[str, Any]) -> None:
     machines = sorted({r["machine"] for r in results.values()})
     dates = sorted({r["date"] for r in results.values()})
     commits = sorted({r["commit"] or "unknown" for r in results.values()})
-    told = f"{'; '.join(machines)}; {dates[0]} to {dates[-1]}; commits {', '.join(commits)}."
+    when = " to ".join(dict.fromkeys((dates[0], dates[-1])))
+    told = f"{'; '.join(machines)}; {when}; commits {', '.join(commits)}."
     write_bytes(PAGE, f"{before}{BEGIN}\n\n{table}\n{told}\n\n{END}{after}".encode())
 
 
