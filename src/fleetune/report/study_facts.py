@@ -23,7 +23,7 @@ from fleetune.stats.intervals import said_of
 from fleetune.stats.multiple import MIN_TASKS, Family, Member, across_tasks, holm_family
 from fleetune.stats.rank import RankTrend, rank_trend, rank_trend_scores
 from fleetune.stats.scores import compare_scores
-from fleetune.study.settings import names_of
+from fleetune.study.settings import names_of, ranked
 
 Read = Callable[[Mapping[str, Any]], Outputs]
 """What was said on the test set of an estimate, by all its trainings, failed ones too."""
@@ -43,7 +43,7 @@ def given_names(
     given: set[str] = set()
     for m in methods:
         if name := m.get("name"):
-            given.update([f"{name}-r{r}" for r in m["r"]] if m.get("rank_study") else [name])
+            given.update([ranked(name, r) for r in m["r"]] if m.get("rank_study") else [name])
     of = {i: a["arm"] for a in arms for i in a["confirm"]["trials"]}
     if not arms:  # nothing was searched: a trial's name is its method's, and its seed
         of = {t["id"]: t["id"].rpartition("-s")[0] for t in trials}
@@ -237,7 +237,7 @@ def rank_facts(facts: Mapping[str, Any], read: Read) -> list[dict[str, Any]]:
         if not entry.get("rank_study"):
             continue
         for group in _groups(facts):
-            names = {r: f"{prefix}-r{r}" for r in entry["r"]}
+            names = {r: ranked(prefix, r) for r in entry["r"]}
             ranks = {r: group[name] for r, name in names.items() if name in group}
             if ranks:
                 found.append(_rank_study(facts, entry, ranks, read))

@@ -52,6 +52,11 @@ def names_of(methods: Iterable[tuple[str, str | None]]) -> list[str]:
     return names
 
 
+def ranked(name: str, rank: int) -> str:
+    """What a rank study of that name calls one of its ranks."""
+    return f"{name}-r{rank}"
+
+
 @dataclass(frozen=True, slots=True)
 class DataSettings:
     """Where the rows come from: a task by name, or files."""

@@ -29,7 +29,7 @@ from fleetune.config import TrainingSettings, explain
 from fleetune.errors import SettingsError, did_you_mean
 from fleetune.methods.base import Method
 from fleetune.methods.table import method_class
-from fleetune.study.settings import MethodSettings, names_of
+from fleetune.study.settings import MethodSettings, names_of, ranked
 
 RANGE_KEYS = ("low", "high", "log", "steps")
 _RULE = re.compile(r"(?:(\d{1,9}(?:\.\d{1,9})?)\s*\*?\s*)?([A-Za-z_]{1,60})")
@@ -198,7 +198,7 @@ def _arms(entry: int, name: str, m: MethodSettings, training: Mapping[str, Any])
     others = {k: v for k, v in searched.items() if k != "r"}
     assert isinstance(ranks, Choice)
     return [
-        Arm(f"{name}-r{r}", m.method, {**fixed, "r": r}, others, rules, entry, rank=r)
+        Arm(ranked(name, r), m.method, {**fixed, "r": r}, others, rules, entry, rank=r)
         for r in ranks.values
     ]
 
