@@ -121,9 +121,10 @@ def main(words: Sequence[str] | None = None) -> None:
         sys.stderr.write(f"{key}: {found.get('failed') or format(found['peak_mib'], '.0f')} MiB\n")
     machine = results.cells.get("rate/K0", {})
     table = rows(results.cells, sizes)
+    dtypes = sorted({cell["dtype"] for cell in results.cells.values() if "dtype" in cell})
     about = [
         " ".join(["python -m bench.memory", *(sys.argv[1:] if words is None else words)]),
-        f"{given.backbone}, {given.task}, {given.mix}, batch {given.batch}",
+        f"{given.backbone}, {given.task}, {given.mix}, batch {given.batch}, {' and '.join(dtypes)}",
         f"commit {machine.get('commit')}, {machine.get('machine', {}).get('processor')}",
     ]
     results.set(head=HEAD, rows=table, about=about)

@@ -171,6 +171,17 @@ def test_family_that_cannot_share_says_so() -> None:
     assert all("deberta-v2" in (group.why or "") for group in found)
 
 
+def test_methods_that_cannot_share_a_pass_are_measured_one_by_one() -> None:
+    """Each of a searched rank's values is another method to it."""
+    kinds = [trial("bitfit", ident="b"), *(trial("lora", {"r": r}, ident=f"r{r}") for r in (1, 64))]
+    engine = engine_of("deberta-v2", torch.float32)
+    alone = [measure(engine, [kind]) for kind in kinds]
+    together = measure(engine, kinds)
+    assert together.training.by_token == max(one.training.by_token for one in alone)
+    assert together.evaluation.by_token == max(one.evaluation.by_token for one in alone)
+    assert fit(engine, kinds, free=64 * GIB, alone="it cannot share").limits.trials == 1
+
+
 @pytest.mark.parametrize("share", [0.9, 0.6, 0.3])
 def test_limits_fit_what_is_free(share: float) -> None:
     """Of twice as many trials as have a place by default, in little memory."""

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load, save
+from torch import nn
 from torch.testing import assert_close
 
 from fleetune.cohort.engine import Engine
@@ -296,9 +297,10 @@ def outcome(
     engine: Engine, given: TrialInput, max_tokens: int, start: tuple[bytes, str] | None = None
 ) -> Outcome:
     """Train a trial to its end, from a checkpoint if there is one."""
-    cohort = Cohort(engine, [given], size=1, max_tokens=max_tokens)
+    waiting = [given] if start is None else []
+    cohort = Cohort(engine, waiting, size=1, max_tokens=max_tokens)
     if start is not None:
-        cohort.checkpoints[given.spec.id] = (load(start[0]), json.loads(start[1]))
+        cohort.place(given, (load(start[0]), json.loads(start[1])))
     found = Outcome()
     for event in cohort.run():
         if isinstance(event, EpochDone):
@@ -339,7 +341,7 @@ def test_resumed_trial_is_the_uninterrupted_one(model: Any, name: str, max_token
     assert len(whole.epochs) == 3
     for key, epochs_left in {
         "1": 3, "4": 3, "5": 3, "5 evaluated": 2, "8": 2, "9": 2, "10": 2, "10 evaluated": 1,
-        "13": 1, "14": 1, "14 evaluated": 0,
+        "13": 1, "14": 1,
     }.items():  # fmt: skip
         if key not in whole.checkpoints:
             continue
@@ -358,6 +360,20 @@ def equal(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], whe
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         assert torch.equal(found[name], value), f"{name}, {where}"
+
+
+def test_restored_moments_lie_where_the_parameters_do(engine: Engine) -> None:
+    """A snapshot is read to the processor. "meta" stands for a GPU, whose fused step refuses moments from elsewhere."""
+    given = trial()
+    began = TrialOptimizer(engine.start(given), given.settings, N)
+    began.step()
+    elsewhere = TrialOptimizer(engine.start(given), given.settings, N)
+    elsewhere.owned.flats = [nn.Parameter(flat.to("meta")) for flat in elsewhere.owned.flats]
+    elsewhere.restore(*began.state())
+    for flat in elsewhere.owned.flats:
+        found = elsewhere.adam.state[flat]
+        assert found.keys() == {"step", "exp_avg", "exp_avg_sq"}
+        assert {value.device.type for value in found.values()} == {"meta"}
 
 
 @pytest.mark.parametrize("name", get_args(Scheduler))

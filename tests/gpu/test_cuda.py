@@ -402,6 +402,26 @@ def test_the_same_cohort_twice_is_bit_equal() -> None:
         assert torch.equal(value, second[ident])
 
 
+def test_a_resumed_trial_is_the_uninterrupted_one() -> None:
+    """A snapshot is read to the processor; from there all of it goes back to the GPU."""
+    engine = engine_on("cuda", torch.bfloat16)
+    given = trial("lora", {"r": 4}, num_train_epochs=3)
+    cut: list[tuple[dict[str, Tensor], dict[str, Any]]] = []
+
+    def keep(_: Cohort, event: Event) -> None:
+        if isinstance(event, EpochDone) and event.result.epoch == 1:
+            tensors, numbers = event.trial.checkpoint()
+            cut.append(({n: t.cpu().clone() for n, t in tensors.items()}, numbers))
+
+    whole = train(engine, [given], watch=keep)[given.spec.id]
+    cohort = Cohort(engine, [], size=1, max_tokens=10**6)
+    resumed = cohort.place(given, cut[0])
+    for _ in cohort.run():
+        pass
+    for name, value in whole.best.items():
+        assert torch.equal(resumed.owned.state()[name], value), name
+
+
 def test_without_dropout_a_gpu_trains_what_a_cpu_trains() -> None:
     given = [
         trial("lora", {"r": 4}, ident="a", dropout=0.0),

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from fleetune.artifact.load import read_weights
 from fleetune.artifact.merge import merge_into
+from fleetune.backbone.draws import drawing
 from fleetune.data.tokens import TokenTable
 from fleetune.errors import FleetuneError, RefusedError
 from fleetune.methods.base import LowRank
@@ -77,7 +78,7 @@ class Checker:
         from peft import PeftModel
 
         # peft draws starting values from torch's global generator before it reads the saved ones.
-        with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+        with warnings.catch_warnings(), drawing(0):
             # peft asks transformers for a property that transformers is renaming.
             warnings.simplefilter("ignore", FutureWarning)
             return PeftModel.from_pretrained(copy.deepcopy(self.model), str(folder))

@@ -22,6 +22,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils import logging as transformers_logging
 
+from fleetune.backbone.draws import drawing
 from fleetune.backbone.fetch import find_files
 from fleetune.backbone.sites import empty_model
 from fleetune.backbone.weights import (
@@ -35,7 +36,6 @@ from fleetune.errors import DataError, EnvironmentProblem, RefusedError, Setting
 from fleetune.seeds import torch_seed
 
 _untyped: Any = transformers
-_untyped_torch: Any = torch
 
 # Their position table starts at padding_idx + 1: so many of its rows belong to no token. These are
 # the text models of transformers 5.23 whose table is an `nn.Embedding(..., padding_idx=...)`.
@@ -212,8 +212,7 @@ def _refuse_misfit(folder: Path, config: Any) -> None:
 
 def _read_model(folder: Path, config: Any) -> tuple[Any, dict[str, Any]]:
     """The model, and what transformers noted on the way; leaves torch's generator as it was."""
-    with _untyped_torch.random.fork_rng(devices=[]), _reading(folder):
-        torch.default_generator.manual_seed(torch_seed(0, "backbone", "new parameters"))
+    with drawing(torch_seed(0, "backbone", "new parameters")), _reading(folder):
         return _untyped.AutoModelForSequenceClassification.from_pretrained(
             folder,
             config=config,

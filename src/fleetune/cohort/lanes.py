@@ -1,16 +1,17 @@
 """Passes that run side by side, each on one thread.
 
 Trials are independent, so two passes can run at once. On a CPU that uses the cores better than the threads within each
-operation: those wait for one another at every product, and small operations use one core anyway. It also makes a pass the
-same computation on any number of cores.
+operation: those wait for one another at every product, and small operations use one core anyway. It also makes a lane's pass
+the same computation on any number of cores; fewer passes than lanes run one after another with all threads instead.
 
 Not covered: how a round is cut into passes (train.py); devices other than a CPU, which run one pass at a time.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import TypeVar
 
 import torch
@@ -36,5 +37,17 @@ class Lanes:
 
 
 def single_threads(count: int, name: str) -> ThreadPoolExecutor:
-    """So many threads, each with one thread within an operation: torch keeps that number for each calling thread apart."""
-    return ThreadPoolExecutor(count, name, initializer=torch.set_num_threads, initargs=(1,))
+    """So many threads, begun, each with one thread within an operation; all other threads keep the number that they have."""
+    own = torch.get_num_threads()
+    pool = ThreadPoolExecutor(count, name, initializer=_by_itself)
+    # torch keeps that number for each thread, but the last one that any thread set is what new threads begin with.
+    everyone = threading.Barrier(count)
+    wait([pool.submit(everyone.wait) for _ in range(count)])
+    torch.set_num_threads(own)
+    return pool
+
+
+def _by_itself() -> None:
+    torch.set_num_threads(1)
+    # At a thread's first operation torch would give it the number that was set last, by whomever; this is that operation.
+    torch.get_num_threads()

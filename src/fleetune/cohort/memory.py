@@ -231,7 +231,8 @@ def _bytes(tensor: Tensor) -> int:
 def measure(engine: Engine, inputs: Sequence[TrialInput]) -> Rates:
     """What passes of these trials' methods need, by two small passes in training and two in evaluation.
 
-    Each distinct method takes part once, with as many tokens as every other. No trial is changed, nor is the backbone.
+    Each distinct method takes part once, with as many tokens as every other; of a family whose trials cannot share a pass
+    each is measured alone, and the most counts. No trial is changed, nor is the backbone.
     """
     distinct = {repr(given.method): given for given in inputs}
     kinds = list(distinct.values())
@@ -240,32 +241,48 @@ def measure(engine: Engine, inputs: Sequence[TrialInput]) -> Rates:
     rate = max((k.settings.dropout for k in kinds if k.settings.dropout is not None), default=None)
     if any(k.settings.dropout is None for k in kinds):
         rate = None
+    together = [owned] if engine.backbone.family.shares else [[one] for one in owned]
+    lines = [_lines(engine, company, length, rate) for company in together]
+    training, evaluation = (_highest(each) for each in zip(*lines, strict=True))
+    state_of = dict(zip(distinct, owned, strict=True))
+    known = known_bytes(engine, inputs, [state_of[repr(given.method)] for given in inputs])
+    return Rates(training, evaluation, length, known)
+
+
+def _lines(
+    engine: Engine, owned: Sequence[Owned], length: int, rate: float | None
+) -> tuple[Line, Line]:
+    """What these trials' passes need in training and in evaluation, by the token."""
+    device = engine.backbone.device
+
+    def noise() -> Noise:
+        return noise_on(device, [NoiseKey(0, 0, rate) for _ in owned])
+
     points: list[tuple[int, int, int]] = []
-    if engine.backbone.device.type == "cuda":
+    if device.type == "cuda":
         # Libraries take memory for good when they are first called, and what trials own is laid out in tables.
-        keys = [NoiseKey(0, 0, rate) for _ in kinds]
-        _backward(
-            engine, owned, _even(len(kinds), 1, length), noise_on(engine.backbone.device, keys)
-        )
+        _backward(engine, owned, _even(len(owned), 1, length), noise())
     for tokens in _PROBE_TOKENS:
-        rows = -(-tokens // (length * len(kinds))) + len(points)
-        packed = _even(len(kinds), rows, length)
-        noise = noise_on(engine.backbone.device, [NoiseKey(0, 0, rate) for _ in kinds])
+        rows = -(-tokens // (length * len(owned))) + len(points)
+        packed, drawn = _even(len(owned), rows, length), noise()
         points.append(
             (
-                rows * length * len(kinds),
-                _peak(engine, lambda o=owned, p=packed, n=noise: _backward(engine, o, p, n)),
-                _peak(engine, lambda o=owned, p=packed: _forward(engine, o, p)),
+                rows * length * len(owned),
+                _peak(engine, lambda p=packed, n=drawn: _backward(engine, owned, p, n)),
+                _peak(engine, lambda p=packed: _forward(engine, owned, p)),
             )
         )
     (t0, *first), (t1, *second) = points
-    lines = [
+    training, evaluation = (
         Line(max(low - (high - low) / (t1 - t0) * t0, 0.0), (high - low) / (t1 - t0))
         for low, high in zip(first, second, strict=True)
-    ]
-    state_of = dict(zip(distinct, owned, strict=True))
-    known = known_bytes(engine, inputs, [state_of[repr(given.method)] for given in inputs])
-    return Rates(lines[0], lines[1], length, known)
+    )
+    return training, evaluation
+
+
+def _highest(lines: Sequence[Line]) -> Line:
+    """A line that none of these rises above."""
+    return Line(max(line.fixed for line in lines), max(line.by_token for line in lines))
 
 
 def _even(trials: int, rows: int, length: int) -> Packed:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import threading
 from dataclasses import replace
 from typing import Any
 
@@ -57,6 +58,7 @@ class OpenBackbone:
         self.takes_types = "token_type_ids" in inspect.signature(model.forward).parameters
         # Where the head reads one vector of each sequence, and the model takes it from where it is put.
         self.can_skip = self.pooling != "late" and self.family.layout == "packed"
+        self._mode = threading.Lock()
         self._whole = False
         self._seen: Tensor | None = None
         self.model = model.requires_grad_(False).eval().to(device)
@@ -212,9 +214,11 @@ class OpenBackbone:
 
     def _logits(self, stream: Stream, active: Active, inputs: dict[str, Tensor | None]) -> Any:
         self.current.stream, self.current.active = stream, active
-        # Attention asks `training` for its dropout rate and draws nothing itself. Telling every module takes a millisecond.
-        if self.model.training != (stream.noise is not None):
-            self.model.train(stream.noise is not None)
+        # Attention asks `training` for its dropout rate and draws nothing itself. Telling every module takes a millisecond,
+        # and the root is told first: another lane must not go on while its attention has not been.
+        with self._mode:
+            if self.model.training != (stream.noise is not None):
+                self.model.train(stream.noise is not None)
         try:
             return self.model(**inputs)
         finally:

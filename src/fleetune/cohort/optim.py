@@ -65,10 +65,12 @@ class TrialOptimizer:
         return tensors, int(self.schedule.last_epoch)
 
     def restore(self, tensors: dict[str, Tensor], steps: int) -> None:
-        """Put back what `state` gave."""
+        """Put back what `state` gave, which may lie on another device."""
         for i, flat in enumerate(self.owned.flats):
             found = {k.rpartition(".")[0]: v for k, v in tensors.items() if k.endswith(f".{i}")}
-            self.adam.state[flat] = {key: value.clone() for key, value in found.items()}
+            # A fused step wants its count there too.
+            own = {key: value.to(flat.device, copy=True) for key, value in found.items()}
+            self.adam.state[flat] = own
         self.schedule.last_epoch = steps
         rules = zip(self.schedule.base_lrs, self.schedule.lr_lambdas, strict=True)
         rates = [base * rule(steps) for base, rule in rules]

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fleetune.backbone.draws import drawing
 from fleetune.backbone.sites import SiteMap
 from fleetune.cohort.linear import LowRankSlot
 from fleetune.methods.base import LowRank, Method
@@ -148,9 +149,7 @@ def _fresh_values(seed: int, sites: SiteMap, model: Any) -> dict[str, Tensor]:
     drawn: dict[str, Tensor] = {}
 
     def draw(module: nn.Module, name: str) -> None:
-        # transformers draws from torch's global generator; fork_rng gives it back as it was.
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
-            torch.manual_seed(torch_seed(seed, "init", name))
+        with drawing(torch_seed(seed, "init", name)), torch.no_grad():
             model._init_weights(module)
 
     for parent in parents(sites):

@@ -84,8 +84,6 @@ class Cohort:
         self.max_eval_tokens = max_tokens
         self.active: list[Trial] = []
         self.parked: dict[str, Trial] = {}
-        self.checkpoints: dict[str, State] = {}
-        """Where trials go on from, by id; a trial without one starts from its beginning."""
         self._returned = Returned()
         self._ahead: _Laid | None = None
         """The next round, where it has been laid out already."""
@@ -119,12 +117,8 @@ class Cohort:
             trial = self.parked.pop(given.spec.id, None)
             if trial is None:
                 trial = Trial(given, self.engine.start(given))
-                if given.spec.id in self.checkpoints:
-                    trial.restore(*self.checkpoints.pop(given.spec.id))
             self.active.append(trial)
             yield Started(trial)
-            if trial.ended and not trial.at_epoch_end:  # a checkpoint taken after the last epoch
-                yield from self._leave(trial)
 
     def _round(self) -> Iterator[Event]:
         began = time.perf_counter()
