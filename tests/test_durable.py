@@ -85,12 +85,77 @@ def test_a_folder_whose_writer_died_between_the_renames_comes_back(tmp_path: Pat
     assert tree(tmp_path) == {f"folder/{name}": content for name, content in before.items()}
 
 
+def a_dead_process() -> int:
+    child = os.fork()
+    if child == 0:
+        os._exit(0)
+    os.waitpid(child, 0)
+    return child
+
+
+def left(process: int, name: str) -> str:
+    """The name under which a process was writing another."""
+    return f"{durable.TEMPORARY}{process:06x}123abc-{name}"
+
+
 def test_leftovers_of_others_are_left_until_they_are_old(tmp_path: Path) -> None:
-    for name in ("young", "old"):
-        (tmp_path / f"{durable.TEMPORARY}{name}").write_bytes(b"")
-    os.utime(tmp_path / f"{durable.TEMPORARY}old", (0, 0))
+    """Where other machines may be writing, nobody knows which processes live."""
+    dead = a_dead_process()
+    young, old = left(dead, "young"), left(dead, "old")
+    for name in (young, old):
+        (tmp_path / name).write_bytes(b"")
+    os.utime(tmp_path / old, (0, 0))
     durable.remove_leftovers(tmp_path, older_than=durable.STALE)
-    assert [p.name for p in tmp_path.iterdir()] == [f"{durable.TEMPORARY}young"]
+    assert [p.name for p in tmp_path.iterdir()] == [young]
+    durable.remove_leftovers(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_living_process_writes_stays(tmp_path: Path) -> None:
+    """A report is written into a run's folder while the run is opened."""
+    other = tmp_path / left(os.getppid(), "report.html")
+    other.write_bytes(b"half")
+    with durable.new_file(tmp_path / "file") as mine, durable.new_folder(tmp_path / "folder"):
+        mine.write_bytes(b"content")
+        durable.remove_leftovers(tmp_path)
+        assert other.exists()
+    assert (tmp_path / "file").read_bytes() == b"content"
+    assert (tmp_path / "folder").is_dir()
+    os.utime(other, (0, 0))
+    durable.remove_leftovers(tmp_path)
+    assert not other.exists(), "a number that a new process has by now keeps nothing for ever"
+
+
+def test_what_a_user_called_so_is_not_touched(tmp_path: Path) -> None:
+    """An exported folder may stand in a folder of the user's own."""
+    (tmp_path / ".tmp-mine").mkdir()
+    for name in (".tmp-mine/thesis.txt", ".tmp-notes.txt"):
+        (tmp_path / name).write_text("mine")
+    for name in (".tmp-mine", ".tmp-notes.txt"):
+        os.utime(tmp_path / name, (0, 0))
+    write_folder(tmp_path / "exported", b"new")
+    durable.remove_leftovers(tmp_path)
+    assert sorted(tree(tmp_path)) == [
+        ".tmp-mine/thesis.txt", ".tmp-notes.txt", "exported/a", "exported/inner/b",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("point", [HALF, SWAPPED])
+@pytest.mark.parametrize("name", ["old-model", "m" * 250])
+def test_any_name_survives_a_writer_that_dies(tmp_path: Path, name: str, point: str) -> None:
+    """Half a folder takes nobody's place, whatever it is called, and what it should replace comes back."""
+    path = tmp_path / name
+    write_folder(path, b"old")
+    before = tree(tmp_path)
+    child = os.fork()
+    if child == 0:
+        durable.observer = lambda seen, _: os._exit(0) if seen == point else None
+        write_folder(path, b"new")
+        os._exit(1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert tree(tmp_path) != before
+    durable.remove_leftovers(tmp_path)
+    assert tree(tmp_path) == before
 
 
 @pytest.mark.parametrize("mask", [0o022, 0o077])

@@ -19,6 +19,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import stat
 import time
@@ -29,7 +30,11 @@ from pathlib import Path
 from typing import Any
 
 TEMPORARY = ".tmp-"
-_OLD = "old-"
+# Six hexadecimal digits of the writer's process and six of chance, then "-" and the name that is meant; with "+" it is a folder
+# in which a replaced one waits under its own name.
+_OURS = re.compile(rf"{re.escape(TEMPORARY)}([0-9a-f]{{6}})[0-9a-f]{{6}}[-+].*", re.DOTALL)
+# What threads of this process are writing.
+_open: set[Path] = set()
 # The longest name that a file may have on common file systems is 255 bytes.
 _LONGEST_NAME = 200
 BEFORE, HALF, WRITTEN, SWAPPED, RENAMED = "before", "half", "written", "swapped", "renamed"
@@ -97,6 +102,8 @@ def new_file(path: Path, *, sync: bool = True) -> Generator[Path]:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
             raise
+        finally:
+            _open.discard(temporary)
         _at(RENAMED, path)
         if sync:
             sync_folder(path.parent)
@@ -115,9 +122,9 @@ def put(path: Path, content: bytes) -> None:
 def new_folder(path: Path) -> Generator[Path]:
     """A folder that appears under its name only when the block ends well; one that was there is replaced."""
     make_folder(path.parent)
-    _remove(path.parent.glob(f"{TEMPORARY}*"), path.parent, older_than=STALE)
+    remove_leftovers(path.parent, older_than=STALE)
     temporary = _temporary(path)
-    old: Path | None = None
+    aside: Path | None = None
     with _naming(path):
         try:
             _at(BEFORE, path)
@@ -128,19 +135,22 @@ def new_folder(path: Path) -> Generator[Path]:
             _sync(temporary)
             _at(WRITTEN, path)
             if path.exists():
-                old = _temporary(path, _OLD)
-                os.rename(path, old)
+                aside = _temporary(path, "+")
+                aside.mkdir()
+                os.rename(path, aside / path.name)
                 _at(SWAPPED, path)
             os.rename(temporary, path)
         except BaseException:
-            if old is not None and old.exists() and not path.exists():
-                os.rename(old, path)
+            if aside is not None and aside.exists():
+                _remove_folder(aside)
             shutil.rmtree(temporary, ignore_errors=True)
             raise
+        finally:
+            _open.difference_update((temporary, aside))
         _at(RENAMED, path)
         sync_folder(path.parent)
-    if old is not None:
-        shutil.rmtree(old, ignore_errors=True)
+    if aside is not None:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def append(handle: int, path: Path, content: bytes) -> None:
@@ -172,26 +182,54 @@ def make_folder(path: Path) -> None:
 def remove_leftovers(folder: Path, *, older_than: float = 0.0) -> None:
     """Delete what a cut writer left under temporary names, and put back a folder that was cut between its two renames.
 
-    older_than: seconds; for a folder that others may be writing into.
+    What a process that still runs is writing stays, as does what is named otherwise. older_than: seconds, for a folder that
+    other machines may be writing into, of whose processes nothing is known here.
     """
     with contextlib.suppress(OSError):
-        _remove(folder.glob(f"{TEMPORARY}*"), folder, older_than)
-
-
-def _remove(found: Any, folder: Path, older_than: float) -> None:
-    for path in sorted(found):
-        try:
-            if older_than and time.time() - path.lstat().st_mtime < older_than:
+        for path in sorted(folder.glob(f"{TEMPORARY}*")):
+            if not _is_left(path, older_than):
                 continue
-        except OSError:
-            continue  # its writer has just renamed it
-        _, is_old, name = path.name.partition(f"-{_OLD}")
-        if is_old and name and not (folder / name).exists():
-            os.rename(path, folder / name)
-        elif path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
+            if not path.is_dir() or path.is_symlink():
+                path.unlink(missing_ok=True)
+            else:
+                _remove_folder(path)
+
+
+def _is_left(path: Path, older_than: float) -> bool:
+    """Whether nobody writes under a temporary name any more."""
+    named = _OURS.fullmatch(path.name)
+    if named is None or path in _open:
+        return False
+    try:
+        age = time.time() - path.lstat().st_mtime
+    except OSError:
+        return False  # its writer has just renamed it
+    if older_than:
+        return age >= older_than
+    # A number that another process has by now keeps nothing for ever.
+    return age >= STALE or not _runs(int(named[1], 16))
+
+
+def _runs(process: int) -> bool:
+    """Whether another process of this number is there."""
+    if process == os.getpid():
+        return False
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass  # it is another user's
+    return True
+
+
+def _remove_folder(aside: Path) -> None:
+    """Delete a temporary folder; if it is one for what was replaced, and nothing took its place, that comes back first."""
+    if aside.name.endswith("+"):
+        for old in list(aside.iterdir()):
+            if not os.path.lexists(aside.parent / old.name):
+                os.rename(old, aside.parent / old.name)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def plain_mode() -> int:
@@ -239,10 +277,13 @@ def _write_all(handle: int, content: bytes) -> None:
         rest = rest[os.write(handle, rest) :]
 
 
-def _temporary(path: Path, kind: str = "") -> Path:
-    """A name beside the path that nobody else uses; of an old folder it says whose it was."""
-    short = len(os.fsencode(path.name)) <= _LONGEST_NAME
-    return path.with_name(f"{TEMPORARY}{uuid.uuid4().hex[:12]}-{kind}{path.name if short else ''}")
+def _temporary(path: Path, kind: str = "-") -> Path:
+    """A name beside the path that nobody else uses. kind: "-" for what will take the path's name, "+" for what had it."""
+    name = path.name if len(os.fsencode(path.name)) <= _LONGEST_NAME and kind == "-" else ""
+    own = f"{os.getpid() & 0xFFFFFF:06x}{uuid.uuid4().hex[:6]}"
+    found = path.with_name(f"{TEMPORARY}{own}{kind}{name}")
+    _open.add(found)
+    return found
 
 
 def _at(point: str, path: Path) -> None:

@@ -306,3 +306,49 @@ def test_slow_senders_are_let_go(models: Models, monkeypatch: pytest.MonkeyPatch
                     break
             assert (b" 408 " in said) == (i % 3 == 2)
             one.close()
+
+
+@pytest.mark.parametrize("token", [None, TOKEN], ids=["late", "refused"])
+def test_who_has_an_answer_and_goes_on_sending_is_let_go(
+    models: Models, monkeypatch: pytest.MonkeyPatch, token: str | None
+) -> None:
+    """A byte now and then would else hold the connection for ever; 401 comes before any of the body is read."""
+    monkeypatch.setattr(serving, "HEAD_SECONDS", 1.0)
+    head = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 4000000\r\n\r\n{"
+    with running(models, ServeSettings(token=token)) as port:
+        one = socket.create_connection(("127.0.0.1", port), timeout=20)
+        one.sendall(head)
+        said = one.recv(4096)
+        assert (b" 408 " if token is None else b" 401 ") in said
+        end = time.monotonic() + 20
+        with pytest.raises(OSError):  # the other end is closed
+            while time.monotonic() < end:
+                one.sendall(b" ")
+                time.sleep(0.2)
+        one.close()
+
+
+def test_bodies_that_are_coming_have_a_limit_together(
+    models: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many send at once, memory is bounded; when they are done there is room again."""
+    monkeypatch.setattr(serving, "MOST_COMING", 300_000)
+    length = 200_000
+    head = f"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n"
+    with running(models) as port:
+        first = socket.create_connection(("127.0.0.1", port), timeout=20)
+        first.sendall(head.encode() + b" " * (length - 1))
+        refused = wait_for(lambda: ask(port, body=b" " * length), lambda got: got[0] == 503)
+        assert "come again" in refused[1]["error"] and refused[2]["retry-after"] == "1"
+        first.sendall(b" ")
+        assert b" 400 " in first.recv(4096)  # spaces are no JSON
+        first.close()
+        assert ask(port, body=b" " * length)[0] == 400
+
+
+def wait_for(ask_again: Any, good: Any) -> Any:
+    """What an answer is once it is good; the last one after ten seconds."""
+    end = time.monotonic() + 10
+    while not good(found := ask_again()) and time.monotonic() < end:
+        time.sleep(0.05)
+    return found

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from fleetune.cohort import plan as planning
 from fleetune.cohort import room
+from fleetune.cohort.engine import Engine
 from fleetune.cohort.events import EpochDone
-from fleetune.cohort.plan import Planned, default_limits
+from fleetune.cohort.plan import Limits, Planned, default_limits
+from fleetune.cohort.trial import Rows
 from fleetune.study.prepare import Prepared
 from tests.runs import Made
 from tests.study import studies
@@ -68,6 +73,27 @@ def test_enough_memory_is_no_limit(wished: dict[str, dict[str, Any]]) -> None:
     for plan in wished.values():
         assert plan["tokens"] == default_limits("cpu").tokens
         assert plan["why"] == []
+
+
+def test_test_rows_keep_to_the_plan_as_epochs_do(
+    ready: Prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More at the very end would undo a whole training, since it comes again with every resume."""
+    held: list[int] = []
+    predict = Engine.predict
+
+    def counted(self: Engine, owned: Any, rows: Sequence[Rows], sizes: Sequence[int]) -> Any:
+        lengths = [np.sort(one.table.lengths[one.rows]) for one in rows]
+        held.append(sum(int(n[-size:].sum()) for n, size in zip(lengths, sizes, strict=True)))
+        return predict(self, owned, rows, sizes)
+
+    monkeypatch.setattr(Engine, "predict", counted)
+    monkeypatch.setattr(planning, "default_limits", lambda device: Limits(32, 100))
+    folder = tmp_path / "run"
+    studies.run(folder, ready)
+    assert {e["tokens"] for e in plans(folder).values()} == {100}
+    assert all(t.lengths.sum() > 100 for task in ready.tasks for t in task.test_tables.values())
+    assert 50 < max(held) <= 100
 
 
 @pytest.mark.slow

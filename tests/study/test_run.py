@@ -331,7 +331,7 @@ def test_a_cut_while_the_folder_is_being_made_can_go_on(made: Made, tmp_path: Pa
     (folder / "checkpoints").mkdir()
     (folder / ".lock").touch()
     (folder / "environment.json").write_text("{}")
-    (folder / ".tmp-1234-study.toml").write_text("half")
+    (folder / ".tmp-ffffff0123ab-study.toml").write_text("half")
     outcome = train(folder, settings(made.folder, made.backbone, ["head"], seeds=[0]))
     assert outcome.done == 1
     assert not list(folder.glob(".tmp-*"))

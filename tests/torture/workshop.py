@@ -251,7 +251,7 @@ def record(path: str) -> None:
 def kinds(notes: Path) -> list[str]:
     """What `record` wrote down, as kinds of points: numbers and temporary names left out."""
     lines = notes.read_text().splitlines()
-    return [re.sub(r"\.tmp-[0-9a-f]{12}-|\d+", "", line).replace("\t", " ") for line in lines]
+    return [re.sub(r"\.tmp-[0-9a-f]{12}[-+]|\d+", "", line).replace("\t", " ") for line in lines]
 
 
 def kill_at(number: int) -> None:

@@ -60,9 +60,13 @@ class TrialInput:
 
 def eval_rows(given: TrialInput, max_tokens: int) -> int:
     """Rows of one evaluation batch: as many as set, fewer where they would pass the limit."""
-    own = given.selection
-    longest = int(own.table.lengths[own.rows].max())
-    return max(min(given.settings.per_device_eval_batch_size, max_tokens // longest), 1)
+    return rows_within(given.selection, given.settings.per_device_eval_batch_size, max_tokens)
+
+
+def rows_within(rows: Rows, most: int, max_tokens: int) -> int:
+    """How many rows a batch without gradients may have, so that not even the longest of them pass the limit; 1 or more."""
+    longest = int(rows.table.lengths[rows.rows].max())
+    return max(min(most, max_tokens // longest), 1)
 
 
 def eval_tokens(given: TrialInput, max_tokens: int) -> int:

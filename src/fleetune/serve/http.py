@@ -40,6 +40,8 @@ from fleetune.serve.waiting import Full, WaitingRoom
 
 MOST_BYTES = 4 << 20
 """Of a request's body."""
+MOST_COMING = 128 << 20
+"""Bytes of all bodies that are being received; one more is told to come again."""
 MOST_TEXTS = 1000
 """Of a request."""
 MOST_CHARACTERS = 100_000
@@ -72,6 +74,7 @@ class ServeSettings:
 def application(models: Models, settings: ServeSettings) -> Starlette:
     """The ASGI application."""
     room = WaitingRoom(models, settings.most_waiting)
+    coming = _Coming()
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncGenerator[None]:
@@ -86,7 +89,7 @@ def application(models: Models, settings: ServeSettings) -> Starlette:
         return JSONResponse([_described(models, name) for name in models.names])
 
     async def predict(request: Request) -> Response:
-        asked = _asked(await _body(request), models)
+        asked = _asked(await coming.body(request), models)
         try:
             async with asyncio.timeout(settings.seconds):
                 answer = await room.ask(asked)
@@ -168,24 +171,39 @@ def is_local(host: str) -> bool:
 # -- what comes in --------------------------------------------------------------------------------
 
 
-async def _body(request: Request) -> Any:
-    """The JSON of a request, read to its limits; HTTPException says which was passed."""
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":
-        raise HTTPException(415, "the body must be JSON; send Content-Type: application/json")
-    body = bytearray()
-    try:
-        async with asyncio.timeout(HEAD_SECONDS):
-            async for chunk in request.stream():
-                body += chunk
-                if len(body) > MOST_BYTES:
-                    raise HTTPException(
-                        413, _rule("a body", "bytes", MOST_BYTES, "send fewer texts")
-                    )
-    except TimeoutError:
-        raise HTTPException(408, f"the body did not come within {HEAD_SECONDS:g} s") from None
-    except ClientDisconnect:
-        raise HTTPException(400, "the connection ended within the body") from None
+class _Coming:
+    """The bodies that are being received."""
+
+    def __init__(self) -> None:
+        self._bytes = 0
+
+    async def body(self, request: Request) -> Any:
+        """The JSON of a request, read to its limits; HTTPException says which was passed."""
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind != "application/json":
+            raise HTTPException(415, "the body must be JSON; send Content-Type: application/json")
+        body = bytearray()
+        try:
+            async with asyncio.timeout(HEAD_SECONDS):
+                async for chunk in request.stream():
+                    body += chunk
+                    self._bytes += len(chunk)
+                    if len(body) > MOST_BYTES:
+                        rule = _rule("a body", "bytes", MOST_BYTES, "send fewer texts")
+                        raise HTTPException(413, rule)
+                    if self._bytes > MOST_COMING:
+                        wait = {"Retry-After": "1"}
+                        raise HTTPException(503, "too much is being sent; come again", wait)
+        except TimeoutError:
+            raise HTTPException(408, f"the body did not come within {HEAD_SECONDS:g} s") from None
+        except ClientDisconnect:
+            raise HTTPException(400, "the connection ended within the body") from None
+        finally:
+            self._bytes -= len(body)
+        return _json(body)
+
+
+def _json(body: bytearray) -> Any:
     try:
         return json.loads(body.decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -322,7 +340,7 @@ def _host_of(header: str) -> str:
 
 
 class _Patient(H11Protocol):
-    """Closes a connection on which the head of a request does not come in time.
+    """Closes a connection on which the head of a request does not come in time, or the rest of one that has its answer.
 
     uvicorn itself waits for ever once a first byte has come, so that a few hundred such connections would leave no other.
     """
@@ -339,7 +357,8 @@ class _Patient(H11Protocol):
     def _look(self) -> None:
         if self.transport.is_closing():
             return
-        if self.conn.their_state is h11.IDLE and self.loop.time() - self._since >= HEAD_SECONDS:
+        waits = self.conn.their_state is h11.IDLE or self.conn.our_state is h11.DONE
+        if waits and self.loop.time() - self._since >= HEAD_SECONDS:
             self.transport.close()
             return
         self.loop.call_later(HEAD_SECONDS / 4, self._look)

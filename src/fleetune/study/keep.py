@@ -18,7 +18,7 @@ from fleetune.backbone.load import Backbone
 from fleetune.cohort.engine import Engine
 from fleetune.cohort.owned import Owned
 from fleetune.cohort.shortage import is_out_of_memory
-from fleetune.cohort.trial import Rows, TrialInput
+from fleetune.cohort.trial import Rows, TrialInput, rows_within
 from fleetune.data import metrics
 from fleetune.data.base import Split, Task
 from fleetune.data.tokens import TokenTable
@@ -54,6 +54,8 @@ class Trained:
     seconds: float
     tokens: int
     """Tokens that it has trained on, over all epochs."""
+    max_tokens: int
+    """Tokens that a pass without gradients may hold."""
 
 
 def open_workbench(
@@ -125,8 +127,9 @@ def keep(
 
 
 def _logits(bench: Workbench, trained: Trained, rows: Rows) -> NDArray[Any]:
-    """Logits [n, C] of rows, in smaller batches where memory does not suffice for those that are set."""
-    size = trained.given.settings.per_device_eval_batch_size
+    """Logits [n, C] of rows, in batches that keep to the plan; in smaller ones where memory does not suffice for those."""
+    most = trained.given.settings.per_device_eval_batch_size
+    size = rows_within(rows, most, trained.max_tokens)
     while True:
         try:
             (logits,) = bench.engine.predict([trained.owned], [rows], [size])

@@ -275,7 +275,7 @@ class Run:
                 task.dataset.task, p.backbone, p.dtype, p.max_length, task.rows.table, self.device
             )
 
-    def _finish(self, seal: Seal, trial: Trial) -> Mapping[str, Any]:
+    def _finish(self, seal: Seal, trial: Trial, max_tokens: int) -> Mapping[str, Any]:
         """Open the test set and save the model; only then the trial is said to be done."""
         best = trial.results[trial.best_epoch - 1]
         return keep(
@@ -288,6 +288,7 @@ class Run:
                 best.selection,
                 trial.seconds,
                 _tokens_trained(trial),
+                max_tokens,
             ),
             seal.open(trial.given),
             optimistic=self.prepared.optimistic,
@@ -300,7 +301,7 @@ class Run:
             self.journal.append(kind, **facts)
 
 
-def _searched(optimistic: bool, trial: Trial) -> dict[str, Any]:
+def _searched(optimistic: bool, trial: Trial, _: int) -> dict[str, Any]:
     """What a search trial leaves: its scores on the selection rows, and no prediction of the test rows."""
     best = trial.results[trial.best_epoch - 1]
     return {

@@ -37,8 +37,8 @@ from fleetune.study.results import epochs
 from fleetune.study.saving import Saving, Stop, deferred
 
 Watch = Callable[[Event], None]
-Finish = Callable[[Trial], Mapping[str, Any]]
-"""What is done with a trial at its end; gives the facts for the journal."""
+Finish = Callable[[Trial, int], Mapping[str, Any]]
+"""What is done with a trial at its end, when a pass without gradients may hold so many tokens; gives the facts for the journal."""
 ENDINGS = ("trial-done", "trial-failed", "trial-stopped")
 
 
@@ -60,6 +60,8 @@ class Stage:
         self.journal = journal
         self.folder = folder
         self.finish = finish
+        self.eval_tokens = 0
+        """Tokens that a pass without gradients may hold."""
         self.ended = ended(journal)
         self.settled: set[str] = set()
         """Parked trials whose state is on the disk as it is."""
@@ -71,6 +73,7 @@ class Stage:
         )
         held = HighWater(self.bench.engine.backbone.device)
         self._go_on(cohort, watch)
+        self.eval_tokens = cohort.max_eval_tokens
         saving.saved(cohort.active)
         with deferred() as stop:
             for event in cohort.run():
@@ -118,6 +121,7 @@ class Stage:
         if isinstance(event, EpochDone):
             self.schedule.observe(event.trial.id, event.result)
         if isinstance(event, PassesShrunk):
+            self.eval_tokens = event.evaluation
             self.journal.append(
                 "passes-shrunk", training=event.training, evaluation=event.evaluation
             )
@@ -128,7 +132,7 @@ class Stage:
         elif isinstance(event, EpochDone):
             self._epoch(event.trial, event.result.epoch)
         elif isinstance(event, TrialDone):
-            facts = self.finish(event.trial)
+            facts = self.finish(event.trial, self.eval_tokens)
             self._end(event.trial.id, "trial-done", **facts)
         elif isinstance(event, TrialFailed):
             self._end(event.trial.id, "trial-failed", reason=event.reason)
