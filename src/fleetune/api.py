@@ -3,9 +3,9 @@
 Each goes the way of its command: the same settings, the same run folder, the same facts. So a run that Python began can be
 looked at with `fleetune show`, and the same call again goes on where the last one stopped.
 
-Errors are those of errors.py: SettingsError, DataError, EnvironmentProblem, RefusedError. Nothing is printed unless `progress`
-asks for plain lines on stderr; `watch` is told every event of the training (cohort/train.py). What is heavy is imported by
-the functions.
+Errors are those of errors.py: SettingsError, DataError, EnvironmentProblem, RefusedError. On stderr stands what was found damaged
+or changed in a run's folder and what a first Ctrl-C does, and else nothing unless `progress` asks for plain lines; `watch` is
+told every event of the training (cohort/train.py). What is heavy is imported by the functions.
 """
 
 from __future__ import annotations

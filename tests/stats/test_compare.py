@@ -135,6 +135,7 @@ def test_the_unit_does_not_matter() -> None:
     fractions, percents = compare(a, b), compare(100.0 * a, 100.0 * b, margin=1.0)
     assert percents.verdict == fractions.verdict
     assert percents.p_value == pytest.approx(fractions.p_value, rel=1e-9)
+    assert percents.equivalence_p == pytest.approx(fractions.equivalence_p, rel=1e-9)
     assert percents.bootstrap_low == pytest.approx(100 * fractions.bootstrap_low, rel=1e-9)
     assert percents.detectable == pytest.approx(100 * fractions.detectable, rel=1e-9)
 
@@ -174,6 +175,54 @@ def test_equivalence_is_two_one_sided_tests() -> None:
         upper = stats.ttest_rel(b - margin, a, alternative="less").pvalue
         lower = stats.ttest_rel(b + margin, a, alternative="greater").pvalue
         assert found.equivalence_p == pytest.approx(max(upper, lower), rel=1e-7)
+
+
+def test_equivalence_needs_more_than_a_few_answers() -> None:
+    """One wrong answer of 1,000 turned "know almost nothing" into "surely smaller than the margin"."""
+    right = np.ones((10, 50), dtype=bool)
+    wrong = right.copy()
+    wrong[0, 0] = False
+    for b in (right, wrong):
+        found = compare(right, b, resamples=2)
+        assert found.verdict == "cannot tell"
+        assert found.equivalence_p >= 0.99**50
+    assert compare(np.ones((5, 298)), np.ones((5, 298)), resamples=2).verdict == "cannot tell"
+    many = np.ones((10, 2000), dtype=bool)
+    few = many.copy()
+    few[0, :2] = False
+    assert compare(many, few, resamples=2).verdict == "equivalent"
+
+
+@pytest.mark.parametrize(("seeds", "n", "share"), [(5, 300, 0.01), (10, 100, 0.01), (5, 408, 0.02)])
+def test_false_equivalence_is_rare(seeds: int, n: int, share: float) -> None:
+    """B is wrong on a share of the rows where A is right: a true difference of the margin or more, on few rows."""
+    said = 0
+    for i in range(200):
+        draw = stream(14, "feigned", seeds, n, i)
+        a = np.tile(draw.random(n) < 0.75, (seeds, 1))
+        b = a & (draw.random(n) >= share / 0.75)
+        said += compare(a, b, resamples=2).verdict == "equivalent"
+    assert said / 200 <= 0.08
+
+
+def test_equivalence_of_classes_by_hand() -> None:
+    """t on the table with an example more on which only A is right, and one on which only B is; scipy's paired test does it
+    where trainings agree. The difference stays the one that was seen."""
+    draw = stream(15, "by hand")
+    a, b = draw.random(1500) < 0.8, draw.random(1500) < 0.8
+    found = compare(np.tile(a, (5, 1)), np.tile(b, (5, 1)), margin=0.05, resamples=2)
+    gap = np.concatenate([b.astype(float) - a, [1.0, -1.0]])
+    error = gap.std(ddof=1) / np.sqrt(1502)
+    expected = stats.t.sf((0.05 - abs(found.difference)) / error, 1501)
+    assert found.equivalence_p == pytest.approx(expected, rel=1e-9)
+
+
+def test_one_training_against_many_says_whose_seeds_are_in_it() -> None:
+    draw = stream(16, "one")
+    one, ten = draw.random((1, 60)) < 0.8, draw.random((10, 60)) < 0.8
+    assert "examples and the seeds of B, one training on the other side" in compare(one, ten).how
+    assert "examples and the seeds of A" in compare(ten, one).how
+    assert "over examples only, one training on a side" in compare(one, ten[:1]).how
 
 
 def test_bootstrap_interval_is_scipys_over_examples() -> None:

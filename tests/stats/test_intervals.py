@@ -85,23 +85,49 @@ def test_more_seeds_and_more_examples_narrow_it() -> None:
 
 
 def test_several_seeds_by_hand() -> None:
-    """Two variances added and Satterthwaite's degrees of freedom, written out with Python's own numbers."""
+    """Two variances added and Satterthwaite's degrees of freedom, of four examples more: two right, two wrong."""
     correct = np.array([[1, 1, 0, 1], [1, 0, 0, 1], [1, 1, 1, 1]], dtype=bool)
-    rows = [3 / 4, 2 / 4, 4 / 4]
-    columns = [3 / 3, 2 / 3, 1 / 3, 3 / 3]
+    rows = [5 / 8, 4 / 8, 6 / 8]
+    columns = [3 / 3, 2 / 3, 1 / 3, 3 / 3, 1, 1, 0, 0]
 
     def variance(values: list[float]) -> float:
         mean = sum(values) / len(values)
         return sum((v - mean) ** 2 for v in values) / (len(values) - 1)
 
-    a, b = variance(rows) / 3, variance(columns) / 4
-    freedom = (a + b) ** 2 / (a * a / 2 + b * b / 3)
+    a, b = variance(rows) / 3, variance(columns) / 8
+    freedom = (a + b) ** 2 / (a * a / 2 + b * b / 7)
     half = scipy_stats.t.ppf(0.975, freedom) * math.sqrt(a + b)
     found = accuracy_estimate(correct)
     assert found.value == pytest.approx(0.75)
-    assert found.low == pytest.approx(max(0.0, 0.75 - half))
-    assert found.high == pytest.approx(min(1.0, 0.75 + half))
+    assert found.low == pytest.approx(max(0.0, 5 / 8 - half))
+    assert found.high == pytest.approx(min(1.0, max(0.75, 5 / 8 + half)))
     assert (found.n, found.seeds) == (4, 3)
+
+
+@pytest.mark.parametrize(
+    ("seeds", "n", "accuracy"), [(10, 50, 0.98), (5, 100, 0.98), (10, 20, 0.95)]
+)
+def test_coverage_where_nearly_all_is_right(seeds: int, n: int, accuracy: float) -> None:
+    """A small test set and a good model: without the four examples more 66 to 85 of 100 intervals held the truth."""
+    held = 0
+    for i in range(400):
+        rng = stream(2, "nearly all", seeds, n, i)
+        # Examples differ in how hard they are, trainings hardly differ.
+        hard = rng.beta(0.5, 0.5 * accuracy / (1 - accuracy), n)
+        found = accuracy_estimate(rng.random((seeds, n)) >= hard)
+        assert 0 <= found.low <= found.value <= found.high <= 1
+        held += found.low <= accuracy <= found.high
+    assert held / 400 > 0.92
+
+
+def test_one_wrong_answer_does_not_make_it_sure() -> None:
+    """Of 500 all right, Wilson's interval over 50 examples; one of them wrong is hardly other news."""
+    all_right = np.ones((10, 50), dtype=bool)
+    one_wrong = all_right.copy()
+    one_wrong[3, 7] = False
+    sure, less = accuracy_estimate(all_right), accuracy_estimate(one_wrong)
+    assert less.low < sure.low + 0.01
+    assert less.high == 1.0
 
 
 @pytest.mark.parametrize("seeds", [1, 2, 5])

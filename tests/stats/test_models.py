@@ -77,6 +77,26 @@ def test_identical_files() -> None:
     assert (1 - few.high) ** 50 == pytest.approx(0.025)
 
 
+@pytest.mark.parametrize(("only_a", "only_b"), [(10, 22), (40, 60), (0, 5), (0, 6), (3, 14)])
+def test_interval_and_p_say_the_same_about_0(only_a: int, only_b: int) -> None:
+    """The bootstrap alone leaves out 0 at 10 against 22 rows and at 40 against 60, where p is 0.0501 and 0.0569."""
+    a, b = np.zeros(872, bool), np.zeros(872, bool)
+    a[:only_a], b[only_a : only_a + only_b] = True, True
+    found = compare_models(a, b)
+    assert (found.low > 0) == (found.p_value < 0.05) == (found.verdict == "better")
+    assert found.low < found.difference < found.high
+
+
+def test_a_few_rows_do_not_feign_equivalence() -> None:
+    """With 1 % of rows that only A gets right, as many as the margin: at the bootstrap alone 14 of 100 were "equivalent"."""
+    said = 0
+    for i in range(200):
+        a = np.ones(350, bool)
+        b = stream(47, "feigned", i).random(350) >= 0.01
+        said += compare_models(a, b, resamples=1000).verdict == "equivalent"
+    assert said / 200 < 0.08
+
+
 @pytest.mark.parametrize(
     ("a", "b", "words"),
     [

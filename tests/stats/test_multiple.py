@@ -221,6 +221,18 @@ def test_signed_rank_with_ties_equals_all_sign_flips() -> None:
         assert signed_rank_p(d.tolist()) == pytest.approx(min(1.0, 2 * tail), rel=1e-12)
 
 
+def test_points_and_shares_are_one_thing() -> None:
+    """Floats of equal differences are not equal: as shares these had other ranks, and another verdict."""
+    a = np.array([70, 89, 70, 79, 85, 82, 67, 78])
+    b = np.array([68, 91, 72, 81, 88, 81, 70, 79])
+    (of_points,) = across_tasks({"a": a, "b": b})
+    (of_shares,) = across_tasks({"a": a / 100, "b": b / 100})
+    assert of_shares.p_value == of_points.p_value == signed_rank_p(((b - a) / 100).tolist())
+    assert of_shares.verdict == of_points.verdict == "cannot tell"
+    (same,) = across_tasks({"a": np.full(6, 0.3), "b": [0.1 + 0.2] * 6})
+    assert (same.ties, same.wins) == (6, 0)
+
+
 def test_signed_rank_equals_scipys_permutation_test() -> None:
     draw = stream(57, "permutation")
     for _ in range(5):

@@ -85,10 +85,11 @@ def test_detectable_of_a_record_is_planned_from_its_own_components() -> None:
 
 def test_seeds_needed_equals_counting_up() -> None:
     for wanted in (0.075, 0.08, 0.1, 0.15):
-        count = 2
+        count = 5  # below which no verdict is given
         while detectable_difference(*planned(PILOT, count, 277)) > wanted:
             count += 1
         assert seeds_needed(PILOT, wanted) == count
+    assert seeds_needed(PILOT, 0.5) == 5
     assert seeds_needed(PILOT, -0.1) == seeds_needed(PILOT, 0.1)
 
 
@@ -119,7 +120,7 @@ def test_few_seeds_cannot_be_helped_by_examples() -> None:
     [
         (lambda: seeds_needed(PILOT, 0.0), "no study finds a difference of 0"),
         (lambda: seeds_needed(PILOT, 0.1, examples=1), "`examples >= 2`"),
-        (lambda: examples_needed(PILOT, 0.1, seeds=1), "`seeds >= 2`"),
+        (lambda: examples_needed(PILOT, 0.1, seeds=4), "`seeds >= 5`"),
         (lambda: power(0.1, 0.0, 5), "`standard_error > 0`"),
         (lambda: detectable_difference(0.1, 5, wanted_power=1.0), "wanted_power"),
     ],

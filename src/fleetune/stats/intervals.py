@@ -32,7 +32,9 @@ def accuracy_estimate(correct: NDArray[np.bool_], *, optimistic: bool = False) -
 
     One seed: Wilson's score interval over examples (Wilson 1927). More: `Var = s2_seeds / S + s2_examples / n` with
     Satterthwaite's degrees of freedom, where s2_seeds is the variance of the seeds' means and s2_examples that of the
-    examples' means; it counts the residual variance twice and so errs on the wide side. Where all seeds agree on all
+    examples' means; it counts the residual variance twice and so errs on the wide side. Its middle and its variances are those of
+    four examples more, two right and two wrong in every training, as Agresti and Coull (1998) have it for one share: without
+    them 95 % are 66 to 91 % where nearly all is right, or wrong, on up to 300 examples. Where all seeds agree on all
     examples, nothing varies, and Wilson's interval over examples stands in.
     Misleads: with fewer than five seeds the spread between seeds is hardly known, and the interval is wide or lucky.
     """
@@ -45,21 +47,24 @@ def accuracy_estimate(correct: NDArray[np.bool_], *, optimistic: bool = False) -
     if seeds == 1:
         low, high = wilson(value * n, n)
         return Estimate(value, low, high, n, 1, "95% Wilson over examples, one seed", optimistic)
-    parts = (
-        (float(correct.mean(1).var(ddof=1)) / seeds, seeds - 1),
-        (float(correct.mean(0).var(ddof=1)) / n if n > 1 else 0.0, max(n - 1, 1)),
-    )
-    half = _half_width(parts)
-    if half == 0.0:
-        # Every seed right, or wrong, on every example: no spread to go by, and no certainty either.
+    if correct.all() or not correct.any():
+        # No spread to go by, and no certainty either.
         low, high = wilson(value * n, n)
         return Estimate(
             value, low, high, n, seeds, "95% Wilson over examples, seeds agree", optimistic
         )
+    more = np.column_stack([correct, np.tile([True, True, False, False], (seeds, 1))])
+    half = _half_width(
+        (
+            (float(more.mean(1).var(ddof=1)) / seeds, seeds - 1),
+            (float(more.mean(0).var(ddof=1)) / (n + 4), n + 3),
+        )
+    )
+    middle = float(more.mean())
     return Estimate(
         value,
-        max(0.0, value - half),
-        min(1.0, value + half),
+        max(0.0, min(middle - half, value)),
+        min(1.0, max(middle + half, value)),
         n,
         seeds,
         "95% over seeds and examples",

@@ -20,6 +20,7 @@ import numpy as np
 from scipy import optimize, special, stats
 
 from fleetune.stats.crossed import Components, Floats
+from fleetune.stats.verdict import MIN_SEEDS
 
 POWER = 0.8
 ALPHA = 0.05
@@ -120,7 +121,8 @@ def seeds_needed(
     """The fewest seeds a side that find `difference` with `wanted_power`; None where no number of seeds does.
 
     examples: of the test set, by default the pilot's. More seeds do not help against a small test set: then the answer is
-    None, and `examples_needed` says what would. At least 2.
+    None, and `examples_needed` says what would. At least 5, since no verdict is given below. Of one comparison; of m, give
+    alpha / m.
     """
     rows = found.n if examples is None else examples
     _check_plan(difference, rows, "examples")
@@ -130,7 +132,7 @@ def seeds_needed(
         needed = detectable_difference(error, freedom, wanted_power=wanted_power, alpha=alpha)
         return needed <= abs(difference)
 
-    return _fewest(enough, MOST_SEEDS)
+    return _fewest(enough, MIN_SEEDS, MOST_SEEDS)
 
 
 def examples_needed(
@@ -143,33 +145,34 @@ def examples_needed(
 ) -> int | None:
     """The fewest test examples that find `difference` with `wanted_power`; None where no number of them does.
 
-    seeds: a side, by default the smaller of the pilot's two.
+    seeds: a side, by default the smaller of the pilot's two; at least 5, since no verdict is given below. Of one comparison;
+    of m, give alpha / m.
     """
-    trainings = min(found.seeds_a, found.seeds_b) if seeds is None else seeds
-    _check_plan(difference, trainings, "seeds")
+    trainings = max(min(found.seeds_a, found.seeds_b), MIN_SEEDS) if seeds is None else seeds
+    _check_plan(difference, trainings, "seeds", MIN_SEEDS)
 
     def enough(examples: int) -> bool:
         error, freedom = planned(found, trainings, examples)
         needed = detectable_difference(error, freedom, wanted_power=wanted_power, alpha=alpha)
         return needed <= abs(difference)
 
-    return _fewest(enough, MOST_EXAMPLES)
+    return _fewest(enough, 2, MOST_EXAMPLES)
 
 
-def _check_plan(difference: float, number: int, name: str) -> None:
+def _check_plan(difference: float, number: int, name: str, least: int = 2) -> None:
     if difference == 0 or not math.isfinite(difference):
         raise ValueError(
             f"`difference` must be a finite number other than 0, but got {difference}; no study finds a difference of 0."
         )
-    if number < 2:
-        raise ValueError(f"`{name} >= 2` must hold, but got {number}.")
+    if number < least:
+        raise ValueError(f"`{name} >= {least}` must hold, but got {number}.")
 
 
-def _fewest(enough: Callable[[int], bool], most: int) -> int | None:
-    """The smallest number from 2 to `most` for which `enough` holds, which must stay true once it is."""
+def _fewest(enough: Callable[[int], bool], least: int, most: int) -> int | None:
+    """The smallest number from `least` to `most` for which `enough` holds, which must stay true once it is."""
     if not enough(most):
         return None
-    low, high = 1, 2
+    low, high = least - 1, least
     while not enough(high):
         low, high = high, min(high * 2, most)
     while high - low > 1:

@@ -22,10 +22,12 @@ from fleetune.stats.compare import (
     MARGIN,
     NO_VARIATION,
     Comparison,
+    cautious,
     check_settings,
     compare,
     detectable,
     nothing_varies,
+    of_two_values,
     t_half,
     t_test,
 )
@@ -35,6 +37,7 @@ from fleetune.stats.scores import (
     checked_outputs,
     compare_scores,
     finite_scores,
+    of_classes,
     pseudo_values,
 )
 from fleetune.stats.verdict import Verdict, decide
@@ -118,7 +121,8 @@ def rank_trend(
         for r, g in groups.items()
         if r != chosen
     }
-    return _trend(groups, means, chosen, against, margin, level, "")
+    answers = of_two_values(list(groups.values()))
+    return _trend(groups, means, chosen, against, margin, level, "", classes=answers)
 
 
 def rank_trend_scores(
@@ -159,7 +163,8 @@ def rank_trend_scores(
         for r, side in given.items()
         if r != chosen
     }  # fmt: skip
-    return _trend(groups, means, chosen, against, margin, level, " of jackknife pseudo-values")
+    of, classes = " of jackknife pseudo-values", of_classes(*sides)
+    return _trend(groups, means, chosen, against, margin, level, of, classes=classes)
 
 
 def _trend(
@@ -170,8 +175,10 @@ def _trend(
     margin: float,
     level: float,
     of: str,
+    *,
+    classes: bool,
 ) -> RankTrend:
-    """groups: what varies as the scores do, [S, n] by rank; means: the score of each rank."""
+    """groups: what varies as the scores do, [S, n] by rank; means: the score of each rank; classes: whether it scores those."""
     x = np.log2(np.asarray(list(groups), dtype=np.float64))
     weights = (x - x.mean()) / np.square(x - x.mean()).sum()
     values = list(groups.values())
@@ -181,6 +188,8 @@ def _trend(
     span = float(x[-1] - x[0])
     # The margin is about the whole change, slope times span.
     test = t_test(slope, variance if varies else 0.0, freedom, margin / span, level)
+    if classes:
+        test = cautious(test, values, weights.tolist(), slope, margin / span)
     seeds = min(len(g) for g in groups.values())
     verdict, reason = decide(
         slope, test.p_value, test.equivalence_p, alpha=1 - level, seeds=seeds, margin=margin,

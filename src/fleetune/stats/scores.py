@@ -33,8 +33,10 @@ from fleetune.stats.compare import (
     NO_VARIATION,
     Comparison,
     assemble,
+    cautious,
     check_settings,
     nothing_varies,
+    over_what,
     t_test,
 )
 from fleetune.stats.crossed import contrast
@@ -80,6 +82,8 @@ def compare_scores(
     mean_a, mean_b = float(whole[: len(a)].mean()), float(whole[len(a) :].mean())
     variance = float(found.variance) if varies else 0.0
     test = t_test(mean_b - mean_a, variance, float(found.freedom), margin, level)
+    if of_classes(a, b):
+        test = cautious(test, groups, weights, mean_b - mean_a, margin)
     draws = crossed_differences(
         scorer,
         len(a),
@@ -88,11 +92,7 @@ def compare_scores(
         resamples=resamples or (RESAMPLES_OF_FUNCTION if callable(score) else RESAMPLES),
         seed=seed,
     )
-    over = (
-        "examples only, one training on a side"
-        if min(len(a), len(b)) == 1
-        else "seeds and examples"
-    )
+    over = over_what(len(a), len(b))
     return assemble(
         mean_b - mean_a,
         test,
@@ -106,6 +106,11 @@ def compare_scores(
         if varies
         else NO_VARIATION,
     )
+
+
+def of_classes(*outputs: NDArray[Any]) -> bool:
+    """Whether outputs are classes [S, n], and not values or logits."""
+    return all(side.ndim == 2 and side.dtype.kind in "biu" for side in outputs)
 
 
 def pseudo_values(scorer: Scorer, whole: Floats, n: int) -> Floats:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import tomllib
 from collections.abc import Generator
@@ -12,9 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from fleetune.durable import TEMPORARY, make_folder
-from fleetune.errors import DataError, RefusedError
+from fleetune.errors import DataError, EnvironmentProblem, RefusedError
 from fleetune.study import journal
 from fleetune.study.settings import PLACES
+
+try:
+    import fcntl
+except ImportError:
+    raise EnvironmentProblem(
+        "a run's folder is locked as Linux and macOS do it, and this system has no such locks; on Windows use WSL"
+    ) from None
 
 STUDY = "study.toml"
 ENVIRONMENT = "environment.json"

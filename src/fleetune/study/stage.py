@@ -38,7 +38,7 @@ from fleetune.study.saving import Saving, Stop, deferred
 
 Watch = Callable[[Event], None]
 Finish = Callable[[Trial, int], Mapping[str, Any]]
-"""What is done with a trial at its end, when a pass without gradients may hold so many tokens; gives the facts for the journal."""
+"""What is done with a trial at its end, and how many tokens a pass without gradients may hold then; the facts for the journal."""
 ENDINGS = ("trial-done", "trial-failed", "trial-stopped")
 
 
