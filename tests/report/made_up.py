@@ -88,7 +88,7 @@ class Plan:
     reason: str = "the loss was not finite at step 12"
     source: str = "roberta-base"
     ranks: bool = False
-    """All arms are one rank study."""
+    """All arms that have a rank are one rank study."""
     file: Path | None = None
     """Test rows of the user's own, with columns text and label; by default there are none, and no texts."""
     tensors: bool = True
@@ -327,13 +327,15 @@ def _settings(plan: Plan) -> dict[str, Any]:
         ],
     }
     if plan.ranks:
-        own = {k: v for k, v in found["methods"][0].items() if k != "lora_alpha"}
+        first, *_ = [m for m in found["methods"] if "r" in m]
+        own = {k: v for k, v in first.items() if k != "lora_alpha"}
         ranks = {
-            "r": [a.hyperparameters["r"] for a in plan.arms],
+            "r": [m["r"] for m in found["methods"] if "r" in m],
             "lora_alpha": "4r",
             "rank_study": True,
         }
-        found["methods"] = [{**own, **ranks, "reference_rank": ranks["r"][0]}]
+        others = [m for m in found["methods"] if "r" not in m]
+        found["methods"] = [{**own, **ranks, "reference_rank": ranks["r"][0]}, *others]
     if plan.search:
         found["search"] = {"trials_per_method": plan.search, "sampler": "tpe"}
     if plan.phase == "confirm":

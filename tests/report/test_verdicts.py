@@ -112,6 +112,20 @@ def test_five_tasks_are_not(tmp_path: Path) -> None:
     assert facts["over_tasks"] == [] and "over all tasks" not in found(facts)
 
 
+def test_a_comparison_of_two_ranks_has_one_verdict(tmp_path: Path) -> None:
+    """Beside other methods, whose comparisons ask for more evidence, a rank study's own family would find more."""
+    arms = (*(lora(r, 0.7 + 0.02 * i) for i, r in enumerate((1, 2, 8))), BITFIT)
+    plan = Plan(arms=arms, phase="confirm", ranks=True, search=2, tests={"test": 277})
+    facts = run_facts(write_run(tmp_path / "run", plan))
+    judged = {v["method"]: v for v in facts["verdicts"]}
+    (study,) = facts["rank"]
+    contrasts = study["trend"]["contrasts"]
+    assert len(judged) == 3 and len(contrasts) == 2
+    for contrast in contrasts:
+        assert contrast == judged[contrast["method"]]
+        assert contrast["comparisons"] == 3
+
+
 def test_a_rank_study_by_a_correlation_has_a_slope_too(tmp_path: Path) -> None:
     """Of a metric that is no mean over examples: least squares on the means of each rank's trainings."""
     arms = tuple(lora(r, 0.7 + 0.05 * i) for i, r in enumerate((1, 2, 8)))

@@ -652,6 +652,15 @@ def test_a_saved_model_that_is_missing_is_told(made: Made, tmp_path: Path, capsy
     assert not (tmp_path / "run/trials/head-s1").exists()
 
 
+def test_methods_are_not_compared_on_one_row(made: Made, tmp_path: Path) -> None:
+    """Refused before anything is trained; a single method may be tried on it."""
+    write_csv(tmp_path / "train.csv", 60)
+    write_csv(tmp_path / "test.csv", 1)
+    with pytest.raises(DataError, match="at least 2 test rows, but there is 1"):
+        prepare(settings(tmp_path, made.backbone, ["head", "bitfit"]))
+    assert len(prepare(settings(tmp_path, made.backbone, ["head"])).inputs) == 2
+
+
 def test_fewer_rows_of_train_for_every_trial_alike(made: Made, tmp_path: Path) -> None:
     """The test rows stay, and another number of rows is another run."""
     given = settings(made.folder, made.backbone, ["head"], seeds=(0, 1))

@@ -1,8 +1,8 @@
 """What a study adds to the facts of a run: how each method was searched, verdicts between methods, the rank study.
 
 Verdicts are made for one family: on each task, every method against the study's reference (in a run without search: the first
-that was named), on the main metric of the main test set; Holm's correction is over all of them. A rank study is a family of its
-own (stats/rank.py). From six tasks on, every method is also compared with the reference over the tasks (stats/multiple.py).
+that was named), on the main metric of the main test set; Holm's correction is over all of them. The ranks of a rank study are a
+family of their own (stats/rank.py), unless their reference is the study's: then each is judged once, among all. From six tasks on, every method is also compared with the reference over the tasks (stats/multiple.py).
 A training that failed counts as one that learned nothing (report/trainings.py), and the numbers say how many did.
 """
 
@@ -264,7 +264,7 @@ def _rank_study(
         "optimistic": first["optimistic"],
         "failed_seeds": sum(e["failed_seeds"] for e in ranks.values()),
         "ranks": [_rank(facts, r, e) for r, e in sorted(ranks.items())],
-        "trend": None if trend is None else _trend(trend, ranks),
+        "trend": None if trend is None else _trend(trend, ranks, facts["verdicts"]),
     }
 
 
@@ -282,7 +282,9 @@ def _slope(
     return rank_trend_scores(metric, said, truth, reference=reference)
 
 
-def _trend(trend: RankTrend, ranks: dict[int, dict[str, Any]]) -> dict[str, Any]:
+def _trend(
+    trend: RankTrend, ranks: dict[int, dict[str, Any]], verdicts: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
     told = {
         k: getattr(trend, k)
         for k in (
@@ -296,7 +298,16 @@ def _trend(trend: RankTrend, ranks: dict[int, dict[str, Any]]) -> dict[str, Any]
         )
         for r, m in zip(others, trend.contrasts.members, strict=True)
     ]  # fmt: skip
+    # One comparison has one verdict: in two families of different sizes it could have two.
+    judged = {_which(v): v for v in verdicts}
+    if all(_which(v) in judged for v in contrasts):
+        contrasts = [judged[_which(v)] for v in contrasts]
     return {**told, "contrasts": contrasts}
+
+
+def _which(verdict: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What a verdict is about."""
+    return tuple(verdict[k] for k in ("task", "set", "metric", "reference", "method"))
 
 
 def _rank(facts: Mapping[str, Any], r: int, e: dict[str, Any]) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from fleetune.data.load import TASK_NAMES, load_task
 from fleetune.data.sources import dataset_from_files
 from fleetune.data.splits import subset, three_way
 from fleetune.data.tokens import TokenTable, default_cache_dir, tokenize, tokenizer_fingerprint
-from fleetune.errors import EnvironmentProblem, SettingsError, did_you_mean
+from fleetune.errors import DataError, EnvironmentProblem, SettingsError, did_you_mean
 from fleetune.study.fixed import misplaced
 from fleetune.study.rows import TaskRows, divisions, settle, trial_input
 from fleetune.study.settings import MOST_SEED, PROTOCOLS, TRAIN, Settings
@@ -129,6 +129,8 @@ def prepare(settings: Settings, *, cache: bool = True, device: str = "cpu") -> P
     )
     for task in tasks:
         _check_arms(arms, task)
+        if len(arms) > 1:
+            _check_tests(task.dataset)
     resolved = _resolved(settings, arms, tasks, max_length, device)
     inputs = _fixed_trials(resolved, arms, tasks) if settings.phase == TRAIN else ()
     return Prepared(resolved, backbone, resolved.dtype, max_length, tasks, arms, inputs)
@@ -170,6 +172,16 @@ def _check_arms(arms: tuple[Arm, ...], task: PreparedTask) -> None:
                 problems += [f"{error.where}: {p}" for p in error.problems]
     if problems:
         raise SettingsError("settings", list(dict.fromkeys(problems)))
+
+
+def _check_tests(dataset: Dataset) -> None:
+    """Methods are compared on the main test set, and one row says nothing about others."""
+    name, split = next(iter(dataset.tests.items()))
+    if len(split) < 2:
+        problem = (
+            f"methods are compared on at least 2 {name} rows, but there is {len(split)}; give more rows, or train one method"
+        )
+        raise DataError(dataset.source, [problem])
 
 
 def _resolved(
