@@ -218,7 +218,7 @@ def test_cannot_tell_is_said_with_what_could_not_be_seen(write: Write) -> None:
     assert told
     for v in told:
         assert (
-            f"A difference under {100 * v['detectable']:.2f} points was too small for this run to see"
+            f"A run like this finds a difference of {100 * v['detectable']:.2f} points four times out of five"
             in page.read.text
         )
         assert f"Whether {v['method']} and {v['reference']} differ on {v['task']}" in page.read.text

@@ -71,7 +71,7 @@ def test_below_five_seeds_no_difference_is_called_detectable(tmp_path: Path) -> 
     assert v["low"] > 0 and (v["verdict"], v["detectable"]) == ("cannot tell", None)
     text = Page(render(facts, page_facts(folder, facts))).text
     assert "Below 5 seeds no verdict is given" in text and "the data agree with" not in text
-    assert "too small for this run to see" not in text
+    assert "A run like this finds" not in text
     (row,) = [line for line in found(facts).split("\n") if " against " in line][:1]
     assert row.split("]")[1].removeprefix("  < ").split()[1] == "-"
 

@@ -656,7 +656,7 @@ def test_methods_are_not_compared_on_one_row(made: Made, tmp_path: Path) -> None
     """Refused before anything is trained; a single method may be tried on it."""
     write_csv(tmp_path / "train.csv", 60)
     write_csv(tmp_path / "test.csv", 1)
-    with pytest.raises(DataError, match="at least 2 test rows, but there is 1"):
+    with pytest.raises(DataError, match="2 test rows or more, but there is 1"):
         prepare(settings(tmp_path, made.backbone, ["head", "bitfit"]))
     assert len(prepare(settings(tmp_path, made.backbone, ["head"])).inputs) == 2
 

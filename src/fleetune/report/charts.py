@@ -141,7 +141,8 @@ def differences(verdicts: Sequence[Facts], name: str) -> Drawn:
         told,
         plot,
         height=75 + 44 * len(shown),
-        note=f"Dot and line: the difference and its 95% interval{both}. Grey bar: differences too small for this study to see. "
+        note=f"Dot and line: the difference and its 95% interval{both}. "
+        "Grey bar: up to the difference that such a study finds four times out of five. "
         "A line that crosses 0 leaves the direction open.",
     )
 

@@ -2,8 +2,9 @@
 
 Verdicts are made for one family: on each task, every method against the study's reference (in a run without search: the first
 that was named), on the main metric of the main test set; Holm's correction is over all of them. The ranks of a rank study are a
-family of their own (stats/rank.py), unless their reference is the study's: then each is judged once, among all. From six tasks on, every method is also compared with the reference over the tasks (stats/multiple.py).
-A training that failed counts as one that learned nothing (report/trainings.py), and the numbers say how many did.
+family of their own (stats/rank.py), unless their reference is the study's: then each is judged once, among all. From six tasks
+on, every method is also compared with the reference over the tasks (stats/multiple.py). A training that failed counts as one
+that learned nothing (report/trainings.py), and the numbers say how many did.
 """
 
 from __future__ import annotations

@@ -178,9 +178,7 @@ def _check_tests(dataset: Dataset) -> None:
     """Methods are compared on the main test set, and one row says nothing about others."""
     name, split = next(iter(dataset.tests.items()))
     if len(split) < 2:
-        problem = (
-            f"methods are compared on at least 2 {name} rows, but there is {len(split)}; give more rows, or train one method"
-        )
+        problem = f"methods are compared on 2 {name} rows or more, but there is {len(split)}; give more, or train one method"
         raise DataError(dataset.source, [problem])
 
 
