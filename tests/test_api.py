@@ -350,7 +350,7 @@ def test_texts_may_come_as_list_array_or_series(found: fleetune.Result) -> None:
         ((["w1", None],), r"`first\[1\]` must be a str, but it is None"),
         (([("w1", "w2")],), r"`first\[0\]` must be a str, but it is \('w1', 'w2'\)"),
         ((pd.Series([1.5]),), r"`first\[0\]` must be a str, but it is 1.5 \(float\)"),
-        ((["w1"], ["w2"]), "give one text a row"),
+        ((["w1"], ["w2"]), "give one list of texts"),
     ],
 )  # fmt: skip
 def test_what_is_no_list_of_texts_is_refused(
@@ -382,6 +382,10 @@ def test_a_failed_training_counts_as_one_that_learned_nothing(found: fleetune.Re
     assert fleetune.compare(none, a).value_a == 0.5
     with pytest.raises(SettingsError, match="every training of both sides failed"):
         fleetune.compare(none, none)
+    with pytest.raises(
+        SettingsError, match=r"must be below 1, as scores are, but is 5; 5 points are 0\.05"
+    ):
+        fleetune.compare(a, b, margin=5)
 
 
 def test_saved_models_are_compared_as_files(made: Made) -> None:

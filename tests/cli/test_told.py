@@ -54,8 +54,11 @@ def test_a_study_tells_guesses_and_lengths(made: Made, tmp_path: Path) -> None:
     file = tmp_path / "study.toml"
     text = STUDY.format(first=first, second=second, backbone=made.backbone)
     file.write_text(text, encoding="utf-8-sig")  # as Windows' editors write it
+    planned = run_cli("study", file, "--dry-run")
     found = run_cli("study", file, "--output-dir", tmp_path / "run", "--json")
-    assert found.code == 0, found.err
+    assert found.code == planned.code == 0, found.err
+    for line in found.err.splitlines():
+        assert line in planned.err or not ("guessed" in line or "cut" in line)
     assert "guessed for first: text = text (data.text_columns); label = label with 2 classes" in (
         found.err
     )

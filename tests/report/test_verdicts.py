@@ -12,6 +12,7 @@ from fleetune.report.facts import run_facts
 from fleetune.report.page import render
 from fleetune.report.page_facts import page_facts
 from fleetune.report.study_tables import found
+from fleetune.report.trainings import saved_predictions
 from tests.report.made_up import BITFIT, Plan, lora, write_run
 from tests.report.reader import Page
 from tests.runs import METHODS, Made
@@ -144,3 +145,27 @@ def test_a_rank_study_by_a_correlation_has_a_slope_too(tmp_path: Path) -> None:
     assert "pseudo-values" in trend["how"]
     html = render(facts, page_facts(tmp_path / "run", facts))
     assert "Each doubling of the rank of lora changes pearson by" in html
+
+
+def test_below_five_seeds_the_terminal_says_why_there_is_no_verdict(tmp_path: Path) -> None:
+    """No p and no P(better) beside an interval that leaves out 0, as if they were about it."""
+    plan = Plan(arms=(BITFIT, lora(8, 0.95)), seeds=range(1), epochs=1, tests={"test": 400})
+    table = found(run_facts(write_run(tmp_path / "run", plan)))
+    (row,) = [line for line in table.split("\n") if " against " in line][:1]
+    assert row.split("]")[1].split() == ["-", "-", "-", "cannot", "tell"]
+    assert "1 training on a side, and no verdict is given below 5: run more seeds" in table
+
+
+def test_what_the_most_frequent_label_has_stands_beside_accuracies(tmp_path: Path) -> None:
+    """Whoever gives one label to all rows has that too, and a method that is not above it is said to be there."""
+    plan = Plan(arms=(lora(1, 0.52), lora(8, 0.95)), tests={"test": 300})
+    folder = write_run(tmp_path / "run", plan)
+    facts = run_facts(folder)
+    _, labels, _ = saved_predictions(folder / "trials" / facts["trials"][0]["id"])
+    constant = max(np.mean(labels == c) for c in (0, 1))
+    assert {e["constant_score"] for e in facts["estimates"]} == {constant}
+    said = f"the most frequent label in every row has {100 * constant:.2f}"
+    assert f"  accuracy: {said}\n" in found(facts)
+    text = Page(render(facts, page_facts(folder, facts))).text
+    assert f"Whether lora r=1 has learned anything: {said} %" in text
+    assert "Whether lora r=8 has learned anything" not in text

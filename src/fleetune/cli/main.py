@@ -115,7 +115,8 @@ def _disk_problem(error: OSError) -> str:
         remedy = "make room"
     if error.errno in _LASTING:
         remedy += _going_on(", and ")
-    return f"{place}{error.strerror or error}{_free(error.filename)}; {remedy}"
+    free = _free(error.filename) if error.errno in (*_FULL, *_LASTING) else ""
+    return f"{place}{error.strerror or error}{free}; {remedy}"
 
 
 def _free(name: Any) -> str:

@@ -171,10 +171,12 @@ def _texts(
     if not pairs:
         return texts, None
     if len(texts) % 2:
-        raise SettingsError(
-            "--text",
-            [f"this model reads pairs ({names[0]}, {names[1]}), but {len(texts)} texts were given"],
+        count = f"{len(texts)} {unit}{'s' * (len(texts) != 1)}"
+        problem = (
+            f"this model reads pairs ({names[0]}, {names[1]}), two {unit}s each, but got {count}; give both, or --input FILE "
+            "with both columns"
         )
+        raise SettingsError(where, [problem])
     return texts[::2], texts[1::2]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -70,6 +71,7 @@ def study(
     writers = report_names(settings.report_to if report_to is None else report_to)
     prepared = prepare(settings, cache=not dry_run, device=device)
     if dry_run:
+        _tell(prepared, settings, device)
         _dry_run(prepared, device, as_json)
         return
     assert output_dir is not None
@@ -91,9 +93,23 @@ def _dry_run(prepared: Any, device: str, as_json: bool) -> None:
         say(line)
 
 
+def _tell(prepared: Any, settings: Any, device: str) -> None:
+    """What is to be known before hours are spent."""
+    from fleetune.cli.train import tell_guesses, tell_imitated, tell_lengths, tell_overlap
+
+    tell_imitated(prepared.dtype, device)
+    tell_guesses(prepared, settings, "data.text_columns", "data.label_column")
+    tell_lengths(prepared, settings, "backbone.max_length")
+    for task in prepared.tasks:
+        tell_overlap(task.dataset)
+    if prepared.optimistic:
+        say(
+            "protocol paper: epochs and settings are chosen on the test rows: numbers are OPTIMISTIC"
+        )
+
+
 def _run(run: Any, settings: Any, writers: Sequence[str], as_json: bool) -> int:
     """Train with progress and print what was found. Returns how many trials failed."""
-    from fleetune.cli.train import tell_guesses, tell_imitated, tell_lengths, tell_overlap
     from fleetune.live.follow import in_terminal
     from fleetune.report import study_tables, tables
     from fleetune.report.facts import run_facts, winner
@@ -105,15 +121,7 @@ def _run(run: Any, settings: Any, writers: Sequence[str], as_json: bool) -> int:
         f"{plan['trials']} trials, {plan['epochs']} epochs, about {tables.duration(plan['seconds'])}; "
         f"backbone {prepared.backbone.source} in {prepared.dtype}"
     )
-    tell_imitated(prepared.dtype, device)
-    tell_guesses(prepared, settings, "data.text_columns", "data.label_column")
-    tell_lengths(prepared, settings, "backbone.max_length")
-    for task in prepared.tasks:
-        tell_overlap(task.dataset)
-    if prepared.optimistic:
-        say(
-            "protocol paper: epochs and settings are chosen on the test rows: numbers are OPTIMISTIC"
-        )
+    _tell(prepared, settings, device)
     with in_terminal(prepared, output_dir, device, writers) as watch:
         outcome = run.train(watch)
     facts = run_facts(output_dir)
@@ -125,5 +133,7 @@ def _run(run: Any, settings: Any, writers: Sequence[str], as_json: bool) -> int:
         say(f"{outcome.failed} trials failed; fleetune show {output_dir} names them")
     best = winner(facts)
     if best is not None:
-        say(f"next: fleetune report {output_dir}   (winner by selection rows: {best['id']})")
+        say(
+            f"next: fleetune report {shlex.quote(str(output_dir))}   (winner by selection rows: {best['id']})"
+        )
     return outcome.failed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -206,7 +207,7 @@ def run(
     if best is not None:
         texts = tables.texts_of(facts, best)
         say(
-            f"next: fleetune predict {output_dir} {texts}   (uses {best['id']}, best on the selection rows)"
+            f"next: fleetune predict {shlex.quote(str(output_dir))} {texts}   (uses {best['id']}, best on the selection rows)"
         )
     return outcome.failed
 

@@ -40,6 +40,9 @@ def compare_sides(a: Side, b: Side, *, margin: float) -> Comparison | ModelCompa
 
     Raises SettingsError where no training of either side ended, DataError where the test rows differ or a folder is damaged.
     """
+    if margin >= 1:
+        told = f"must be below 1, as scores are, but is {margin:g}; {margin:g} points are {margin / 100:g}"
+        raise SettingsError("margin", [told])
     truth, (of_a, of_b), metric = _predicted((a, b))
     if a.a_file and b.a_file and of_a.shape[-1] > 1:
         right = truth.astype(np.int64)

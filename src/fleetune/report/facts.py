@@ -18,7 +18,7 @@ from fleetune.report import study_facts, trainings
 from fleetune.report.lost import lost_groups
 from fleetune.report.stored import damage_told, read_environment, read_settings
 from fleetune.report.trainings import Group
-from fleetune.stats.failed import failed_as
+from fleetune.stats.failed import failed_as, learned_nothing
 from fleetune.stats.intervals import metric_estimate
 from fleetune.study import journal
 from fleetune.study.results import epochs
@@ -222,11 +222,11 @@ def _estimate(
     labels, outputs = said
     first, failed = group.first, len(group.failed)
     estimate = as_json(metric_estimate(metric, outputs, labels, optimistic=optimistic))
-    nothing = None
+    nothing = learned_nothing(labels, outputs.shape[-1])
+    constant = metric_estimate(metric, nothing[None], labels).value
     if failed:
         told = failed_as(failed, regression=outputs.shape[-1] == 1)
         estimate["how"] = f"{estimate['how']}; {told}"
-        nothing = metric_estimate(metric, outputs[-1:], labels).value
     return {
         "task": first["task"],
         "set": name,
@@ -236,7 +236,8 @@ def _estimate(
         "metric": metric,
         **estimate,
         "failed_seeds": failed,
-        "failed_score": nothing,
+        "failed_score": constant if failed else None,
+        "constant_score": constant,
         "trainable_parameters": first["trainable_parameters"],
         "memory_bytes": training_bytes(first["trainable_parameters"]),
         "seconds": float(np.mean([t["seconds"] for t in group.done or group.failed])),

@@ -26,7 +26,7 @@ from fleetune.report.model_facts import datasets, tables
 from fleetune.report.page_facts import page_facts
 from fleetune.report.study_tables import chosen
 from fleetune.report.svg import printable
-from fleetune.report.tables import lost_told, texts_of
+from fleetune.report.tables import floors, lost_told, texts_of
 
 NAME = "report.html"
 _START = b"<!doctype html"
@@ -91,6 +91,7 @@ def render(facts: Facts, page: Facts) -> str:
         sets=list(dict.fromkeys(e["set"] for e in estimates)),
         metrics=list(dict.fromkeys(v["metric"] for v in words.verdict_records(facts))),
         phases=list(dict.fromkeys(t["phase"] for t in trials)),
+        floors=floors(estimates),
         has_memory=any(e.get("memory_bytes") is not None for e in estimates),
         ranks=facts.get("rank", []),
         compared={(v["task"], v["name"], v["reference"]) for v in words.verdict_records(facts)},

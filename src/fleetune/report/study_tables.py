@@ -8,6 +8,7 @@ from typing import Any
 
 from fleetune.report.tables import comparison, duration, grid, span
 from fleetune.report.words import p_equals, p_value
+from fleetune.stats.verdict import MIN_SEEDS
 
 
 def planned(found: Mapping[str, Any]) -> str:
@@ -111,9 +112,9 @@ def _verdicts(verdicts: Sequence[Mapping[str, Any]]) -> str:
             f"{v['method']} against {v['reference']}",
             f"{100 * v['difference']:+.2f}",
             span(v),
-            p_value(v["p_adjusted"]),
+            "-" if v["seeds"] < MIN_SEEDS else p_value(v["p_adjusted"]),
             "-" if v["detectable"] is None else f"{100 * v['detectable']:.1f}",
-            f"{v['probability_better']:.2f}",
+            "-" if v["seeds"] < MIN_SEEDS else f"{v['probability_better']:.2f}",
             *([str(v["failed_seeds"])] if failed else []),
             v["verdict"] + (" (optimistic)" if v["optimistic"] else ""),
         ]
@@ -133,6 +134,7 @@ def _verdicts(verdicts: Sequence[Mapping[str, Any]]) -> str:
     if not rows:
         return ""
     notes = sorted({v["how"] for v in verdicts})
+    notes += dict.fromkeys(v["reason"] for v in verdicts if v["seeds"] < MIN_SEEDS)
     table = grid(header, rows, right=(2, 4, 5, 6, *((7,) if failed else ())))
     return "\n".join([table, *(f"  {note}" for note in notes)])
 

@@ -48,11 +48,24 @@ def comparison(facts: dict[str, Any]) -> str:
     header = ["method", "metric", "test", "95% interval", "n", "seeds", "encoder", "head", "time"]
     table = grid(header, rows, right=(2, 4, 6, 7, 8))
     notes = sorted({f"{e['metric']}: {e['how']}" for e in facts["estimates"]})
+    notes += floors(facts["estimates"])
     if len(facts["trials"]) > 1:
         notes.append("time: mean of a training, as its share of its cohort's")
     if facts["study"]["optimistic"]:
         notes.insert(0, 'OPTIMISTIC: protocol "paper" chose the epoch on these same test examples')
     return "\n".join([table, *(f"  {note}" for note in (*notes, *lost))])
+
+
+def floors(estimates: Sequence[dict[str, Any]]) -> list[str]:
+    """What an accuracy is to be read against: that of the most frequent label in every row, on each set."""
+    several = len({(e["task"], e["set"]) for e in estimates}) > 1
+    found = [
+        f"accuracy{' on ' + e['task'] + ', ' + e['set'] if several else ''}: "
+        f"the most frequent label in every row has {_percent(e, 'constant_score')}"
+        for e in estimates
+        if e["metric"] == "accuracy"
+    ]
+    return list(dict.fromkeys(found))
 
 
 def lost_told(record: dict[str, Any]) -> str:

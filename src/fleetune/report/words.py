@@ -314,6 +314,14 @@ def untold(facts: Facts) -> list[str]:
         agree = f"the data agree with anything from {' to '.join(ends)} points"
         why = v["reason"] if closed and v["reason"] else agree
         found.append(f"Whether {v['name']} and {v['reference']} differ{where}: {why}.")
+    for name, e in _main_estimates(facts):
+        constant = e.get("constant_score")
+        if e["metric"] == "accuracy" and constant is not None and (e["low"] or 0.0) <= constant:
+            where = f" on {e['task']}" if len({t["task"] for t in trials}) > 1 else ""
+            found.append(
+                f"Whether {name} has learned anything{where}: the most frequent label in every row has {percent(constant)} %, "
+                f"and its interval {'holds that' if (e['high'] or 1.0) >= constant else 'lies below'}."
+            )
     if study["optimistic"]:
         found.append(
             "How good the models are on new examples: the epoch was chosen on the reported examples themselves, "

@@ -108,9 +108,10 @@ class Predictor:
         """The tokens of some texts; first, second and ValueError as of `logits`."""
         if self.pairs != (second is not None):
             wanted = " and ".join(self.record.text_columns)
-            raise ValueError(
-                f"this model reads {wanted}, so give {'two texts' if self.pairs else 'one text'} a row."
-            )
+            remedy = "one list of texts"
+            if self.pairs:
+                remedy = 'two lists of texts, all first ones and all second ones: predict(["..."], ["..."])'
+            raise ValueError(f"this model reads {wanted}; give {remedy}.")
         first = _listed("first", first)
         second = None if second is None else _listed("second", second)
         if second is not None and len(second) != len(first):
