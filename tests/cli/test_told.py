@@ -191,3 +191,17 @@ def test_a_length_without_room_for_a_word_is_told(made: Made, tmp_path: Path) ->
     )
     assert found.code == 2 and "`max_length > 4` must hold" in found.err and "got 4" in found.err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_label_that_no_test_row_has_is_told(made: Made, tmp_path: Path) -> None:
+    """Scores say nothing of it, and a single row of it is easily a slip of the pen."""
+    rows = write_csv(tmp_path / "train.csv", 40)
+    with open(rows, "a", encoding="utf-8") as file:
+        file.write("w3 w4 w5,legal\n")
+    test = write_csv(tmp_path / "test.csv", 12, seed=7)
+    words = ("--methods", "head", "--backbone", made.backbone, "--max-steps", 1)
+    told = "no test row has the label legal, so nothing will be known about it"
+    found = run_cli("train", rows, "--test-data", test, *words, "--output-dir", tmp_path / "run")
+    assert found.code == 0 and told in found.err
+    again = run_cli("train", test, "--test-data", test, *words, "--output-dir", tmp_path / "two")
+    assert again.code == 0 and "no test row has the label" not in again.err

@@ -95,13 +95,20 @@ def _dry_run(prepared: Any, device: str, as_json: bool) -> None:
 
 def _tell(prepared: Any, settings: Any, device: str) -> None:
     """What is to be known before hours are spent."""
-    from fleetune.cli.train import tell_guesses, tell_imitated, tell_lengths, tell_overlap
+    from fleetune.cli.train import (
+        tell_guesses,
+        tell_imitated,
+        tell_labels,
+        tell_lengths,
+        tell_overlap,
+    )
 
     tell_imitated(prepared.dtype, device)
     tell_guesses(prepared, settings, "data.text_columns", "data.label_column")
     tell_lengths(prepared, settings, "backbone.max_length")
     for task in prepared.tasks:
         tell_overlap(task.dataset)
+        tell_labels(task.dataset)
     if prepared.optimistic:
         say(
             "protocol paper: epochs and settings are chosen on the test rows: numbers are OPTIMISTIC"

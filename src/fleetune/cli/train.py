@@ -33,6 +33,8 @@ from fleetune.errors import SOME_TRIALS_FAILED, SettingsError
 
 # A guess is checked at a glance.
 SHOWN_CLASSES = 5
+# Labels that a note names.
+_MOST_TOLD = 5
 
 
 def register(app: typer.Typer) -> None:
@@ -221,6 +223,7 @@ def _introduce(prepared: Any, settings: Any, device: str) -> None:
     )
     tell_guesses(prepared, settings)
     tell_overlap(data)
+    tell_labels(data)
     say(f"backbone {prepared.backbone.source} in {prepared.dtype}; {len(prepared.inputs)} trials")
     tell_imitated(prepared.dtype, device)
     tell_lengths(prepared, settings)
@@ -261,6 +264,20 @@ def tell_overlap(dataset: Any) -> None:
 
     for name, found in overlaps(dataset).items():
         say(overlap_message(name, found, len(dataset.tests[name])))
+
+
+def tell_labels(dataset: Any) -> None:
+    """Which labels no test row has, so that no score knows of them."""
+    names = dataset.task.label_names
+    for name, split in dataset.tests.items():
+        if dataset.task.regression or split.labels is None:
+            continue
+        seen = set(split.labels.tolist())
+        missing = [label for k, label in enumerate(names) if k not in seen]
+        if missing:
+            more = f" and {len(missing) - _MOST_TOLD} more" if len(missing) > _MOST_TOLD else ""
+            told = f"{', '.join(missing[:_MOST_TOLD])}{more}"
+            say(f"note: no {name} row has the label {told}, so nothing will be known about it")
 
 
 def tell_imitated(dtype: str, device: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
 
@@ -57,7 +58,8 @@ class Lines:
 def told(trial: Trial) -> str:
     """Epoch, loss and metric of a trial in a few words."""
     at, of = epoch_of(trial)
-    words = f"epoch {at:.1f}/{of:g}"
+    # Never past the end, as 1.88 of 1.875 rounded up would be.
+    words = f"epoch {math.floor(10 * at + 1e-9) / 10:.1f}/{of:g}"
     loss, scores = loss_of(trial), scores_of(trial)
     if loss is not None:
         words += f" loss {loss:.4f}"
