@@ -197,11 +197,12 @@ def test_a_label_that_no_test_row_has_is_told(made: Made, tmp_path: Path) -> Non
     """Scores say nothing of it, and a single row of it is easily a slip of the pen."""
     rows = write_csv(tmp_path / "train.csv", 40)
     with open(rows, "a", encoding="utf-8") as file:
-        file.write("w3 w4 w5,legal\n")
+        file.write("w3 w4 w5,legal\nw4 w5,Good \n")
     test = write_csv(tmp_path / "test.csv", 12, seed=7)
     words = ("--methods", "head", "--backbone", made.backbone, "--max-steps", 1)
-    told = "no test row has the label legal, so nothing will be known about it"
+    told = "no test row has the label Good , legal, so nothing will be known about it"
+    alike = 'the labels "Good ", "good" differ in case or spaces alone'
     found = run_cli("train", rows, "--test-data", test, *words, "--output-dir", tmp_path / "run")
-    assert found.code == 0 and told in found.err
+    assert found.code == 0 and told in found.err and alike in found.err
     again = run_cli("train", test, "--test-data", test, *words, "--output-dir", tmp_path / "two")
     assert again.code == 0 and "no test row has the label" not in again.err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -267,8 +268,17 @@ def tell_overlap(dataset: Any) -> None:
 
 
 def tell_labels(dataset: Any) -> None:
-    """Which labels no test row has, so that no score knows of them."""
+    """Which labels no test row has, so that no score knows of them, and which may be one label written in several ways."""
     names = dataset.task.label_names
+    alike: dict[str, list[str]] = {}
+    for label in names:
+        alike.setdefault(" ".join(label.split()).casefold(), []).append(
+            json.dumps(label, ensure_ascii=False)
+        )
+    for written in [found for found in alike.values() if len(found) > 1][:_MOST_TOLD]:
+        say(
+            f"note: the labels {', '.join(written)} differ in case or spaces alone, and are taken for different ones"
+        )
     for name, split in dataset.tests.items():
         if dataset.task.regression or split.labels is None:
             continue
