@@ -88,7 +88,7 @@ def test_interval_and_p_say_the_same_about_0(only_a: int, only_b: int) -> None:
 
 
 def test_a_few_rows_do_not_feign_equivalence() -> None:
-    """With 1 % of rows that only A gets right, as many as the margin: at the bootstrap alone 14 of 100 were "equivalent"."""
+    """With 1 % of rows that only A gets right, as many as the margin."""
     said = 0
     for i in range(200):
         a = np.ones(350, bool)
