@@ -15,7 +15,7 @@ import numpy as np
 from scipy import stats
 
 from bench.simulated import METHOD_BY_EXAMPLE, NOISES, simulate
-from bench.statistics import table
+from bench.statistics import put, table
 from fleetune.records import Estimate
 from fleetune.seeds import stream
 from fleetune.stats.compare import MARGIN, compare
@@ -155,12 +155,7 @@ def main() -> None:
     args = parser.parse_args()
     began = time.perf_counter()
     text = tables(args.studies)
-    if args.write is None:
-        print(text)
-    else:
-        before, _, rest = args.write.read_text("utf-8").partition(BEGIN)
-        _, _, after = rest.partition(END)
-        args.write.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{after}", "utf-8")
+    put(text, args.write, BEGIN, END)
     print(f"{time.perf_counter() - began:.0f} s")
 
 

@@ -230,6 +230,16 @@ def tables(budget: Budget) -> str:
     )
 
 
+def put(text: str, page: Path | None, begin: str, end: str) -> None:
+    """Print a text, or write it into a page between two marks."""
+    if page is None:
+        print(text)
+        return
+    before, _, rest = page.read_text("utf-8").partition(begin)
+    _, _, after = rest.partition(end)
+    page.write_text(f"{before}{begin}\n\n{text}\n{end}{after}", "utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--studies", type=int, default=2000)
@@ -238,12 +248,7 @@ def main() -> None:
     args = parser.parse_args()
     began = time.perf_counter()
     text = tables(Budget(args.studies, args.resampled))
-    if args.write is None:
-        print(text)
-    else:
-        before, _, rest = args.write.read_text("utf-8").partition(BEGIN)
-        _, _, after = rest.partition(END)
-        args.write.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{after}", "utf-8")
+    put(text, args.write, BEGIN, END)
     print(f"{time.perf_counter() - began:.0f} s")
 
 

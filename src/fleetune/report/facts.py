@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from fleetune.data.metrics import compute
 from fleetune.errors import SettingsError
 from fleetune.records import as_json
 from fleetune.report import study_facts, trainings
@@ -222,8 +223,7 @@ def _estimate(
     labels, outputs = said
     first, failed = group.first, len(group.failed)
     estimate = as_json(metric_estimate(metric, outputs, labels, optimistic=optimistic))
-    nothing = learned_nothing(labels, outputs.shape[-1])
-    constant = metric_estimate(metric, nothing[None], labels).value
+    constant = compute((metric,), learned_nothing(labels, outputs.shape[-1]), labels)[metric]
     if failed:
         told = failed_as(failed, regression=outputs.shape[-1] == 1)
         estimate["how"] = f"{estimate['how']}; {told}"

@@ -60,8 +60,6 @@ class Stage:
         self.journal = journal
         self.folder = folder
         self.finish = finish
-        self.eval_tokens = 0
-        """Tokens that a pass without gradients may hold."""
         self.ended = ended(journal)
         self.settled: set[str] = set()
         """Parked trials whose state is on the disk as it is."""
@@ -73,14 +71,13 @@ class Stage:
         )
         held = HighWater(self.bench.engine.backbone.device)
         self._go_on(cohort, watch)
-        self.eval_tokens = cohort.max_eval_tokens
         saving.saved(cohort.active)
         with deferred() as stop:
             for event in cohort.run():
                 if isinstance(event, Advanced):
                     self._save_if_due(cohort, saving, stop)
                 else:
-                    self._follow(event)
+                    self._follow(cohort, event)
                 watch(event)
                 stop.check()
         self.journal.append("stage-done", stage=self.name, peak_bytes=held.bytes)
@@ -101,7 +98,7 @@ class Stage:
             ) from None
         for trial in placed:
             event = Started(trial)
-            self._follow(event)
+            self._follow(cohort, event)
             watch(event)
 
     def _placed(self, cohort: Cohort, snapshot: checkpoints.Snapshot) -> list[Trial]:
@@ -117,11 +114,10 @@ class Stage:
         given = self.schedule.given
         return [cohort.place(given(ident), states[ident]) for ident in note["active"]]
 
-    def _follow(self, event: Event) -> None:
+    def _follow(self, cohort: Cohort, event: Event) -> None:
         if isinstance(event, EpochDone):
             self.schedule.observe(event.trial.id, event.result)
         if isinstance(event, PassesShrunk):
-            self.eval_tokens = event.evaluation
             self.journal.append(
                 "passes-shrunk", training=event.training, evaluation=event.evaluation
             )
@@ -132,7 +128,7 @@ class Stage:
         elif isinstance(event, EpochDone):
             self._epoch(event.trial, event.result.epoch)
         elif isinstance(event, TrialDone):
-            facts = self.finish(event.trial, self.eval_tokens)
+            facts = self.finish(event.trial, cohort.max_eval_tokens)
             self._end(event.trial.id, "trial-done", **facts)
         elif isinstance(event, TrialFailed):
             self._end(event.trial.id, "trial-failed", reason=event.reason)
