@@ -294,15 +294,3 @@ def test_small_micro_batches_stay_whole(monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_batch_of_fewer_rows_than_lanes_has_a_part_a_row() -> None:
     (whole,) = parts([2], 1)
     assert [len(part.rows) for part in divide(whole, 4)] == [1, 1]
-
-
-def test_predictions_do_not_depend_on_the_lanes() -> None:
-    model = tiny_model("bert").double()
-    given = [NOISY[0], NOISY[1], trial("lora", 7, {"r": 2}, rows=13)]
-    alone, side_by_side = (engine_with(model, lanes) for lanes in (1, 3))
-    owned = [alone.start(one) for one in given]
-    rows = [one.selection for one in given]
-    expected, found = (e.predict(owned, rows, [4, 11, 1]) for e in (alone, side_by_side))
-    for a, b in zip(expected, found, strict=True):
-        assert a.shape == (11, 3)
-        np.testing.assert_array_equal(b, a)

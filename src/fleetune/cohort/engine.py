@@ -14,6 +14,7 @@ from torch import Tensor
 from fleetune.backbone.noise import Noise
 from fleetune.backbone.send import make_current, send
 from fleetune.backbone.sites import SiteMap, site_map
+from fleetune.cohort.evaluation import Batch, evaluation_passes
 from fleetune.cohort.graphs import Graphs
 from fleetune.cohort.kernels import keep_few_kernels
 from fleetune.cohort.known import Entry, Known, places
@@ -152,33 +153,24 @@ class Engine:
         batch_sizes: Sequence[int],
         entry: Entry,
     ) -> dict[int, NDArray[Any]]:
-        # By length, so that the sequences of one pass fall into few buckets.
-        orders = {
-            k: np.argsort(-rows[k].table.lengths[rows[k].rows], kind="stable") for k in members
-        }
-        batches = {
-            k: [order[at : at + batch_sizes[k]] for at in range(0, len(order), batch_sizes[k])]
-            for k, order in orders.items()
-        }
-        passes = [
-            [(k, own[i]) for k, own in batches.items() if i < len(own)]
-            for i in range(max(map(len, batches.values())))
-        ]
-
+        lengths = [rows[k].table.lengths[rows[k].rows] for k in members]
+        tokens = sum(places(own, entry) for own in lengths)
+        most = [batch_sizes[k] for k in members]
+        passes = evaluation_passes(lengths, most, tokens, self.lanes.count)
         make_current(self.backbone.device)
 
-        def run(one: list[tuple[int, NDArray[np.int64]]]) -> list[NDArray[Any]]:
-            mine = [owned[k] for k, _ in one]
-            parts = [replace(rows[k], rows=rows[k].rows[batch]) for k, batch in one]
+        def run(one: list[Batch]) -> list[NDArray[Any]]:
+            mine = [owned[members[i]] for i, _ in one]
+            parts = [_some(rows[members[i]], batch) for i, batch in one]
             with torch.inference_mode():
                 logits = self.logits_of(self.active(mine), parts, None, entry)
             return np.split(logits.cpu().numpy(), np.cumsum([len(p) for p in parts])[:-1])
 
-        found: dict[int, list[NDArray[Any]]] = {k: [] for k in members}
+        found: list[list[tuple[NDArray[np.int64], NDArray[Any]]]] = [[] for _ in members]
         for one, logits in zip(passes, self.lanes.map(run, passes), strict=True):
-            for (k, _), own in zip(one, logits, strict=True):
-                found[k].append(own)
-        return {k: _in_order(np.concatenate(found[k]), order) for k, order in orders.items()}
+            for (i, batch), own in zip(one, logits, strict=True):
+                found[i].append((batch, own))
+        return {k: _in_order(own) for k, own in zip(members, found, strict=True)}
 
 
 class _Drawer:
@@ -197,7 +189,13 @@ def _same(a: Tensor, b: Tensor) -> bool:
     return alike and torch.equal(a, b)
 
 
-def _in_order(values: NDArray[Any], order: NDArray[np.int64]) -> NDArray[Any]:
+def _some(rows: Rows, which: NDArray[np.int64]) -> Rows:
+    return replace(rows, rows=rows.rows[which])
+
+
+def _in_order(batches: Sequence[tuple[NDArray[np.int64], NDArray[Any]]]) -> NDArray[Any]:
+    """What was found of all rows, from batches of some, each with their places."""
+    order, values = (np.concatenate(each) for each in zip(*batches, strict=True))
     out = np.empty_like(values)
     out[order] = values
     return out

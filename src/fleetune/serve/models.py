@@ -23,9 +23,6 @@ from fleetune.errors import DataError, SettingsError
 from fleetune.serve.predictor import BATCH, Prediction, Predictor
 
 Key = TypeVar("Key", bound=Hashable)
-# Of a pass, where cores have each their own. Half of what a cohort asks (passes.py), since there is no gradient; with 16 and
-# more requests at once 192 answered a tenth to a fifth more of them than 384, and 96 no more (two cores, MiniLM, by hand).
-LEAST_TOKENS = 192
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -94,7 +91,7 @@ class Models:
         engine = self[asked[0].model].engine
         rows = [_every(joined([tables[i] for i in own])) for own in members.values()]
         owned = [self[name].owned for name in members]
-        logits = engine.predict(owned, rows, _batch_sizes(rows, engine.lanes.count))
+        logits = engine.predict(owned, rows, _batch_sizes([len(one) for one in rows]))
         found: dict[int, Answer | DataError] = {}
         for (name, own), mine in zip(members.items(), logits, strict=True):
             cuts = np.cumsum([len(tables[i]) for i in own])[:-1]
@@ -103,12 +100,10 @@ class Models:
         return [found[i] for i in range(len(asked))]
 
 
-def _batch_sizes(rows: Sequence[Rows], lanes: int) -> list[int]:
-    """How many texts of each model go into a pass: of all no more than `BATCH`, and a pass for each lane if they suffice."""
-    texts = sum(len(one) for one in rows)
-    tokens = sum(int(one.table.lengths.sum()) for one in rows)
-    passes = max(-(-texts // BATCH), min(lanes, tokens // LEAST_TOKENS), 1)
-    return [-(-len(one) // passes) for one in rows]
+def _batch_sizes(texts: Sequence[int]) -> list[int]:
+    """How many texts of each model go into a pass, so that those of all are no more than `BATCH`; texts: how many each has."""
+    passes = -(-sum(texts) // BATCH)
+    return [-(-own // passes) for own in texts]
 
 
 def _groups(keys: Iterable[Key]) -> dict[Key, list[int]]:
