@@ -1,6 +1,7 @@
 """One cohort in a process of its own: predicted memory, and the kernel's count of the peak. For test_memory.py.
 
-Run as `python -m tests.cohort.resident TRIALS METHODS DTYPE FAMILY [ACCUMULATION]`; prints one line of JSON, bytes.
+Run as `python -m tests.cohort.resident TRIALS METHODS DTYPE FAMILY [ACCUMULATION [BATCH [LANES [SELECTION]]]]`; prints one line
+of JSON, bytes.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from fleetune.data.tokens import TokenTable
 from fleetune.methods.table import make_method
 from fleetune.records import TrialSpec
 
-TOKENS, BATCH, SHORTEST, LONGEST, SELECTION = 4096, 16, 32, 64, 48
+TOKENS, SHORTEST, LONGEST = 4096, 32, 64
 SHAPES: dict[str, dict[str, Any]] = {
     "bert": dict(hidden_size=384, num_hidden_layers=6, num_attention_heads=12, intermediate_size=1536),
     "distilbert": dict(dim=384, n_layers=6, n_heads=12, hidden_dim=1536),
@@ -38,9 +39,11 @@ def table(rows: int) -> TokenTable:
     return TokenTable(ids, offsets.astype(np.int64), None, 0, LONGEST)
 
 
-def inputs(trials: int, methods: list[str], accumulation: int = 1) -> list[TrialInput]:
-    rows = 3 * accumulation * BATCH
-    train, selection = table(rows), table(SELECTION)
+def inputs(
+    trials: int, methods: list[str], accumulation: int = 1, batch: int = 16, judged: int = 48
+) -> list[TrialInput]:
+    rows = 3 * accumulation * batch
+    train, selection = table(rows), table(judged)
     return [
         TrialInput(
             spec=TrialSpec(id=str(k), task="random", method=methods[k % len(methods)], seed=k),
@@ -48,13 +51,13 @@ def inputs(trials: int, methods: list[str], accumulation: int = 1) -> list[Trial
             settings=training_settings(
                 {
                     "learning_rate": 1e-4,
-                    "per_device_train_batch_size": BATCH,
+                    "per_device_train_batch_size": batch,
                     "gradient_accumulation_steps": accumulation,
                     "num_train_epochs": 1,
                 }
             ),
             train=Rows(train, np.arange(rows), np.arange(rows) % 2),
-            selection=Rows(selection, np.arange(SELECTION), np.arange(SELECTION) % 2),
+            selection=Rows(selection, np.arange(judged), np.arange(judged) % 2),
             metrics=("accuracy",),
             best_metric="accuracy",
             higher_is_better=True,
@@ -73,13 +76,22 @@ def run(engine: Engine, given: list[TrialInput], tokens: int) -> None:
         pass
 
 
-def main(trials: int, methods: list[str], dtype: str, family: str, accumulation: int = 1) -> None:
-    torch.set_num_threads(1)
+def main(
+    trials: int,
+    methods: list[str],
+    dtype: str,
+    family: str,
+    accumulation: int = 1,
+    batch: int = 16,
+    lanes: int = 1,
+    judged: int = 48,
+) -> None:
+    torch.set_num_threads(lanes)
     config = AutoConfig.for_model(family, **SHAPES[family], vocab_size=30_522, num_labels=2)
     model = AutoModelForSequenceClassification.from_config(config)
     fresh = frozenset(n for n, _ in model.named_parameters() if "classifier" in n)
     engine = Engine(model, fresh, dtype=getattr(torch, dtype))
-    given = inputs(trials, methods, accumulation)
+    given = inputs(trials, methods, accumulation, batch, judged)
     predicted = needs(engine, given, measure(engine, given), trials=trials, tokens=TOKENS)
     # Kernels, caches and code that any training touches once are not the cohort's.
     run(engine, inputs(1, ["head"]), 64)

@@ -274,3 +274,11 @@ def test_prediction_holds_for_groups_at_once(trials: int, accumulation: int) -> 
     """Few trials fill a pass with several micro-batches of their groups."""
     told = predicted_and_peak(trials, "lora", "float32", "bert", accumulation)
     assert told["predicted"] == pytest.approx(told["peak"], rel=0.15), told
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trials", [1, 4])
+def test_prediction_holds_where_evaluation_needs_most(trials: int) -> None:
+    """Micro-batches of four rows, evaluation batches of 64, two lanes: an evaluation pass runs in each."""
+    told = predicted_and_peak(trials, "lora", "float32", "bert", 1, 4, 2, 256)
+    assert told["predicted"] == pytest.approx(told["peak"], rel=0.15), told

@@ -3,7 +3,7 @@
 Passes side by side must weigh the same, or one lane waits for another: rows that go side by side are neighbours in length. And
 the sequences of one pass are neighbours in length too, so that they fall into few buckets.
 
-Not covered: which trials are evaluated together (train.py), and the passes themselves (engine.py).
+Not covered: the passes themselves (engine.py), and when memory does not suffice for them (train.py).
 """
 
 from __future__ import annotations
@@ -19,6 +19,14 @@ LEAST_TOKENS = 192
 
 Batch = tuple[int, NDArray[np.int64]]
 """Of which trial, by its place, and which of its rows, by theirs."""
+
+
+def fitting(largest: Sequence[int], max_tokens: int) -> int:
+    """How many of the first trials are evaluated together: as many as have their largest batches fit one pass; at least one.
+
+    largest: tokens of each one's largest batch (`eval_tokens`).
+    """
+    return max(int(np.searchsorted(np.cumsum(largest), max_tokens, side="right")), 1)
 
 
 def evaluation_passes(

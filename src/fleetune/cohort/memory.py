@@ -28,6 +28,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fleetune.backbone.device_noise import noise_on
 from fleetune.backbone.noise import Noise, NoiseKey
 from fleetune.cohort.engine import Engine
+from fleetune.cohort.evaluation import evaluation_passes, fitting
 from fleetune.cohort.known import MOST_BYTES, Entry
 from fleetune.cohort.owned import Owned
 from fleetune.cohort.passes import (
@@ -38,7 +39,7 @@ from fleetune.cohort.passes import (
     fits_round,
     takes_ahead,
 )
-from fleetune.cohort.trial import Rows, Trial, TrialInput, eval_tokens
+from fleetune.cohort.trial import Rows, Trial, TrialInput, eval_rows, eval_tokens
 from fleetune.data.packing import Packed, pack
 from fleetune.data.tokens import TokenTable
 from fleetune.methods.base import count_parameters
@@ -93,9 +94,9 @@ class Needs:
     known: int
     """Values that never change, of every table that one of them reads above the encoder's first layer."""
     training: int
-    """The largest training pass."""
+    """The largest training passes, one in each lane."""
     evaluation: int
-    """The largest evaluation pass."""
+    """The same in evaluation."""
 
     @property
     def beyond_backbone(self) -> int:
@@ -161,11 +162,11 @@ def needs(
     """What these trials take, so many at once, in passes of so many tokens; parked: how many more keep their states."""
     states = sorted((state_bytes(given, engine) for given in inputs), reverse=True)
     batches = sorted((_batch_tokens(given) for given in inputs), reverse=True)[:trials]
-    judged = sorted((eval_tokens(given, tokens) for given in inputs), reverse=True)[:trials]
     padding = padding_share(engine, inputs)
     passes, shared_by = _passes_of(engine, inputs, batches, tokens)
-    # On a processor one pass runs in each lane.
-    running = sorted(passes, reverse=True)[: engine.lanes.count]
+    lanes = engine.lanes.count
+    running = _side_by_side(passes, lanes)
+    judged = _side_by_side(_evaluated(inputs, trials, tokens, lanes), lanes)
     # What is not alone of its trial in a round has a gradient of its own in each pass until all are added.
     gradients = shared_by * sum(states[:trials]) // COPIES if shared_by > 1 else 0
     return Needs(
@@ -173,7 +174,7 @@ def needs(
         sum(states[: trials + parked]) + gradients,
         rates.known,
         rates.training.at(round(sum(running) * padding), len(running)),
-        rates.evaluation.at(round(min(tokens, sum(judged)) * padding)) if any(judged) else 0,
+        rates.evaluation.at(round(sum(judged) * padding), len(judged)),
     )
 
 
@@ -199,6 +200,27 @@ def _passes_of(
     sizes = [n / divided for n in sizes for _ in range(divided)]
     passes = [sum(sizes[i] for i in own) for own in balanced(sizes, tokens, lanes)]
     return passes, min(count * divided, len(passes))
+
+
+def _side_by_side(passes: Sequence[float], lanes: int) -> list[float]:
+    """The tokens of the largest passes that run at once: one a lane, but one alone where there are fewer (`Lanes.map`)."""
+    count = lanes if len(passes) >= lanes else 1
+    return sorted(passes, reverse=True)[:count]
+
+
+def _evaluated(inputs: Sequence[TrialInput], trials: int, tokens: int, lanes: int) -> list[float]:
+    """The tokens of each pass of so many trials' evaluation; none where nothing is evaluated."""
+    judged = sorted(
+        (given for given in inputs if len(given.selection)),
+        key=lambda given: -eval_tokens(given, tokens),
+    )[:trials]
+    if not judged:
+        return []
+    group = judged[: fitting([eval_tokens(given, tokens) for given in judged], tokens)]
+    lengths = [given.selection.table.lengths[given.selection.rows] for given in group]
+    sizes = [eval_rows(given, tokens) for given in group]
+    passes = evaluation_passes(lengths, sizes, sum(int(own.sum()) for own in lengths), lanes)
+    return [sum(float(lengths[k][rows].sum()) for k, rows in one) for one in passes]
 
 
 def worst_batch(given: TrialInput) -> int:

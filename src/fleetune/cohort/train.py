@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fleetune.cohort.engine import Engine
+from fleetune.cohort.evaluation import fitting
 from fleetune.cohort.events import (
     Advanced,
     EpochDone,
@@ -268,15 +269,15 @@ class Cohort:
         waiting = list(judged)
         while waiting:
             began = time.perf_counter()
-            group = _first_evaluation(waiting, self.max_eval_tokens)
+            largest = [eval_tokens(trial.given, self.max_eval_tokens) for trial in waiting]
+            group = waiting[: fitting(largest, self.max_eval_tokens)]
             logits = self._try_predict(group)
             if logits is not None:
                 tokens = [self.engine.tokens(t.owned, t.given.selection) for t in group]
                 _charge(time.perf_counter() - began, list(zip(group, tokens, strict=True)))
                 found.update({t.id: own for t, own in zip(group, logits, strict=True)})
             elif len(group) > 1 or eval_rows(group[0].given, self.max_eval_tokens) > 1:
-                held = sum(eval_tokens(trial.given, self.max_eval_tokens) for trial in group)
-                self.max_eval_tokens = held // 2
+                self.max_eval_tokens = sum(largest[: len(group)]) // 2
                 continue
             else:
                 found[group[0].id] = (
@@ -341,16 +342,6 @@ def _charge(seconds: float, work: Sequence[tuple[Trial, float]]) -> None:
     total = sum(amount for _, amount in work)
     for trial, amount in work:
         trial.seconds += seconds * amount / total
-
-
-def _first_evaluation(waiting: Sequence[Trial], max_tokens: int) -> list[Trial]:
-    """The first trials whose largest evaluation batches fit one pass together; at least one."""
-    held = 0
-    for n, trial in enumerate(waiting):
-        held += eval_tokens(trial.given, max_tokens)
-        if n and held > max_tokens:
-            return list(waiting[:n])
-    return list(waiting)
 
 
 def _too_large(part: Part) -> str:
