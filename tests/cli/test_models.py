@@ -127,6 +127,44 @@ def test_files_in_and_out(made: Made, tmp_path: Path, expected: list[dict], kind
     assert [p.name for p in output.parent.iterdir()] == ["out.jsonl"]
 
 
+def test_columns_of_the_input_go_along(made: Made, tmp_path: Path) -> None:
+    rows = tmp_path / "in.csv"
+    ids = ["007", "", "=1+1", *(f"r{i}" for i in range(3, 12))]
+    cells = zip(ids, TEXTS, range(12), strict=True)
+    rows.write_text("id,text,n\n" + "".join(f"{i},{t},{n}\n" for i, t, n in cells))
+    words = ("predict", made.run / "trials/lora-s0", "--input", rows)
+    plain = json.loads(run_cli(*words, "--json").out)
+    keep = ("--keep-column", "id", "--keep-column", "text")
+
+    assert run_cli(*words, *keep, "--output", tmp_path / "out.jsonl").code == 0
+    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    beside = [{"id": i, "text": t} for i, t in zip(ids, TEXTS, strict=True)]
+    assert lines == [a | b for a, b in zip(beside, plain, strict=True)]
+    assert json.loads(run_cli(*words, *keep, "--json").out) == lines
+
+    assert run_cli(*words, *keep, "--output", tmp_path / "out.csv").code == 0
+    with (tmp_path / "out.csv").open(newline="") as file:
+        found = list(csv.DictReader(file))
+    assert list(found[0]) == ["id", "text", "label", "probability"]
+    assert [row["id"] for row in found] == ["007", "", "'=1+1", *ids[3:]]
+    assert [row["label"] for row in found] == [one["label"] for one in plain]
+    shown = run_cli(*words, "--keep-column", "n").out.splitlines()
+    assert shown[0].split() == ["n", "label", "probability", "text"]
+    assert [line.split()[0] for line in shown[2:]] == [str(n) for n in range(12)]
+
+
+def test_what_cannot_be_kept_is_refused(made: Made, tmp_path: Path) -> None:
+    rows = tmp_path / "in.jsonl"
+    rows.write_text(json.dumps({"text": "w1", "label": "good", "score": 0.5}) + "\n")
+    words = ("predict", made.run, "--input", rows, "--keep-column")
+    own, float_cell, missing = (run_cli(*words, name) for name in ("label", "score", "ident"))
+    assert own.code == 2 and "predictions have a label of their own" in own.err
+    assert float_cell.code == 4 and "line 1, column score: a float" in float_cell.err
+    assert missing.code == 4 and "name another with --keep-column" in missing.err
+    no_file = run_cli("predict", made.run, "--text", "w1", "--keep-column", "id")
+    assert no_file.code == 2 and "give --input" in no_file.err
+
+
 @contextmanager
 def largest_file(size: int) -> Generator[None]:
     """No file of this process may grow beyond so many bytes, as on a disk that is full."""

@@ -55,6 +55,14 @@ def test_odd_texts_stay_as_they_are(tmp_path: Path, extension: str) -> None:
     assert dataset.train.first == tuple(ODD)
 
 
+def test_columns_that_go_along_may_be_empty_or_be_a_text(tmp_path: Path) -> None:
+    path = tmp_path / "data.csv"
+    path.write_text("id,label,group,text\n7,a,g,one\n,b,h,two\n")
+    table = read_file(path, ["text"], "label", "group", kept=["id", "text", "group"])
+    assert table.kept == {"id": ("7", ""), "text": ("one", "two"), "group": ("g", "h")}
+    assert (table.texts, table.labels, table.groups) == ((("one", "two"),), ("a", "b"), ("g", "h"))
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(texts, texts), min_size=1), st.sampled_from([".csv", ".tsv", ".jsonl"]))
 def test_round_trip(

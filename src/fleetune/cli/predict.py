@@ -24,6 +24,8 @@ from fleetune.errors import DataError, RefusedError, SettingsError
 
 # Other formats that a table is looked for in: JSON Lines under such a name could not be opened.
 _NOT_WRITTEN = (".tsv", ".parquet", ".xlsx")
+# What is written of every prediction, in one format or another.
+_OWN = ("label", "probability", "probabilities")
 
 
 def register(app: typer.Typer) -> None:
@@ -55,6 +57,13 @@ def predict(
             help="Column of the text in --input; twice for pairs. By default as it was called in training."
         ),
     ] = None,
+    keep_column: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Column of --input to copy beside each prediction, such as an id; give it again for more. Its cells are texts, "
+            "integers or booleans, and in CSV and TSV may be empty."
+        ),
+    ] = None,
     dtype: Dtype = None,
     device: Device = "cpu",
     as_json: AsJson = False,
@@ -63,31 +72,38 @@ def predict(
 
     Example: fleetune predict runs/first --text "Not once in three years has it let me down."
     """
-    if problems := _misused(text, input_file, output_file, text_column, as_json):
+    kept = tuple(dict.fromkeys(keep_column or ()))
+    if problems := _misused(text, input_file, output_file, text_column, kept, as_json):
         raise SettingsError("predict", problems)
     if output_file is not None:
         _check_output(output_file, input_file)
     from fleetune.serve.predictor import Predictor
 
     predictor = Predictor(model, dtype=dtype, device=device)
-    first, second = _texts(predictor, text, input_file, text_column)
+    (first, second), beside = _given(predictor, text, input_file, text_column, kept)
     found = predictor.predict(first, second)
     tell_cut(predictor.truncated, "the input", predictor.record.max_length)
     if output_file is not None:
         from fleetune.durable import write_bytes
 
-        write_bytes(output_file, _file_of(found, output_file.suffix.lower()).encode())
+        write_bytes(output_file, _file_of(found, beside, output_file.suffix.lower()).encode())
         say(f"{len(found)} predictions written to {output_file}")
     elif as_json:
-        out(visible_json(json.dumps([p.as_json() for p in found], ensure_ascii=False)))
+        objects = [of_row | p.as_json() for of_row, p in zip(beside, found, strict=True)]
+        out(visible_json(json.dumps(objects, ensure_ascii=False)))
     else:
         from fleetune.report.tables import grid
 
         rows = [
-            [p.label, f"{max(p.probabilities.values()):.3f}" if p.probabilities else "", _short(t)]
-            for p, t in zip(found, first, strict=True)
+            [
+                *(_short(cell) for cell in of_row.values()),
+                p.label,
+                f"{max(p.probabilities.values()):.3f}" if p.probabilities else "",
+                _short(t),
+            ]
+            for of_row, p, t in zip(beside, found, first, strict=True)
         ]
-        out(grid(["label", "probability", "text"], rows, right=(1,)))
+        out(grid([*kept, "label", "probability", "text"], rows, right=(len(kept) + 1,)))
         if input_file is None:
             say(
                 f"next: fleetune predict {shlex.quote(str(model))} --input FILE --output labels.jsonl"
@@ -99,6 +115,7 @@ def _misused(
     input_file: Path | None,
     output_file: Path | None,
     columns: list[str] | None,
+    kept: Sequence[str],
     as_json: bool,
 ) -> list[str]:
     """Flags that exclude one another."""
@@ -107,6 +124,13 @@ def _misused(
         problems.append("give --text or --input, and not both")
     if columns and input_file is None:
         problems.append("--text-column names a column of --input; leave it out, or give --input")
+    if kept and input_file is None:
+        problems.append("--keep-column names a column of --input; leave it out, or give --input")
+    problems += [
+        f'--keep-column "{name}": predictions have a {name} of their own; call the column otherwise in --input'
+        for name in kept
+        if name in _OWN
+    ]
     if as_json and output_file:
         problems.append("--json prints and --output writes; give one of them")
     return problems
@@ -133,30 +157,46 @@ def _check_output(output: Path, source: Path | None) -> None:
     check_place(output)
 
 
-def _file_of(found: Sequence[Any], ending: str) -> str:
-    """The content of the output file. In CSV a label that a spreadsheet would run gets an apostrophe (trial_tables.py)."""
+def _file_of(found: Sequence[Any], beside: Sequence[dict[str, str]], ending: str) -> str:
+    """The content of the output file; beside: what goes in front of each prediction.
+
+    In CSV a cell that a spreadsheet would run gets an apostrophe (trial_tables.py).
+    """
+    rows = list(zip(beside, found, strict=True))
     if ending != ".csv":
-        return "".join(f"{json.dumps(p.as_json(), ensure_ascii=False)}\n" for p in found)
+        objects = (of_row | p.as_json() for of_row, p in rows)
+        return "".join(f"{json.dumps(one, ensure_ascii=False)}\n" for one in objects)
     from fleetune.report.trial_tables import as_csv
 
-    rows = [
-        {"label": p.label, "probability": max(p.probabilities.values(), default=None)}
-        for p in found
+    cells = [
+        {**of_row, "label": p.label, "probability": max(p.probabilities.values(), default=None)}
+        for of_row, p in rows
     ]
-    return f"{as_csv(rows)}\n" if rows else "label,probability\n"
+    return f"{as_csv(cells)}\n" if cells else "label,probability\n"
 
 
-def _texts(
-    predictor: Any, text: Sequence[str] | None, file: Path | None, columns: Sequence[str] | None
+def _given(
+    predictor: Any, text: Sequence[str] | None, file: Path | None, columns: Sequence[str] | None,
+    kept: Sequence[str],
+) -> tuple[tuple[Sequence[str], Sequence[str] | None], list[dict[str, str]]]:  # fmt: skip
+    """The texts, first and second ones, and of each row the cells that go along."""
+    if file is None:
+        texts = _typed(predictor, text)
+        return texts, [{} for _ in texts[0]]
+    from fleetune.data.sources import read_file
+    from fleetune.serve.predictor import check_columns
+
+    names = columns or predictor.record.text_columns
+    check_columns(names, predictor.record)
+    rows = read_file(file, names, None, kept=kept)
+    beside = [{name: cells[i] for name, cells in rows.kept.items()} for i in range(len(rows))]
+    return (rows.texts[0], rows.texts[1] if len(rows.texts) == 2 else None), beside
+
+
+def _typed(
+    predictor: Any, text: Sequence[str] | None
 ) -> tuple[Sequence[str], Sequence[str] | None]:
-    pairs, names = predictor.pairs, predictor.record.text_columns
-    if file is not None:
-        from fleetune.data.sources import read_file
-        from fleetune.serve.predictor import check_columns
-
-        check_columns(columns or names, predictor.record)
-        rows = read_file(file, columns or names, None)
-        return rows.texts[0], rows.texts[1] if len(rows.texts) == 2 else None
+    """Texts of the command line, else of stdin."""
     from fleetune.data.formats import text_problem
 
     texts = list(text) if text else _stdin()
@@ -168,7 +208,8 @@ def _texts(
     ]
     if problems:
         raise DataError(where, problems)
-    if not pairs:
+    names = predictor.record.text_columns
+    if not predictor.pairs:
         return texts, None
     if len(texts) % 2:
         count = f"{len(texts)} {unit}{'s' * (len(texts) != 1)}"

@@ -53,6 +53,8 @@ class RawTable:
     label_column: str | None
     labels: tuple[str, ...] | None
     groups: tuple[str, ...] | None
+    kept: dict[str, tuple[str, ...]]
+    """Columns that only go along, by name; cells may be empty."""
     lines: np.ndarray
     """int64 [n]: the line where each row starts, from 1 (Parquet: the row's number)."""
     unit: str
@@ -83,15 +85,18 @@ def read_file(
     text_columns: Sequence[str] | None,
     label_column: str | None,
     groups_column: str | None = None,
+    kept: Sequence[str] = (),
 ) -> RawTable:
     """Read a file; without text_columns by their names, without label_column without labels.
+
+    kept: columns that only go along; those of texts may be among them.
 
     Raises DataError with all that is wrong, and SettingsError where the columns asked for make no
     sense.
     """
     form, header = _opened(path)
     texts = tuple(text_columns) if text_columns else only_text(path, header)
-    return _read(path, form, header, texts, label_column, groups_column)
+    return _read(path, form, header, texts, label_column, groups_column, kept=kept)
 
 
 def dataset_from_files(
@@ -150,32 +155,44 @@ def _read(
     group: str | None,
     *,
     missing: str | None = None,
+    kept: Sequence[str] = (),
 ) -> RawTable:
     """missing: what is said of a column that is not there, instead of how to name another."""
     names = (*texts, *(name for name in (label, group) if name is not None))
     _check_request(path, texts, names)
+    along = tuple(dict.fromkeys(name for name in kept if name not in names))
     remedies = {name: missing or _ANOTHER_TEXT for name in texts}
     remedies |= {name: missing or _ANOTHER_LABEL for name in (label,) if name is not None}
     remedies |= {name: "name another with --groups-column" for name in (group,) if name is not None}
-    check_wanted(path, header, names, remedies)
-    lines, columns = _cells(path, form, names, frozenset(names[len(texts) :]))
+    remedies |= {name: "name another with --keep-column" for name in along}
+    check_wanted(path, header, (*names, *along), remedies)
+    lines, columns = _cells(path, form, names, along, frozenset((*names, *along)) - set(texts))
     return RawTable(
         path=path,
         text_columns=texts,
-        texts=tuple(tuple(column) for column in columns[: len(texts)]),
+        texts=tuple(columns[name] for name in texts),
         label_column=label,
-        labels=None if label is None else tuple(columns[len(texts)]),
-        groups=None if group is None else tuple(columns[-1]),
+        labels=None if label is None else columns[label],
+        groups=None if group is None else columns[group],
+        kept={name: columns[name] for name in kept},
         lines=np.array(lines, dtype=np.int64),
         unit=form.unit,
     )
 
 
 def _cells(
-    path: Path, form: Format, names: tuple[str, ...], scalars: frozenset[str]
-) -> tuple[list[int], list[list[str]]]:
-    """Line of each row, and the cells of each named column; DataError with all that is wrong."""
+    path: Path,
+    form: Format,
+    needed: tuple[str, ...],
+    along: tuple[str, ...],
+    scalars: frozenset[str],
+) -> tuple[list[int], dict[str, tuple[str, ...]]]:
+    """Line of each row, and the cells of each column; DataError with all that is wrong.
+
+    along: columns whose cells may be empty.
+    """
     problems: list[str] = []
+    names = (*needed, *along)
     columns: list[list[str]] = [[] for _ in names]
     lines: list[int] = []
     # A label is one string object however many rows have it.
@@ -183,7 +200,7 @@ def _cells(
     for line, cells in form.rows(path, names, scalars, problems):
         lines.append(line)
         for name, cell, column in zip(names, cells, columns, strict=True):
-            if not cell or cell.isspace():
+            if (not cell or cell.isspace()) and name not in along:
                 what = "a value" if name in scalars else "a text"
                 problem = f"empty; every row needs {what} here, or must be left out"
                 problems.append(f"{form.unit} {line}, column {name}: {problem}")
@@ -194,7 +211,7 @@ def _cells(
         problems.append("there are no rows, only the columns; add rows")
     if problems:
         raise DataError(str(path), problems)
-    return lines, columns
+    return lines, {name: tuple(column) for name, column in zip(names, columns, strict=True)}
 
 
 def _check_request(path: Path, texts: tuple[str, ...], names: tuple[str, ...]) -> None:
