@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from fleetune.report.facts import run_facts, winner
-from fleetune.report.model_facts import train_of
+from fleetune.report.model_facts import seen_by
 from fleetune.serve.predictor import Predictor
 from fleetune.study.prepare import DataSettings
 from tests import runs
@@ -363,13 +363,34 @@ def test_the_rows_of_a_run_are_found_from_any_folder(
     assert found.code == 0, found.err
     (trial,) = (tmp_path / "work/runs/first/trials").iterdir()
     monkeypatch.chdir(tmp_path / "else")
-    train = train_of(trial, "train")
-    assert train is not None and len(train) == 54
+    seen = seen_by(trial, "train")
+    assert seen is not None and len(seen.train) == 54 and not seen.chose
     shutil.copy(made.folder / "test.csv", "train.csv")
-    again = train_of(trial, "train")
-    assert again is not None and again.first == train.first
+    again = seen_by(trial, "train")
+    assert again is not None and again.train.first == seen.train.first
     shutil.copy(made.folder / "test.csv", tmp_path / "work/train.csv")
-    assert train_of(trial, "train") is None
+    assert seen_by(trial, "train") is None
+    told = run_cli("evaluate", trial, "--data", made.folder / "test.csv", "--json")
+    assert "are not at hand" in told.err and json.loads(told.out)["sets"][0]["in_train"] is None
+
+
+def test_rows_that_chose_the_epoch_are_optimistic_in_evaluate_too(
+    made: Made, tmp_path: Path
+) -> None:
+    found = run_cli(
+        *("train", made.folder / "train.csv", "--test-data", made.folder / "test.csv"),
+        *("--backbone", made.backbone, "--method", "head", "--max-steps", 1, "--protocol", "paper"),
+        *("--dtype", "float32", "--output-dir", tmp_path / "run"),
+    )
+    assert found.code == 0, found.err
+    chose, fresh = made.folder / "test.csv", tmp_path / "fresh.csv"
+    fresh.write_text("text,label\nw1 w2 w3 w4 w5 w6 w7,good\nw7 w6 w5 w4 w3 w2 w1,bad\n")
+    for rows, stamped in ((chose, True), (fresh, False)):
+        told = run_cli("evaluate", tmp_path / "run", "--data", rows, "--json")
+        metrics = json.loads(told.out)["sets"][0]["metrics"].values()
+        assert {m["optimistic"] for m in metrics} == {stamped}
+        assert ("chose this model's epoch" in told.err) == stamped
+        assert ("accuracy (optimistic)" in run_cli("evaluate", tmp_path / "run", "--data", rows).out) == stamped  # fmt: skip
 
 
 def test_evaluate_on_a_task(made: Made, tmp_path: Path) -> None:

@@ -250,6 +250,20 @@ def test_the_winner_never_looks_at_on_test(facts: dict[str, Any], test: float | 
     assert found is not None and found["id"] == expected["id"]
 
 
+def test_failing_never_makes_a_method_the_winner(facts: dict[str, Any]) -> None:
+    """Correlations go below 0: a failed trial counts as -1 there, not as better than what was learned."""
+    other = copy.deepcopy(facts)
+    for trial in other["trials"]:
+        trial["training"] = {**trial["training"], "metric_for_best_model": "pearson"}
+        for e in trial["epochs"]:
+            e["selection"]["pearson"] = -0.4 if trial["method"] == "head" else -0.2
+    head = next(t for t in other["trials"] if t["method"] == "head")
+    for seed in range(3):
+        other["trials"].append({**head, "id": f"head-s{90 + seed}", "seed": 90 + seed, "status": "failed"})  # fmt: skip
+    best = winner(other)
+    assert best is not None and best["method"] == "lora"
+
+
 def test_a_loss_is_better_when_lower(facts: dict[str, Any]) -> None:
     other = copy.deepcopy(facts)
     for trial in other["trials"]:

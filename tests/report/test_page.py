@@ -210,6 +210,9 @@ def test_two_seeds_are_never_more_than_cannot_tell(write: Write) -> None:
     for v in page.facts["verdicts"]:
         assert f"{v['method']} cannot be told from {v['reference']}" in text
     assert "an estimate here rests on 2 seeds, and 5 are the least for a verdict" in text
+    assert "adjusted p" not in text[: text.index("Methods compared")]
+    rows = page.read.table("Each method against").rows[1:]
+    assert rows and all(row[5:9] == ["-"] * 4 for row in rows), "no p, nothing detectable, no share"
 
 
 def test_cannot_tell_is_said_with_what_could_not_be_seen(write: Write) -> None:

@@ -275,6 +275,16 @@ def test_six_wins_of_six_are_the_least_that_counts() -> None:
         across_tasks({"low": low[:5], "high": high[:5]})
 
 
+def test_ties_do_not_turn_wins_into_a_loss() -> None:
+    """The test drops tasks without a difference; where they are most, the middle of all pairs of tasks is 0."""
+    wins = [0.01, 0.02, 0.03, 0.04, 0.05, 0.06]
+    for ties in (0, 14, 15, 30):
+        (found,) = across_tasks({"a": [0.0] * (6 + ties), "b": wins + [0.0] * ties})
+        assert (found.verdict, found.wins, found.losses, found.ties) == ("better", 6, 0, ties)
+        (other,) = across_tasks({"a": wins + [0.0] * ties, "b": [0.0] * (6 + ties)})
+        assert other.verdict == "worse"
+
+
 @pytest.mark.parametrize(
     ("scores", "reference", "words"),
     [

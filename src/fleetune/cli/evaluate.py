@@ -54,7 +54,8 @@ def evaluate(
 
     Example: fleetune evaluate runs/first --task demo-sentiment
     """
-    from fleetune.data.overlap import overlap_message
+    from fleetune.data.overlap import overlap_message, overlaps_with
+    from fleetune.report.model_facts import seen_by
     from fleetune.serve.evaluation import evaluate_rows
     from fleetune.serve.predictor import Predictor
 
@@ -64,23 +65,39 @@ def evaluate(
         raise SettingsError("evaluate", problems)
     predictor = Predictor(model, dtype=dtype, device=device)
     sets = _sets(predictor, task, data_dir, data, text_column, label_column)
-    seen = None if data is None else _seen_in_training(predictor, dict(sets))
-    found = [evaluate_rows(predictor, name, split) for name, split in sets]
-    for one in found:
-        overlap = (seen or {}).get(one["set"])
-        one["in_train"] = None if seen is None else overlap.rows if overlap else 0
-        if overlap:
-            say(f"note: {overlap_message(one['set'], overlap, one['n'])}")
-        tell_cut(one["truncated"], one["set"], predictor.record.max_length)
+    seen = seen_by(predictor.folder, predictor.record.task)
+    found: list[dict[str, Any]] = []
+    for name, split in sets:
+        chose = seen is not None and any(
+            overlaps_with(rows, {name: split}) for rows in seen.chose.values()
+        )
+        one = evaluate_rows(predictor, name, split, optimistic=chose)
+        one["in_train"] = None
+        if data is not None and seen is not None:
+            overlap = overlaps_with(seen.train, {name: split}).get(name)
+            one["in_train"] = overlap.rows if overlap else 0
+            if overlap:
+                say(f"note: {overlap_message(name, overlap, one['n'])}")
+        elif data is not None:
+            say(
+                f"note: the rows that this model was trained on are not at hand, so whether those of {name} are among them "
+                "was not looked at"
+            )
+        if chose:
+            say(
+                f"note: rows of {name} chose this model's epoch, so its scores on them are OPTIMISTIC"
+            )
+        tell_cut(one["truncated"], name, predictor.record.max_length)
+        found.append(one)
     if as_json:
         dump({"model": str(predictor.folder), "task": task or str(data), "sets": found})
         return
-    from fleetune.report.tables import grid, span, texts_given
+    from fleetune.report.tables import OPTIMISTIC, grid, span, texts_given
 
     rows = [
         [
             e["set"],
-            m,
+            m + (f" ({OPTIMISTIC})" if v["optimistic"] else ""),
             f"{100 * v['value']:.2f}",
             span(v),
             str(v["n"]),
@@ -103,15 +120,6 @@ def _misplaced(
         given = {"--text-column": text, "--label-column": label}
         told = f"is for --data, and the columns of task {task} are known"
     return [f"{flag} {told}; leave it out" for flag, value in given.items() if value]
-
-
-def _seen_in_training(predictor: Any, sets: dict[str, Any]) -> dict[str, Any] | None:
-    """The rows of own files that the model was trained or chosen on; None where the data of its run are not at hand."""
-    from fleetune.data.overlap import overlaps_with
-    from fleetune.report.model_facts import train_of
-
-    train = train_of(predictor.folder, predictor.record.task)
-    return None if train is None else overlaps_with(train, sets)
 
 
 def _sets(

@@ -93,6 +93,11 @@ def metrics_of(regression: bool) -> tuple[str, ...]:
     return tuple(_OF_TARGETS if regression else _OF_CLASSES)
 
 
+def worst(name: str) -> float:
+    """The lowest value that a metric can have."""
+    return -1.0 if name in ("matthews_correlation", *_OF_TARGETS) else 0.0
+
+
 def compute(names: Sequence[str], logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """The named metrics. ValueError for an unknown name, no rows, or shapes that do not fit."""
     if logits.ndim != 2 or labels.shape != logits.shape[:1]:

@@ -104,7 +104,7 @@ def differences(verdicts: Sequence[Facts], name: str) -> Drawn:
     shown = [v for v in verdicts if _finite(v["difference"])]
     shown = shown[:_MOST_ROWS]
     if not shown:
-        return Absent(title, "this run computed no verdicts; a study does, with five seeds or more")
+        return Absent(title, "no verdicts: they take a reference and others of five seeds")
     kinds = {(v["set"], v["metric"]) for v in shown}
 
     def row(v: Facts) -> str:
@@ -272,7 +272,8 @@ _COSTS = {
 def cost(task: Facts, what: str, name: str) -> Drawn:
     """Score against `parameters`, `time` or `memory`, with the frontier: where nothing cheaper is as good."""
     title, (unit, missing) = f"Score against {what}", _COSTS[what]
-    groups = [g for g in task["groups"] if _cost(g, what)]
+    # A method that never ended well stands for a constant answer, and no score of its own.
+    groups = [g for g in task["groups"] if _cost(g, what) and g["estimate"]["trials"]]
     if len(task["groups"]) < 2:
         return Absent(title, "it takes two methods or settings that have ended")
     if len({_cost(g, what) for g in groups}) < 2:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from fleetune.data.metrics import compute
+from fleetune.data.metrics import compute, worst
 from fleetune.errors import SettingsError
 from fleetune.records import as_json
 from fleetune.report import study_facts, trainings
@@ -89,7 +89,7 @@ def winner(facts: dict[str, Any]) -> dict[str, Any] | None:
     """The trial to use: of the method with the best mean selection score, its best one. Test scores are not looked at.
 
     A failed trial has no selection score, and what its selection rows would give to a constant answer is not kept: in the mean of
-    its method it counts as the worst there is, 0, or where a loss selects an infinite one.
+    its method it counts as the worst there is (`data.metrics.worst`), or where a loss selects an infinite one.
     """
     groups = [g for g in trainings.groups(facts["trials"]) if g.done]
     if not groups:
@@ -106,8 +106,9 @@ def winner(facts: dict[str, Any]) -> dict[str, Any] | None:
 
 def _standing(group: Group, scores: list[float]) -> tuple[float, float]:
     """What methods are ranked by; where losses are infinite, those of the trials that ended."""
-    worst = 0.0 if group.first["training"]["greater_is_better"] else -math.inf
-    return float(np.mean([*scores, *(worst for _ in group.failed)])), float(np.mean(scores))
+    training = group.first["training"]
+    least = worst(training["metric_for_best_model"]) if training["greater_is_better"] else -math.inf
+    return float(np.mean([*scores, *(least for _ in group.failed)])), float(np.mean(scores))
 
 
 def _selection_score(facts: dict[str, Any], trial: dict[str, Any]) -> float:

@@ -7,7 +7,7 @@ Texts are read again from the data where that asks no network, and only if its c
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -230,7 +230,16 @@ def _read(given: Mapping[str, Any]) -> Dataset | None:
         return None
 
 
-def train_of(model: Path, task: str) -> Split | None:
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """The rows that a model was made with."""
+
+    train: Split
+    chose: Mapping[str, Split]
+    """Test sets that chose its epoch (protocol "paper"), by name."""
+
+
+def seen_by(model: Path, task: str) -> Seen | None:
     """The rows that a run trained and selected on, where they are at hand; None for a model that lies in no run.
 
     model: a trial's folder.
@@ -243,7 +252,9 @@ def train_of(model: Path, task: str) -> Split | None:
     except FleetuneError:
         return None
     dataset = rows_at_hand(run, *source)
-    return None if dataset is None else dataset.train
+    if dataset is None:
+        return None
+    return Seen(dataset.train, dataset.tests if source[0].get("protocol") == "paper" else {})
 
 
 def source_of(facts: dict[str, Any], task: str) -> tuple[dict[str, Any], str]:

@@ -165,9 +165,12 @@ def verdict_records(facts: Facts) -> list[Facts]:
         "failed_seeds",
     )
     more = ("probability_better", "reason", "how", "comparisons")
+    # What below five seeds is no test and no share to go by, here as on the terminal.
+    tested = ("p_value", "p_adjusted", "probability_better")
     return [
         {
             **{key: v.get(key) for key in (*optional, *more)},
+            **(dict.fromkeys(tested) if (v.get("seeds") or LEAST_SEEDS) < LEAST_SEEDS else {}),
             "name": _name(v["method"], names),
             "reference": _name(v["reference"], names),
             **{key: v[key] for key in ("verdict", "difference", "low", "high")},
@@ -249,7 +252,7 @@ def _sentence(v: Facts, several: bool) -> str:
         text += f". Below {LEAST_SEEDS} seeds no verdict is given"
     elif v["verdict"] == "cannot tell" and v["detectable"] is not None:
         seen = f"{percent(v['detectable'])} points"
-        text += f". A run like this finds a difference of {seen} four times out of five, of two thirds of that every other time"
+        text += f". A run like this finds a difference of {seen} four times out of five, and a smaller one less often"
     return f"{text}."
 
 
@@ -308,8 +311,8 @@ def untold(facts: Facts) -> list[str]:
     open_ = [v for v in main_verdicts(facts) if v["verdict"] == "cannot tell"]
     for v in open_[:_MOST_ANSWERS]:
         where = f" on {v['task']}" if len({w["task"] for w in open_}) > 1 else ""
-        # Of too few seeds an interval may leave out 0, and says no more for it.
-        closed = v["low"] is None or (v["seeds"] or 0) < LEAST_SEEDS
+        # Of too few seeds an interval may leave out 0, and says no more for it; nor does one of rows that all say the same.
+        closed = v["low"] is None or v["detectable"] is None
         ends = [points(v[key]) for key in ("low", "high") if v[key] is not None]
         agree = f"the data agree with anything from {' to '.join(ends)} points"
         why = v["reason"] if closed and v["reason"] else agree
@@ -333,6 +336,7 @@ def untold(facts: Facts) -> list[str]:
             f"How much of a difference is luck of the seed: an estimate here rests on {plural(seeds, 'seed')}, "
             f"and {LEAST_SEEDS} are the least for a verdict."
         )
+    found += _never_confirmed(facts)
     if failed := [t for t in trials if t["status"] == "failed"]:
         found.append(
             f"What the failed trials would have scored: {len(failed)} of {len(trials)} failed; an estimate counts a "
@@ -347,6 +351,18 @@ def untold(facts: Facts) -> list[str]:
         "of the same kind."
     )
     return found
+
+
+def _never_confirmed(facts: Facts) -> list[str]:
+    """The methods whose search left nothing to confirm: they are in no table of scores and in no verdict."""
+    arms = [arm for arm in facts["arms"] if arm["chosen"] is None]
+    reference = facts["study"].get("confirm", {}).get("reference")
+    several = len({arm["task"] for arm in facts["arms"]}) > 1
+    return [
+        f"How good {arm['arm']} is{' on ' + arm['task'] if several else ''}: its search left no trial to choose, so it was not "
+        f"confirmed and is in no verdict{'; it is the reference, so nothing is compared' if arm['arm'] == reference else ''}."
+        for arm in arms
+    ]
 
 
 def scope(facts: Facts, tasks: Sequence[Facts]) -> str:

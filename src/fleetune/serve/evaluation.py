@@ -18,13 +18,18 @@ from fleetune.serve.predictor import Predictor, check_columns
 from fleetune.stats.intervals import metric_estimate
 
 
-def evaluate_rows(predictor: Predictor, name: str, split: Split) -> dict[str, Any]:
-    """Every metric of the model's task as an estimate, about this one file and not about its method."""
+def evaluate_rows(
+    predictor: Predictor, name: str, split: Split, *, optimistic: bool = False
+) -> dict[str, Any]:
+    """Every metric of the model's task as an estimate, about this one file and not about its method.
+
+    optimistic: whether some of these rows chose the model's epoch.
+    """
     labels = split.labels
     assert labels is not None
     logits = predictor.logits(split.first, split.second)
     found = {
-        metric: as_json(metric_estimate(metric, logits[None], labels))
+        metric: as_json(metric_estimate(metric, logits[None], labels, optimistic=optimistic))
         for metric in predictor.record.metrics
     }
     return {"set": name, "n": len(split), "truncated": predictor.truncated, "metrics": found}

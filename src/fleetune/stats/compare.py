@@ -31,6 +31,7 @@ from fleetune.stats.verdict import MIN_SEEDS, Verdict, decide, in_words
 MARGIN = 0.01
 LEVEL = 0.95
 NO_VARIATION = "nothing varies, no interval and no test"
+ALL_AGREE = "exact bound over examples only, since all trainings agree on every one"
 # Pseudo-values are differences of numbers n times as large as themselves, n up to a few ten thousand.
 _ROUNDING = 1e-9
 
@@ -59,7 +60,7 @@ class Comparison:
     bootstrap_agrees: bool
     """Whether both intervals say the same about 0; True where there are none."""
     equivalence_p: float
-    """Of the difference being at least `margin`, either way (two one-sided tests)."""
+    """Of the difference being at least `margin`, either way (two one-sided tests); 1 where nothing varies."""
     margin: float
     level: float
     value_a: float
@@ -127,10 +128,8 @@ def compare(
     found = contrast((a, b), (-1.0, 1.0))
     difference = float(found.value)
     if nothing_varies((a, b), (-1.0, 1.0)):
-        test = _without_variation(difference, a.shape[1], margin, level, binary=binary)
-        method = (
-            f"{100 * level:g}% exact bound for examples that all agree" if binary else NO_VARIATION
-        )
+        test = _without_variation(difference, a.shape[1], level, binary=binary)
+        method = f"{100 * level:g}% {ALL_AGREE}" if binary else NO_VARIATION
     else:
         test = t_test(difference, float(found.variance), float(found.freedom), margin, level)
         if of_two_values((a, b)):
@@ -191,7 +190,7 @@ def cautious(
     For scores of classes: groups [S_g, n] of right and wrong answers, or of what each adds to a score; weights: of the contrast,
     summing to 0. Where hardly an example tells the groups apart, the estimated variance is nearly 0, and a t test is sure of any
     margin. So two examples are added that differ as much as any can, one either way (after Agresti and Min 2005, who add to
-    every cell of the table of pairs), and p is never below that of n examples that all agree (`_without_variation`).
+    every cell of the table of pairs), and p is never below (1 - margin)^n, that of n examples that all agree.
     """
     if test.low is None:
         return test
@@ -239,6 +238,11 @@ def interval_at(found: Comparison, level: float) -> tuple[float, float] | None:
     return found.difference - half, found.difference + half
 
 
+def has_variation(low: float | None, error: float, difference: float) -> bool:
+    """Whether there was any to go by: an interval, and more behind it than rows that all say the same."""
+    return low is not None and (error > 0.0 or difference != 0.0)
+
+
 def detectable(error: float, freedom: float, seeds: int, alpha: float) -> float | None:
     """What a test at `alpha` would find; None of too few seeds (the smaller side's) for a verdict, and without error."""
     if error == 0.0 or seeds < MIN_SEEDS:
@@ -269,7 +273,7 @@ def assemble(
         alpha=1 - level,
         seeds=min(seeds),
         margin=margin,
-        varies=test.low is not None,
+        varies=has_variation(test.low, test.standard_error, difference),
     )
     check = (None, None) if test.low is None else bootstrap
     return Comparison(
@@ -323,21 +327,19 @@ def nothing_varies(groups: Sequence[Floats], weights: Sequence[float]) -> bool:
     return bool(np.ptp(gap) <= least and all((np.ptp(g, axis=0) <= least).all() for g in groups))
 
 
-def _without_variation(
-    difference: float, n: int, margin: float, level: float, *, binary: bool
-) -> Outcome:
-    """The exact statement where every example showed the same difference.
+def _without_variation(difference: float, n: int, level: float, *, binary: bool) -> Outcome:
+    """The exact statement where every example showed the same difference, in every training.
 
     Of right and wrong: a share q of other examples that do differ goes unseen in n with probability (1 - q)^n ("rule of
-    three"; Hanley and Lippman-Hand 1983), which bounds how far the mean may lie from what was seen. Of other scores nothing
-    can be said.
+    three"; Hanley and Lippman-Hand 1983), which bounds how far the mean may lie from what was seen. It knows nothing of
+    trainings that would differ: a few that all gave one constant answer are no sign that the next one will, so nothing is
+    equivalent. Of other scores nothing can be said.
     """
     if not binary:
         return untested(float(n - 1))
     p_value = 1.0 if difference == 0 else min(1.0, 2 * 0.5**n)
-    equivalence_p = max(0.0, 1 - margin) ** n if difference == 0 else 1.0
     low, high = _exact(difference, n, level)
-    return Outcome(low, high, p_value, equivalence_p, 0.0, float(n - 1))
+    return Outcome(low, high, p_value, 1.0, 0.0, float(n - 1))
 
 
 def _exact(difference: float, n: int, level: float) -> tuple[float, float]:

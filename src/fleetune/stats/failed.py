@@ -5,8 +5,8 @@ Notation: n judged rows, C classes; outputs [S, n, C], of a regression [S, n, 1]
 A training that diverged has no predictions. Left out, it would make its method look better the more often it fails, and the
 comparison would be of the trainings that happened to survive. Counted as the constant answer it earns what a training earns that
 learned nothing: the share of the most frequent class, and 0 by Matthews' coefficient and the correlations, which no constant has.
-Misleads: a constant answer is a convention and no measurement; what the training would have scored with another seed or a lower
-learning rate is not known.
+Misleads: where trained methods score below the constant answer, failing is favoured. The constant is a convention and no
+measurement; what the training would have scored with another seed or a lower learning rate is not known.
 """
 
 from __future__ import annotations

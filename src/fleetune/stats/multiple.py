@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from fleetune.stats.compare import Comparison, detectable, interval_at
+from fleetune.stats.compare import Comparison, detectable, has_variation, interval_at
 from fleetune.stats.verdict import Verdict, decide
 
 ALPHA = 0.05
@@ -133,7 +133,7 @@ def holm_family(comparisons: Mapping[str, Comparison], *, family: str) -> Family
             alpha=alpha,
             seeds=seeds,
             margin=c.margin,
-            varies=c.low is not None,
+            varies=has_variation(c.low, c.standard_error, c.difference),
         )
         low, high = _simultaneous(c, p, alpha, m, found=verdict in ("better", "worse"))
         seen = detectable(c.standard_error, c.degrees_of_freedom, seeds, alpha / m)
@@ -223,8 +223,8 @@ def across_tasks(
         wins, losses = int((gap > 0).sum()), int((gap < 0).sum())
         verdict: Verdict = "cannot tell"
         if p_holm < alpha:
-            # The signed-rank test speaks of the middle of all pairwise averages, not of the plain median.
-            verdict = "better" if _pseudo_median(gap) > 0 else "worse"
+            # By the test's own statistic: the plain median may be 0, or of the other sign.
+            verdict = "better" if _rank_sum(gap) > 0 else "worse"
         how = f"exact Wilcoxon signed-rank over {tasks} tasks, Holm over {len(pairs)} pairs"
         median = float(np.median(gap))
         found.append(
@@ -235,9 +235,10 @@ def across_tasks(
     return tuple(found)
 
 
-def _pseudo_median(gap: np.ndarray) -> float:
-    """Hodges and Lehmann's estimate: the median of the averages of all pairs."""
-    return float(np.median([(x + y) / 2 for i, x in enumerate(gap) for y in gap[i:]]))
+def _rank_sum(gap: np.ndarray) -> float:
+    """The ranks of the differences that are not 0, each with its sign."""
+    d = gap[gap != 0]
+    return float(np.sign(d) @ stats.rankdata(np.abs(d)))
 
 
 def replicability(p_values: Mapping[str, float], *, alpha: float = ALPHA) -> Replicability:
