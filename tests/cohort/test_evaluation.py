@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from fleetune.cohort import evaluation
 from fleetune.cohort.engine import Engine
 from fleetune.cohort.evaluation import evaluation_passes
+from fleetune.seeds import stream
 from tests.cohort.test_isolation import HEAD, trial
 from tests.tiny import tiny_model
 
@@ -91,3 +92,44 @@ def test_predictions_do_not_depend_on_passes_or_lanes(
         for expected, found in zip(one_by_one, predictions(lanes, sizes), strict=True):
             assert expected.shape == (11, 3)
             np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(("family", "method"), [("deberta-v2", "lora"), ("mpnet", "full")])
+def test_who_cannot_share_a_pass_is_predicted_alone(family: str, method: str) -> None:
+    """Beside one another a table of relative positions would be taken for rows of the trials."""
+    engine = Engine(tiny_model(family).double(), HEAD, dtype=torch.float64)
+    inputs = [trial(method, seed, rows=13) for seed in (0, 1)]
+    owned = [engine.start(one) for one in inputs]
+    with torch.no_grad():
+        for k, own in enumerate(owned):
+            for flat in own.flats:
+                flat += 0.1 * torch.from_numpy(stream(k, "apart").normal(size=len(flat)))
+    rows = [one.selection for one in inputs]
+    together = engine.predict(owned, rows, [64, 64])
+    for own, one, found in zip(owned, rows, together, strict=True):
+        (alone,) = engine.predict([own], [one], [64])
+        np.testing.assert_allclose(found, alone, rtol=1e-12, atol=1e-12)
+
+
+def test_smaller_batches_are_tried_where_memory_does_not_suffice(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine = Engine(tiny_model("bert").double(), HEAD, dtype=torch.float64)
+    given = trial("lora", 0, rows=13)
+    owned, rows = engine.start(given), given.selection
+    expected = engine.predict([owned], [rows], [64])
+    logits_of, tried, most = engine.logits_of, list[int](), 3
+
+    def short(*words: Any) -> torch.Tensor:
+        tried.append(len(words[1][0]))
+        if tried[-1] > most:
+            raise MemoryError
+        return logits_of(*words)
+
+    monkeypatch.setattr(engine, "logits_of", short)
+    (found,) = engine.predict_in_room([owned], [rows], [64])
+    np.testing.assert_allclose(found, expected[0], rtol=1e-12, atol=1e-12)
+    assert max(tried) == 11 and tried[-1] <= 3
+    most = 0
+    with pytest.raises(MemoryError):
+        engine.predict_in_room([owned], [rows], [64])

@@ -279,6 +279,9 @@ def test_prediction_holds_for_groups_at_once(trials: int, accumulation: int) -> 
 @pytest.mark.slow
 @pytest.mark.parametrize("trials", [1, 4])
 def test_prediction_holds_where_evaluation_needs_most(trials: int) -> None:
-    """Micro-batches of four rows, evaluation batches of 64, two lanes: an evaluation pass runs in each."""
+    """Micro-batches of four rows, evaluation batches of 64, two lanes: an evaluation pass runs in each.
+
+    The highest moments of two lanes meet or do not, as the machine has it, so what is planned may lie above by up to one of them.
+    """
     told = predicted_and_peak(trials, "lora", "float32", "bert", 1, 4, 2, 256)
-    assert told["predicted"] == pytest.approx(told["peak"], rel=0.15), told
+    assert 0.85 * told["peak"] <= told["predicted"] <= 1.5 * told["peak"], told

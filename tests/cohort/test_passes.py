@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import time
 from typing import Any, cast
 
 import numpy as np
@@ -104,6 +105,25 @@ def test_lanes_work_in_threads_of_one_thread_each() -> None:
     assert lanes.map(lambda x: -x, [5, 4, 3, 2, 1]) == [-5, -4, -3, -2, -1], "in their order"
     with pytest.raises(ZeroDivisionError):
         lanes.map(lambda x: 1 // x, [1, 0, 1])
+
+
+def test_no_pass_runs_on_when_an_error_is_raised() -> None:
+    """Else the memory that they hold would be missing to whoever tries again with less."""
+    lanes = Lanes(torch.device("cpu"))
+    lanes.count = 2
+    running, ran = set[int](), list[int]()
+
+    def run(x: int) -> None:
+        ran.append(x)
+        if x == 0:
+            raise MemoryError
+        running.add(x)
+        time.sleep(0.3)
+        running.discard(x)
+
+    with pytest.raises(MemoryError):
+        lanes.map(run, range(20))
+    assert not running and len(ran) < 20
 
 
 def is_whole(part: Part) -> bool:

@@ -23,6 +23,7 @@ from fleetune.cohort.layers import Active
 from fleetune.cohort.open import OpenBackbone
 from fleetune.cohort.own import Stacks, active_of
 from fleetune.cohort.owned import Owned, initial_values, parents, stand_in
+from fleetune.cohort.shortage import is_out_of_memory
 from fleetune.cohort.trial import Rows, TrialInput
 from fleetune.data.packing import Packed, pack
 from fleetune.methods.base import Method
@@ -137,13 +138,33 @@ class Engine:
     def predict(
         self, owned: Sequence[Owned], rows: Sequence[Rows], batch_sizes: Sequence[int]
     ) -> list[NDArray[Any]]:
-        """Each trial's logits [n, C] on its own rows, in their order, without dropout."""
-        entries = [self.entry(own, one, dropout=0.0) for own, one in zip(owned, rows, strict=True)]
+        """Each trial's logits [n, C] on its own rows, in their order, without dropout; batch_sizes: most rows of a pass, [K]."""
+        companies: dict[tuple[Entry, int | None], list[int]] = {}
+        for k, (own, one) in enumerate(zip(owned, rows, strict=True)):
+            alone = None if self._takes_company(own) else k
+            companies.setdefault((self.entry(own, one, dropout=0.0), alone), []).append(k)
         found: dict[int, NDArray[Any]] = {}
-        for entry in dict.fromkeys(entries):
-            members = [k for k in range(len(rows)) if entries[k] == entry]
+        for (entry, _), members in companies.items():
             found |= self._predict(members, owned, rows, batch_sizes, entry)
         return [found[k] for k in range(len(rows))]
+
+    def predict_in_room(
+        self, owned: Sequence[Owned], rows: Sequence[Rows], batch_sizes: Sequence[int]
+    ) -> list[NDArray[Any]]:
+        """The same, in ever smaller batches where memory does not suffice; its error where not even single rows fit."""
+        sizes = list(batch_sizes)
+        while True:
+            try:
+                return self.predict(owned, rows, sizes)
+            except (MemoryError, RuntimeError) as error:
+                if max(sizes) == 1 or not is_out_of_memory(error):
+                    raise
+            sizes = [max(size // 2, 1) for size in sizes]
+
+    def _takes_company(self, owned: Owned) -> bool:
+        """Whether a trial may share a pass: not where a table of the encoder that belongs to no row has values of its own."""
+        weights = {f"{site.name}.weight" for site in self.sites.part("encoder")}
+        return self.backbone.family.shares and weights.isdisjoint(owned.tensors)
 
     def _predict(
         self,

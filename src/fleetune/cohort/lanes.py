@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import TypeVar
 
 import torch
@@ -28,12 +28,18 @@ class Lanes:
         self._threads: ThreadPoolExecutor | None = None
 
     def map(self, function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
-        """The results in the order of the items; an exception of one is raised when those before it are done."""
+        """The results in the order of the items; the first exception of one is raised when none of them runs any more."""
         if self.count == 1 or len(items) < self.count:
             return [function(item) for item in items]
         if self._threads is None:
             self._threads = single_threads(self.count, "fleetune-lane")
-        return list(self._threads.map(function, items))
+        asked = [self._threads.submit(function, item) for item in items]
+        # Whoever catches an error, that memory did not suffice above all, must find the memory of the others free.
+        _, waiting = wait(asked, return_when=FIRST_EXCEPTION)
+        for one in waiting:
+            one.cancel()
+        wait(waiting)
+        return [one.result() for one in asked]
 
 
 def single_threads(count: int, name: str) -> ThreadPoolExecutor:

@@ -1,4 +1,4 @@
-"""What a cohort needs of a machine's memory, and how to go back when it was not enough.
+"""What a cohort needs of a machine's memory.
 
 Notation: K trials, P trainable parameters of one, T tokens of a pass, L tokens of a sequence. Formulas: docs/scaling.md.
 
@@ -15,7 +15,7 @@ meanwhile. Where a prediction fails, `Cohort` makes its passes smaller.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
@@ -39,7 +39,7 @@ from fleetune.cohort.passes import (
     fits_round,
     takes_ahead,
 )
-from fleetune.cohort.trial import Rows, Trial, TrialInput, eval_rows, eval_tokens
+from fleetune.cohort.trial import Rows, TrialInput, eval_tokens, rows_within
 from fleetune.data.packing import Packed, pack
 from fleetune.data.tokens import TokenTable
 from fleetune.methods.base import count_parameters
@@ -209,18 +209,38 @@ def _side_by_side(passes: Sequence[float], lanes: int) -> list[float]:
 
 
 def _evaluated(inputs: Sequence[TrialInput], trials: int, tokens: int, lanes: int) -> list[float]:
-    """The tokens of each pass of so many trials' evaluation; none where nothing is evaluated."""
-    judged = sorted(
+    """The tokens of each pass where so many trials' evaluation needs most."""
+    waiting = sorted(
         (given for given in inputs if len(given.selection)),
         key=lambda given: -eval_tokens(given, tokens),
     )[:trials]
-    if not judged:
-        return []
-    group = judged[: fitting([eval_tokens(given, tokens) for given in judged], tokens)]
-    lengths = [given.selection.table.lengths[given.selection.rows] for given in group]
-    sizes = [eval_rows(given, tokens) for given in group]
+    # At its end a trial alone is scored on rows that are not known here; those that it was trained on stand for them.
+    last = max(inputs, key=lambda given: int(given.train.table.lengths[given.train.rows].max()))
+    companies: dict[tuple[int, ...], list[tuple[Rows, int]]] = {
+        (): [(last.train, last.settings.per_device_eval_batch_size)]
+    }
+    while waiting:
+        largest = [eval_tokens(given, tokens) for given in waiting]
+        count = fitting(largest, tokens)
+        # Trials that have the same to do are looked at once.
+        companies.setdefault(
+            tuple(largest[:count]),
+            [(g.selection, g.settings.per_device_eval_batch_size) for g in waiting[:count]],
+        )
+        waiting = waiting[count:]
+    found = [
+        _laid([rows for rows, _ in own], [n for _, n in own], tokens, lanes)
+        for own in companies.values()
+    ]
+    return max(found, key=lambda passes: sum(_side_by_side(passes, lanes)))
+
+
+def _laid(rows: Sequence[Rows], most: Sequence[int], tokens: int, lanes: int) -> list[float]:
+    """The tokens of each pass of these rows; most: rows of a batch."""
+    lengths = [own.table.lengths[own.rows] for own in rows]
+    sizes = [rows_within(own, n, tokens) for own, n in zip(rows, most, strict=True)]
     passes = evaluation_passes(lengths, sizes, sum(int(own.sum()) for own in lengths), lanes)
-    return [sum(float(lengths[k][rows].sum()) for k, rows in one) for one in passes]
+    return [sum(float(lengths[k][places].sum()) for k, places in one) for one in passes]
 
 
 def worst_batch(given: TrialInput) -> int:
@@ -380,26 +400,3 @@ def _tensors(tree: Any) -> Iterator[Tensor]:
     elif isinstance(tree, (tuple, list)):
         for each in tree:
             yield from _tensors(each)
-
-
-# -- when it was not enough -----------------------------------------------------------------------
-
-
-class Undo:
-    """Puts the gradients of some trials back to what they were before a pass.
-
-    Only a trial in the middle of an accumulation group has gradients to keep: all others are zero.
-    """
-
-    def __init__(self, trials: Iterable[Trial]) -> None:
-        self._kept = [
-            (t, [g.clone() for g in t.owned.grads] if t.mid_group else None) for t in trials
-        ]
-
-    def restore(self) -> None:
-        for trial, grads in self._kept:
-            if grads is None:
-                trial.owned.zero_grad()
-                continue
-            for mine, before in zip(trial.owned.grads, grads, strict=True):
-                mine.copy_(before)

@@ -41,12 +41,11 @@ from fleetune.cohort.events import (
 )
 from fleetune.cohort.graphs import Work
 from fleetune.cohort.loss import selection_metrics
-from fleetune.cohort.memory import Undo
 from fleetune.cohort.passes import Part, Passed, are_alone, cut, micro_batches, run_pass, work_of
 from fleetune.cohort.room import Returned
 from fleetune.cohort.schedule import FixedList, Schedule
 from fleetune.cohort.shortage import Found, if_it_fits
-from fleetune.cohort.trial import Trial, TrialInput, eval_rows, eval_tokens
+from fleetune.cohort.trial import Trial, TrialInput, Undo, eval_rows, eval_tokens
 
 State = tuple[dict[str, Tensor], dict[str, Any]]
 """What `Trial.checkpoint` gives."""

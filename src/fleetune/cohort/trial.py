@@ -6,7 +6,7 @@ A trial knows nothing of its mates. What it does next depends on its own specifi
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -270,3 +270,23 @@ class Trial:
         with torch.no_grad():
             self.owned.restore(self.best)
         return self.owned.state()
+
+
+class Undo:
+    """Puts the gradients of some trials back to what they were before a pass.
+
+    Only a trial in the middle of an accumulation group has gradients to keep: all others are zero.
+    """
+
+    def __init__(self, trials: Iterable[Trial]) -> None:
+        self._kept = [
+            (t, [g.clone() for g in t.owned.grads] if t.mid_group else None) for t in trials
+        ]
+
+    def restore(self) -> None:
+        for trial, grads in self._kept:
+            if grads is None:
+                trial.owned.zero_grad()
+                continue
+            for mine, before in zip(trial.owned.grads, grads, strict=True):
+                mine.copy_(before)

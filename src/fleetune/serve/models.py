@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fleetune.cohort.room import Returned
-from fleetune.cohort.trial import Rows
+from fleetune.cohort.trial import Rows, rows_within
 from fleetune.data.tokens import TokenTable, joined
 from fleetune.errors import DataError, SettingsError
-from fleetune.serve.predictor import BATCH, Prediction, Predictor
+from fleetune.serve.predictor import BATCH, Prediction, Predictor, most_tokens
 
 Key = TypeVar("Key", bound=Hashable)
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -91,7 +91,7 @@ class Models:
         engine = self[asked[0].model].engine
         rows = [_every(joined([tables[i] for i in own])) for own in members.values()]
         owned = [self[name].owned for name in members]
-        logits = engine.predict(owned, rows, _batch_sizes([len(one) for one in rows]))
+        logits = engine.predict_in_room(owned, rows, _batch_sizes(rows, most_tokens(engine)))
         found: dict[int, Answer | DataError] = {}
         for (name, own), mine in zip(members.items(), logits, strict=True):
             cuts = np.cumsum([len(tables[i]) for i in own])[:-1]
@@ -100,10 +100,11 @@ class Models:
         return [found[i] for i in range(len(asked))]
 
 
-def _batch_sizes(texts: Sequence[int]) -> list[int]:
-    """How many texts of each model go into a pass, so that those of all are no more than `BATCH`; texts: how many each has."""
-    passes = -(-sum(texts) // BATCH)
-    return [-(-own // passes) for own in texts]
+def _batch_sizes(rows: Sequence[Rows], max_tokens: int) -> list[int]:
+    """How many texts of each model go into a pass, so that those of all are no more than `BATCH` and keep to its tokens."""
+    passes = -(-sum(map(len, rows)) // BATCH)
+    share = max_tokens // len(rows)
+    return [rows_within(one, -(-len(one) // passes), share) for one in rows]
 
 
 def _groups(keys: Iterable[Key]) -> dict[Key, list[int]]:

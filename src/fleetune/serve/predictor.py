@@ -22,7 +22,8 @@ from fleetune.backbone.load import Backbone, find_backbone
 from fleetune.backbone.weights import refuse_pickle, refuse_pickled
 from fleetune.cohort.engine import Engine
 from fleetune.cohort.owned import Owned
-from fleetune.cohort.trial import Rows
+from fleetune.cohort.plan import default_limits
+from fleetune.cohort.trial import Rows, rows_within
 from fleetune.data.base import Split
 from fleetune.data.tokens import tokenize
 from fleetune.errors import DataError, RefusedError, SettingsError
@@ -31,6 +32,11 @@ from fleetune.study import journal
 from fleetune.study.prepare import DTYPES, check_compute, resolve_dtype
 
 BATCH = 64
+
+
+def most_tokens(engine: Engine) -> int:
+    """Of a pass: as many as a cohort's."""
+    return default_limits(str(engine.backbone.device)).tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +106,8 @@ class Predictor:
         self.truncated = rows.table.truncated
         if not len(rows):
             return np.empty((0, self.record.num_labels), dtype=np.float32)
-        found = self.engine.predict([self.owned], [rows], [BATCH])[0]
+        size = rows_within(rows, BATCH, most_tokens(self.engine))
+        found = self.engine.predict_in_room([self.owned], [rows], [size])[0]
         self.check(found)
         return found
 

@@ -17,7 +17,6 @@ from fleetune.artifact.save import save_trial
 from fleetune.backbone.load import Backbone
 from fleetune.cohort.engine import Engine
 from fleetune.cohort.owned import Owned
-from fleetune.cohort.shortage import is_out_of_memory
 from fleetune.cohort.trial import Rows, TrialInput, rows_within
 from fleetune.data import metrics
 from fleetune.data.base import Split, Task
@@ -130,14 +129,8 @@ def _logits(bench: Workbench, trained: Trained, rows: Rows) -> NDArray[Any]:
     """Logits [n, C] of rows, in batches that keep to the plan; in smaller ones where memory does not suffice for those."""
     most = trained.given.settings.per_device_eval_batch_size
     size = rows_within(rows, most, trained.max_tokens)
-    while True:
-        try:
-            (logits,) = bench.engine.predict([trained.owned], [rows], [size])
-            return logits
-        except (MemoryError, RuntimeError) as error:
-            if size == 1 or not is_out_of_memory(error):
-                raise
-        size //= 2
+    (logits,) = bench.engine.predict_in_room([trained.owned], [rows], [size])
+    return logits
 
 
 def _train_scores(bench: Workbench, trained: Trained) -> dict[str, float]:
