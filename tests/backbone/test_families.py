@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional
 from torch.testing import assert_close
+from transformers.models.roberta.modeling_roberta import RobertaEmbeddings
 
 from fleetune.backbone.families import FAMILIES
 from fleetune.cohort.engine import Engine
 from fleetune.cohort.layers import Active
 from fleetune.data.packing import pack
+from fleetune.data.tokens import TokenTable
 from fleetune.methods.table import make_method
 from tests.oracles.solo import padded_batch
 from tests.tiny import CONFIGS, NO_DROPOUT, tiny_model, tiny_table
@@ -48,6 +51,15 @@ def padded(model, table):
     with torch.no_grad():
         hidden = getattr(model, model.base_model_prefix)(**inputs)[0]
         return hidden, model(**inputs).logits, mask.bool()
+
+
+def with_padding_inside(table: TokenTable, padding: int) -> TokenTable:
+    """The same rows, a third of their tokens the padding token: at the beginning and the end of some, and all of one."""
+    ids = table.ids.copy()
+    ids[np.random.default_rng(8).random(len(ids)) < 1 / 3] = padding
+    ids[table.offsets[[0, 1]]] = ids[table.offsets[[2, 3]] - 1] = padding
+    ids[table.offsets[4] : table.offsets[5]] = padding
+    return replace(table, ids=ids)
 
 
 def test_every_family_is_tested() -> None:
@@ -87,6 +99,37 @@ def test_packed_logits_equal_padded_ones(family: str, settings: dict) -> None:
     )
     with torch.no_grad():
         assert_close(engine.backbone.forward(packed, NOBODY), expected, rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize(("family", "settings"), VARIANTS)
+def test_a_padding_token_in_a_text_is_what_it_is_for_the_untouched_model(
+    family: str, settings: dict
+) -> None:
+    """Attention sees it, and the RoBERTa family does not count it: logits in float64."""
+    model = tiny_model(family, **settings).double()
+    table = with_padding_inside(tiny_table(9, seed=4), model.config.pad_token_id)
+    _, expected, _ = padded(copy.deepcopy(model), table)
+    engine = Engine(model, dtype=torch.float64)
+    parts = [(table, np.arange(2)), (table, np.arange(2, 9))]
+    packed = pack(parts if FAMILIES[family].shares else [(table, np.arange(9))])
+    with torch.no_grad():
+        assert_close(engine.backbone.forward(packed, NOBODY), expected, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "family", [f for f, row in FAMILIES.items() if row.positions_after_padding]
+)
+def test_positions_are_those_of_transformers(family: str) -> None:
+    """Row by row, with and without padding tokens."""
+    config = tiny_model(family).config
+    stock = RobertaEmbeddings.create_position_ids_from_input_ids
+    plain = tiny_table(9, seed=4)
+    for table in (plain, with_padding_inside(plain, config.pad_token_id)):
+        packed = pack([(table, np.arange(9))])
+        found = FAMILIES[family].positions(config, packed.ids, packed.positions, packed.offsets)
+        rows = [torch.from_numpy(table.row(i).astype("int64"))[None] for i in range(9)]
+        expected = torch.cat([stock(row, config.pad_token_id)[0] for row in rows])
+        assert found.tolist() == expected.tolist()
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from fleetune.cohort.graphs import Graphs, Work
 from fleetune.cohort.passes import Part, Passed, cut, micro_batches, run_pass
 from fleetune.cohort.train import Cohort
 from fleetune.cohort.trial import Trial, TrialInput
-from tests.cohort.on_a_gpu import quick_engine, replaying
+from tests.cohort.on_a_gpu import plain_engine, quick_engine, replaying
 from tests.cohort.outcomes import assert_bit_equal, train, trial
 
 # Fifteen rows in batches of four: the last of an epoch has three.
@@ -77,6 +77,21 @@ def test_a_cohort_that_replays_ends_as_one_that_does_not(
     for ident, ending in train(plain, given, max_tokens=max_tokens).items():
         assert_bit_equal(found[ident], ending)
     assert not graphs_of(engine)._seen, "all have left"
+
+
+def test_a_replay_counts_positions_as_other_passes_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Texts that hold the padding token, in a family that does not count it."""
+    one = trial("lora", num_train_epochs=3)
+    table = one.train.table
+    ids = np.where(np.arange(len(table.ids)) % 3 == 1, 1, table.ids)
+    one = replace(one, train=replace(one.train, table=replace(table, ids=ids)))
+    engine = replaying(quick_engine(monkeypatch, "roberta"), monkeypatch)
+    assert ids[0] != engine.backbone.config.pad_token_id == ids[1]
+    found = train(engine, [one])[one.spec.id]
+    expected = train(plain_engine("roberta"), [one])[one.spec.id]
+    assert found.how == expected.how == "done"
+    for name, value in expected.epochs[-1].items():
+        assert_close(found.epochs[-1][name], value, rtol=1e-9, atol=1e-9)
 
 
 def test_what_a_graph_reads_lives_as_long_as_it(engine: Engine) -> None:

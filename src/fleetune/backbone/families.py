@@ -15,6 +15,9 @@ import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from fleetune.errors import SettingsError, did_you_mean
 
 Pooling = Literal["first", "mean", "late"]
@@ -29,7 +32,8 @@ class Family:
     """Path, inside the base model, of the module whose output is the final hidden states."""
     layout: Literal["packed", "padded"] = "packed"
     positions_after_padding: bool = False
-    """True where positions count from `padding_idx + 1` instead of 0 (the RoBERTa family)."""
+    """True where positions count from `padding_idx + 1` instead of 0, and padding tokens have `padding_idx` (the RoBERTa
+    family). mpnet does so too, in its own code: that is given no positions."""
     shares: bool = True
     """False where a leaf also runs on something that belongs to no trial (deberta-v2 projects its table of relative
     positions with the layer's own query and key): then each trial is a cohort of one."""
@@ -44,9 +48,27 @@ class Family:
         """Whether its layers are BERT's, module by module (cohort/bert_layer.py)."""
         return self.narrows == _LIKE_BERT
 
-    def first_position(self, config: Any) -> int:
-        """The position number of a sequence's first token."""
-        return int(config.pad_token_id) + 1 if self.positions_after_padding else 0
+    def positions(
+        self,
+        config: Any,
+        ids: NDArray[np.int64],
+        places: NDArray[np.int64],
+        offsets: NDArray[np.int64],
+    ) -> NDArray[np.int64]:
+        """The position number of each token, [T], as transformers' `create_position_ids_from_input_ids` counts.
+
+        ids: [T]; places: of each token in its sequence, from 0, [T]; offsets: where each sequence starts, and T, [B + 1].
+        """
+        if not self.positions_after_padding:
+            return places
+        padding = int(config.pad_token_id)
+        is_padding = ids == padding
+        if not is_padding.any():
+            return places + (padding + 1)
+        # A text may hold the padding token: it has a position of its own, and those after it count on as if it were not there.
+        seen = np.concatenate([[0], np.cumsum(is_padding)])
+        skipped = seen[1:] - np.repeat(seen[offsets[:-1]], np.diff(offsets))
+        return np.where(is_padding, padding, places + (padding + 1) - skipped)
 
     def pooling(self, config: Any) -> Pooling:
         """How a sequence becomes one vector: its first token, the mean, or the mean after the head ("late")."""

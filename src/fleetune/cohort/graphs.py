@@ -136,13 +136,16 @@ class Graphs:
 
     def _arrays(self, packed: Packed, noise: Sequence[NoiseKey], targets: Targets) -> Arrays:
         config = self._backbone.config
-        first = self._backbone.family.first_position(config)
         count = int(packed.offsets[-1])
         spare = -count % step_of(count)
         keys = [(key.seed, key.step) for key in noise]
         types = packed.type_ids if self._backbone.takes_types else None
-        fill = {"ids": int(config.pad_token_id or 0), "positions": first, "types": 0}
-        streams = {"ids": packed.ids, "positions": packed.positions + first, "types": types}
+        fill = {"ids": int(config.pad_token_id or 0), "positions": 0, "types": 0}
+        streams = {
+            "ids": packed.ids,
+            "positions": self._backbone.positions(packed),
+            "types": types,
+        }
         return {
             **{
                 name: np.concatenate([values, np.full(spare, fill[name], values.dtype)])

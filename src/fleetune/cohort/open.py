@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 
@@ -139,6 +140,10 @@ class OpenBackbone:
             multiple=TILE if self.dtype == torch.bfloat16 else 1,
         )  # fmt: skip
 
+    def positions(self, packed: Packed) -> NDArray[np.int64]:
+        """The position number of each token by the family's rule, [T]."""
+        return self.family.positions(self.config, packed.ids, packed.positions, packed.offsets)
+
     def laid(self, on_device: dict[str, Tensor], longest: int) -> Laid:
         """A pass by its arrays on the device (`laid.arrays`)."""
         return laid(on_device, longest, self._levels)
@@ -150,7 +155,7 @@ class OpenBackbone:
     def forward_laid(
         self, ids: Tensor, positions: Tensor, types: Tensor | None, stream: Stream, active: Active
     ) -> Tensor:
-        """As `forward`, of a stream that lies on the device. ids, positions (from the family's first on), types: [T]."""
+        """As `forward`, of a stream that lies on the device. ids, positions (by the family's rule), types: [T]."""
         inputs: dict[str, Tensor | None] = {"input_ids": ids[None], "position_ids": positions[None]}
         if types is not None and self.takes_types:
             inputs["token_type_ids"] = types[None]
@@ -230,10 +235,9 @@ class OpenBackbone:
         types = None if packed.type_ids is None else torch.from_numpy(packed.type_ids)
         if stream.layout == "padded":
             return self._padded_inputs(ids, types, stream)
-        first = self.family.first_position(self.config)
         inputs: dict[str, Tensor | None] = {
             "input_ids": send(ids[None], self.device),
-            "position_ids": send((packed.positions + first)[None], self.device),
+            "position_ids": send(self.positions(packed)[None], self.device),
         }
         if types is not None and self.takes_types:
             inputs["token_type_ids"] = send(types[None], self.device)
