@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import tomllib
+import weakref
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +18,9 @@ from fleetune.errors import RefusedError, SettingsError
 from fleetune.report import study_tables
 from fleetune.report.facts import run_facts, winner
 from fleetune.report.page_facts import page_facts
+from fleetune.study import run as study_run
 from fleetune.study.file import parse_study
+from fleetune.study.keep import Workbench
 from fleetune.study.rows import FOLDS
 from tests.runs import Made, run_cli, texts, write_csv
 from tests.study import studies
@@ -307,6 +311,29 @@ def test_two_tasks_in_one_study(made: Made, tmp_path: Path) -> None:
     write_csv(tmp_path / "other.csv", 60, seed=4, labels=("a", "b", "c"))
     with pytest.raises(RefusedError, match="data of other"):
         studies.run(tmp_path / "run", text)
+
+
+def test_a_tasks_backbone_is_gone_before_the_next_is_loaded(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the next one is planned with less memory than there is, and several are held."""
+    opened: list[weakref.ref[Any]] = []
+    alive: list[int] = []
+    open_workbench = study_run.open_workbench
+
+    def opening(*given: Any) -> Workbench:
+        alive.append(sum(model() is not None for model in opened))
+        bench = open_workbench(*given)
+        opened.append(weakref.ref(bench.engine.backbone.model))
+        return bench
+
+    monkeypatch.setattr(study_run, "open_workbench", opening)
+    for name in ("other", "third"):
+        write_csv(tmp_path / f"{name}.csv", 60, seed=3)
+    more = "".join(f'[[data]]\nfile = "{tmp_path}/{n}.csv"\n\n' for n in ("other", "third"))
+    text = small(made, '[[methods]]\nmethod = "lora"\n[confirm]\nseeds = 1\n', epochs=1)
+    studies.run(tmp_path / "run", text.replace("[data]", f"{more}[[data]]"))
+    assert alive == [0, 0, 0]
 
 
 def test_what_cannot_share_a_backbone_searches_one_trial_at_a_time(

@@ -9,6 +9,7 @@ Other settings in the same folder are refused, with the difference. What was fou
 from __future__ import annotations
 
 import contextlib
+import gc
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -21,6 +22,7 @@ import tomli_w
 from fleetune.backbone.families import family_of
 from fleetune.cohort.events import Advanced as Advanced
 from fleetune.cohort.plan import groups
+from fleetune.cohort.room import Returned
 from fleetune.cohort.schedule import FixedList, Resumable
 from fleetune.cohort.trial import Trial, TrialInput
 from fleetune.durable import make_folder, remove_leftovers, sha256, write_bytes, write_json
@@ -84,6 +86,7 @@ class Run:
         self.trials = trials
         self.save_steps = save_steps
         self.tell = tell
+        self.bench: Any = None
         self.family = family_of(prepared.backbone.config)
 
     def train(self, watch: Watch) -> Outcome:
@@ -179,7 +182,7 @@ class Run:
 
     def _task(self, task: PreparedTask, watch: Watch) -> None:
         """Search where there is something to search, then train what is measured."""
-        self.bench: Any = None
+        self._unload()
         settings = self.prepared.settings
         if self.prepared.optimistic:
             main = next(iter(task.dataset.tests))
@@ -274,6 +277,14 @@ class Run:
             self.bench = open_workbench(
                 task.dataset.task, p.backbone, p.dtype, p.max_length, task.rows.table, self.device
             )
+
+    def _unload(self) -> None:
+        """Free the backbone of the task before, since the next one's is planned by the memory that is left."""
+        if self.bench is not None:
+            self.bench = None
+            # Opened modules and what is hooked into them know one another, so that only the collector frees them.
+            gc.collect()
+            Returned().now()
 
     def _finish(self, seal: Seal, trial: Trial, max_tokens: int) -> Mapping[str, Any]:
         """Open the test set and save the model; only then the trial is said to be done."""
