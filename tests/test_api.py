@@ -18,6 +18,7 @@ import fleetune
 from fleetune.errors import DataError, RefusedError, SettingsError
 from fleetune.records import as_json
 from fleetune.stats.compare import compare as compare_methods
+from fleetune.study import prepare as study_prepare
 from tests import runs
 from tests.runs import Made, run_cli, texts, write_csv
 from tests.test_architecture import HEAVY
@@ -164,6 +165,49 @@ def test_rows_from_memory_do_not_go_into_a_foreign_folder(tmp_path: Path) -> Non
     with pytest.raises(RefusedError, match="not empty, and not a run"):
         fleetune.train(rows(10), output_dir=tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_another_program_cannot_put_its_rows_under_a_run_that_begins(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even while the first one reads and checks: it trains on its own rows, and can go on."""
+    given: dict[str, Any] = {"output_dir": tmp_path / "run", "backbone": made.backbone, **SHORT}
+    mine = rows(60)
+    theirs = [{**row, "label": 1 - row["label"]} for row in mine]
+    prepare, refused = study_prepare.prepare, 0
+
+    def between(*words: Any, **named: Any) -> Any:
+        """Just after the rows were kept, and just before the run begins."""
+        other_program()
+        prepared = prepare(*words, **named)
+        other_program()
+        return prepared
+
+    def other_program() -> None:
+        nonlocal refused
+        with pytest.raises(RefusedError, match="another fleetune command is working in it"):
+            fleetune.train(theirs, "head", **given)
+        refused += 1
+
+    monkeypatch.setattr(study_prepare, "prepare", between)
+    result = fleetune.train(mine, "head", **given)
+    monkeypatch.undo()
+    assert refused == 2 and kept_rows(result) == mine
+    again = fleetune.train(mine, "head", **given)
+    assert again.estimates.equals(result.estimates)
+    with pytest.raises(RefusedError, match="holds a run on other rows"):
+        fleetune.train(theirs, "head", **given)
+
+
+def test_rows_that_never_became_a_run_give_way(made: Made, tmp_path: Path) -> None:
+    """What was refused after they were kept can be done again with others."""
+    folder = tmp_path / "run"
+    one_class = [{**row, "label": 0} for row in rows(60)]
+    with pytest.raises(DataError, match="only one class"):
+        fleetune.train(one_class, "head", output_dir=folder, backbone=made.backbone, **SHORT)
+    assert not (folder / "study.toml").exists()
+    result = fleetune.train(rows(60), "head", output_dir=folder, backbone=made.backbone, **SHORT)
+    assert kept_rows(result) == rows(60)
 
 
 def test_a_named_task_takes_no_columns(made: Made, tmp_path: Path) -> None:

@@ -161,17 +161,16 @@ def train(
     if problems:
         raise SettingsError("methods", problems)
     folder = Path(output_dir)
-    task, file = _source(data, folder, "data.jsonl")
-    _, test_file = (None, None) if test_data is None else _source(test_data, folder, "test.jsonl")
+    rows: dict[str, bytes] = {}
+    task, file = _source(data, folder / "data.jsonl", rows)
+    test_file = None if test_data is None else _source(test_data, folder / "test.jsonl", rows)[1]
     settings = fixed_settings(
         DataSettings(
             task=task,
             data_dir=None if data_dir is None else str(data_dir),
             file=file,
             test_file=test_file,
-            text_columns=(text_column,)
-            if isinstance(text_column, str)
-            else tuple(text_column or ()) or None,
+            text_columns=_columns(text_column),
             label_column=label_column,
             groups_column=groups_column,
             max_train_samples=max_train_samples,
@@ -186,7 +185,9 @@ def train(
         dtype=dtype,
         max_length=max_length,
     )
-    return _run(settings, folder, device, report_to, save_steps, progress=progress, watch=watch)
+    return _run(
+        settings, folder, device, report_to, save_steps, rows, progress=progress, watch=watch
+    )
 
 
 def study(
@@ -256,18 +257,22 @@ def _run(
     device: str,
     report_to: Names,
     save_steps: int | None,
+    rows: Mapping[str, bytes] | None = None,
     **told: Any,
 ) -> Result:
+    """rows: from memory, to be kept in the run's folder."""
     from fleetune.live.follow import in_python
     from fleetune.live.writers import report_names
+    from fleetune.study.given import kept_rows
     from fleetune.study.prepare import check_compute, prepare
     from fleetune.study.run import Run
 
     check_compute(None, device)
     writers = report_names(settings.report_to if report_to is None else report_to)
-    prepared = prepare(settings, device=device)
-    with in_python(prepared, folder, device, report_to=writers, **told) as watch:
-        Run(folder, prepared, device, save_steps=save_steps).train(watch)
+    with kept_rows(folder, rows or {}) as held:
+        prepared = prepare(settings, device=device)
+        with in_python(prepared, folder, device, report_to=writers, **told) as watch:
+            Run(folder, prepared, device, save_steps=save_steps).train(watch, held=held)
     return Result(folder)
 
 
@@ -283,16 +288,20 @@ def _method_tables(methods: Methods) -> list[dict[str, Any]]:
     return [{"method": name} for name in methods]
 
 
-def _source(data: Any, folder: Path, name: str) -> tuple[str | None, str | None]:
-    """(task, file): what the text names, or rows from memory as a file in the run's folder."""
+def _columns(named: str | Sequence[str] | None) -> tuple[str, ...] | None:
+    return (named,) if isinstance(named, str) else tuple(named or ()) or None
+
+
+def _source(data: Any, place: Path, kept: dict[str, bytes]) -> tuple[str | None, str | None]:
+    """(task, file): what the text names, or where rows from memory will lie, which are added to those to keep."""
     from fleetune.data.memory import as_jsonl
     from fleetune.study.fixed import task_or_file
-    from fleetune.study.given import keep_rows
 
     if isinstance(data, str | os.PathLike):
         return task_or_file(os.fspath(data))
     rows = data.to_dict(orient="records") if hasattr(data, "to_dict") else data
-    return None, str(keep_rows(folder, name, as_jsonl(rows)))
+    kept[place.name] = as_jsonl(rows)
+    return None, str(place)
 
 
 def _place(model: Place | Result) -> Path:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from fleetune.durable import write_bytes
@@ -9,17 +11,28 @@ from fleetune.errors import RefusedError
 from fleetune.study.folder import STUDY, locked, refuse_foreign
 
 
-def keep_rows(folder: Path, name: str, content: bytes) -> Path:
-    """Write rows into a run's folder, or find them there. RefusedError where the run has others, or the folder is no run.
+@contextmanager
+def kept_rows(folder: Path, rows: Mapping[str, bytes]) -> Generator[bool]:
+    """Put rows into a run's folder, or find them there, and hold it until the run has ended: else another program could put
+    others there before these are read. Whether there are any, and so whether the folder is held.
 
-    name: one of `folder.GIVEN`. content: JSON Lines (data/memory.py).
+    rows: JSON Lines (data/memory.py) by name, one of `folder.GIVEN`. RefusedError where the run has others, the folder is no
+    run, or another command works in it.
     """
+    if not rows:
+        yield False
+        return
     refuse_foreign(folder)
     with locked(folder):
-        path = folder / name
-        if (folder / STUDY).exists() and not (path.is_file() and path.read_bytes() == content):
+        others = [name for name, content in rows.items() if not _holds(folder / name, content)]
+        if others and (folder / STUDY).exists():
             raise RefusedError(
                 f"{folder}: holds a run on other rows; give another output_dir, or the same rows to go on"
             )
-        write_bytes(path, content)
-    return path
+        for name in others:
+            write_bytes(folder / name, rows[name])
+        yield True
+
+
+def _holds(path: Path, content: bytes) -> bool:
+    return path.is_file() and path.read_bytes() == content

@@ -89,10 +89,13 @@ class Run:
         self.bench: Any = None
         self.family = family_of(prepared.backbone.config)
 
-    def train(self, watch: Watch) -> Outcome:
-        """Train what is not yet done. RefusedError: another command has the folder, or it holds another run."""
+    def train(self, watch: Watch, *, held: bool = False) -> Outcome:
+        """Train what is not yet done. RefusedError: another command has the folder, or it holds another run.
+
+        held: the caller has the folder locked (given.py).
+        """
         refuse_foreign(self.folder)
-        with locked(self.folder):
+        with contextlib.nullcontext() if held else locked(self.folder):
             changed = self._open_folder()
             self.journal = Journal(self.folder / journal.NAME)
             try:
