@@ -24,6 +24,7 @@ from torch.nn.functional import linear
 from bench.levers import split, value
 from fleetune.backbone import blocks, varlen
 from fleetune.backbone.laid import Asked, Drawing, Laid, arrays, laid, site_words
+from fleetune.backbone.noise import NoiseKey
 from fleetune.backbone.rows import add_sums
 from fleetune.cohort.grouped import add_update, add_update_backward
 from fleetune.cohort.tables import Owners, Stacked, Table
@@ -41,7 +42,7 @@ def a_pass(task: str) -> Laid:
     lengths = rng.lognormal(np.log(mean) - 0.18, 0.6, count).clip(6, longest).astype(np.int64)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     cuts = np.arange(0, count + 1, count // trials // batches)
-    keys = [(number, 0) for number in range(len(cuts) - 1)]
+    keys = [NoiseKey(number, 0) for number in range(len(cuts) - 1)]
     found = arrays(offsets, cuts[::batches], keys, int(-offsets[-1] % 1024), cuts)
     on = {n: torch.from_numpy(np.ascontiguousarray(v)).cuda() for n, v in found.items()}
     return laid(on, longest, {})

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from fleetune.backbone.laid import Asked, Drawing, Laid, arrays, eighths, laid, site_words
+from fleetune.backbone.noise import NoiseKey
 from fleetune.backbone.philox import word
 from fleetune.backbone.rows import add_sums, dropped, multipliers
 from fleetune.backbone.varlen import attend
@@ -26,14 +27,14 @@ def laid_out(
 ) -> Laid:  # fmt: skip
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     trials = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-    found = arrays(offsets, trials, [(seed, 7) for seed in seeds], spare)
+    found = arrays(offsets, trials, [NoiseKey(seed, 7) for seed in seeds], spare)
     return laid({n: torch.from_numpy(np.ascontiguousarray(v)) for n, v in found.items()}, 40, {})
 
 
 def sliced() -> Laid:
     """As `laid_out`, the last trial's rows as two micro-batches."""
     offsets = np.concatenate([[0], np.cumsum(LENGTHS)]).astype(np.int64)
-    keys = [(seed, 7) for seed in (3, 4, 5, 6)]
+    keys = [NoiseKey(seed, 7) for seed in (3, 4, 5, 6)]
     found = arrays(offsets, np.asarray([0, 2, 3, 6]), keys, 0, np.asarray([0, 2, 3, 5, 6]))
     return laid({n: torch.from_numpy(np.ascontiguousarray(v)) for n, v in found.items()}, 40, {})
 

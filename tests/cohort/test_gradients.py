@@ -98,7 +98,7 @@ class ByTables(torch.autograd.Function):
 def rows_of(bounds: list[int]) -> tuple[LaidRows, Drawing]:
     """Rows of three trials, the first of which drops half of its numbers."""
     offsets = np.asarray(bounds)
-    found = arrays(offsets, np.asarray([0, 1, 2, 3]), [(3, 0), (4, 0), (5, 0)])
+    found = arrays(offsets, np.asarray([0, 1, 2, 3]), [NoiseKey(seed, 0) for seed in (3, 4, 5)])
     where = laid({n: torch.from_numpy(np.ascontiguousarray(v)) for n, v in found.items()}, 4, {})
     return where.tokens, Drawing(where.keys, where.levels_of([0.5, 0.0, 0.0]), (1, 2))
 
@@ -132,7 +132,7 @@ def whole_layer() -> bool:
     """Two trials that own all there is, and one without a row; dropout everywhere. All rows, and first tokens only."""
     heads, width, inner, rank = 2, 8, 12, 8
     offsets, trials = np.asarray([0, 3, 4, 8, 10]), np.asarray([0, 2, 2, 4])
-    found = arrays(offsets, trials, [(3, 0), (4, 0), (5, 0)], 1)
+    found = arrays(offsets, trials, [NoiseKey(seed, 0) for seed in (3, 4, 5)], 1)
     where = laid({n: torch.from_numpy(np.ascontiguousarray(v)) for n, v in found.items()}, 4, {})
     joined, outward = draw(3 * width, width, seed=1), draw(width, width, seed=2)
     inward, back = draw(inner, width, seed=3), draw(width, inner, seed=4)

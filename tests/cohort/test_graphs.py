@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -178,6 +179,40 @@ def test_a_group_that_does_not_fit_is_done_in_smaller_passes(
     found = train(engine, [one], max_tokens=1000)
     for name, value in expected["a"].epochs[-1].items():
         assert_close(found["a"].epochs[-1][name], value, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("by_graphs", [True, False])
+def test_a_micro_batch_that_does_not_fit_is_done_in_parts(
+    monkeypatch: pytest.MonkeyPatch, by_graphs: bool
+) -> None:
+    """They draw the dropout of the whole, and each adds its gradient once."""
+    given = [in_groups(one, 2) for one in GIVEN]
+
+    def made() -> Engine:
+        engine = replaying(quick_engine(monkeypatch), monkeypatch)
+        if not by_graphs:
+            monkeypatch.setattr(graphs_of(engine), "takes", lambda owned: False)
+        return engine
+
+    expected = train(made(), given)
+    engine, refused = made(), 0
+    backbone = engine.backbone
+    logits = backbone._logits
+
+    def refusing(stream: Any, *rest: Any) -> Any:
+        nonlocal refused
+        if stream.noise is not None and stream.n_tokens > 20:
+            refused += 1
+            raise torch.OutOfMemoryError
+        return logits(stream, *rest)
+
+    monkeypatch.setattr(backbone, "_logits", refusing)
+    found = train(engine, given, max_tokens=1000)
+    assert refused
+    for ident, ending in expected.items():
+        assert found[ident].how == "done"
+        for name, value in ending.epochs[-1].items():
+            assert_close(found[ident].epochs[-1][name], value, rtol=1e-9, atol=1e-9)
 
 
 def test_as_many_sequences_shared_otherwise_are_another_form(engine: Engine) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from fleetune.backbone.laid import arrays, laid
+from fleetune.backbone.noise import NoiseKey
 from fleetune.cohort import layers, passes
 from fleetune.cohort.engine import Engine
 from fleetune.cohort.graphs import step_of
@@ -196,7 +197,7 @@ def test_the_pooler_stays_with_the_head(monkeypatch: pytest.MonkeyPatch) -> None
 def test_rows_lie_where_they_are_said_to(spare: int) -> None:
     """The third trial has no sequence."""
     offsets, trials = np.asarray([0, 3, 7, 8, 12]), np.asarray([0, 2, 3, 3, 4])
-    found = arrays(offsets, trials, [(1, 2), (3, 4), (5, 6), (7, 8)], spare)
+    found = arrays(offsets, trials, [NoiseKey(n, n + 1) for n in (1, 3, 5, 7)], spare)
     on = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in found.items()}
     where = laid(on, 4, {})
     assert where.tokens.trial.tolist() == [0] * 7 + [1] + [3] * (4 + spare)

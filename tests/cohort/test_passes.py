@@ -314,3 +314,17 @@ def test_small_micro_batches_stay_whole(monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_batch_of_fewer_rows_than_lanes_has_a_part_a_row() -> None:
     (whole,) = parts([2], 1)
     assert [len(part.rows) for part in divide(whole, 4)] == [1, 1]
+
+
+def test_a_part_is_divided_as_its_whole_is() -> None:
+    """Each says what of the whole micro-batch comes before it, and how many there are."""
+    (whole,) = parts([11], 1)
+    first, second = divide(whole, 2)
+    for part in (first, second, *divide(first, 2), *divide(second, 3)):
+        before = whole.lengths[: part.rows_before]
+        end = part.rows_before + len(part.rows)
+        assert part.rows.tolist() == whole.rows[part.rows_before : end].tolist()
+        assert part.tokens_before == before.sum()
+        assert part.squares_before == (before**2).sum()
+        assert part.words_before == (before * -(-before // 8)).sum()
+    assert [part.siblings for part in (first, second, *divide(second, 3))] == [2, 2, 4, 4, 4]

@@ -16,6 +16,7 @@ from torch.testing import assert_close
 
 from fleetune.backbone import blocks, philox, varlen
 from fleetune.backbone.laid import Asked, Drawing, Laid, LaidRows, arrays, laid, site_words
+from fleetune.backbone.noise import NoiseKey
 from fleetune.backbone.philox import Drawn, Streams, multiply
 from fleetune.backbone.rows import add_bias, add_sums, dropped, multipliers
 from fleetune.backbone.varlen import attend, reference
@@ -91,7 +92,7 @@ def laid_out(
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     trials = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
     cuts = np.concatenate([[0], np.cumsum(counts if batches is None else batches)]).astype(np.int64)
-    keys = [(3 + m, 5 * m) for m in range(len(cuts) - 1)]
+    keys = [NoiseKey(3 + m, 5 * m) for m in range(len(cuts) - 1)]
     found = arrays(offsets, trials, keys, spare, cuts)
     on_device = {name: torch.from_numpy(value).cuda() for name, value in found.items()}
     return laid(on_device, max(lengths), {})

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fleetune.backbone.noise import level
+from fleetune.backbone.noise import NoiseKey, level
 from fleetune.backbone.send import send
 from fleetune.seeds import digest
 
@@ -129,12 +129,12 @@ def block_of(rows: int, sequences: int) -> int:
 def arrays(
     offsets: NDArray[np.int64],
     trials: NDArray[np.int64],
-    keys: Sequence[tuple[int, int]] | None,
+    keys: Sequence[NoiseKey] | None,
     spare: int = 0,
     batches: NDArray[np.int64] | None = None,
 ) -> Arrays:
-    """The arrays of a pass. offsets, trials, batches: as in `Packed`, None where each trial has one micro-batch; keys: seed and
-    step of each one's dropout."""
+    """The arrays of a pass. offsets, trials, batches: as in `Packed`, None where each trial has one micro-batch; keys: of
+    each one's dropout, and what of it comes before its rows."""
     batches = trials if batches is None else batches
     lengths, counts = np.diff(offsets), np.diff(batches)
     ends, cuts = offsets[trials[1:]].copy(), offsets[batches[1:]].copy()
@@ -143,11 +143,18 @@ def arrays(
     whose = np.repeat(np.arange(len(counts)), counts)
     words = lengths * eighths(lengths)
     before = np.cumsum(words) - words
+    skipped = np.zeros((len(counts), 3), np.int64)
+    if keys is not None:
+        skipped[:] = [(key.tokens_before, key.rows_before, key.words_before) for key in keys]
+    rows = _rows(ends, cuts, skipped[:, 0])
+    sequences = _rows(trials[1:], batches[1:], skipped[:, 1])
     return {
-        **{f"tokens.{name}": value for name, value in _rows(ends, cuts).items()},
-        **{f"sequences.{name}": value for name, value in _rows(trials[1:], batches[1:]).items()},
+        **{f"tokens.{name}": value for name, value in rows.items()},
+        **{f"sequences.{name}": value for name, value in sequences.items()},
         "offsets": offsets.astype(np.int32),
-        "before": before - before[batches[:-1].clip(max=max(len(before) - 1, 0))][whose],
+        "before": before
+        - before[batches[:-1].clip(max=max(len(before) - 1, 0))][whose]
+        + skipped[whose, 2],
         "first_tokens": offsets[:-1].astype(np.int64),
         "keys": np.zeros(len(counts), np.int64) if keys is None else _keys(keys),
     }
@@ -178,16 +185,16 @@ def site_words(*name: str | int) -> tuple[int, int]:
     return low & 0x7FFFFFFF, high & 0x7FFFFFFF
 
 
-def _rows(ends: NDArray[np.int64], cuts: NDArray[np.int64]) -> Arrays:
-    """ends, cuts: where each trial's and each micro-batch's rows end."""
+def _rows(ends: NDArray[np.int64], cuts: NDArray[np.int64], before: NDArray[np.int64]) -> Arrays:
+    """ends, cuts: where each trial's and each micro-batch's rows end; before: how many of a micro-batch's come before these."""
     counts = np.diff(cuts, prepend=0)
     batch = np.repeat(np.arange(len(counts)), counts)
-    place = np.arange(len(batch)) - np.repeat(cuts - counts, counts)
+    place = np.arange(len(batch)) - np.repeat(cuts - counts - before, counts)
     trial = np.repeat(np.arange(len(ends)), np.diff(ends, prepend=0))
     found = {"trial": trial, "batch": batch, "place": place, "ends": ends}
     return {name: value.astype(np.int32) for name, value in found.items()}
 
 
-def _keys(keys: Sequence[tuple[int, int]]) -> NDArray[np.int64]:
-    words = b"".join(digest(seed, "dropout", step)[:8] for seed, step in keys)
+def _keys(keys: Sequence[NoiseKey]) -> NDArray[np.int64]:
+    words = b"".join(digest(key.seed, "dropout", key.step)[:8] for key in keys)
     return np.frombuffer(words, np.int64).copy()

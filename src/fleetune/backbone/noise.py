@@ -45,6 +45,8 @@ class NoiseKey:
     """Their tokens."""
     squares_before: int = 0
     """The sum of their squared lengths: attention has so many probabilities a head."""
+    words_before: int = 0
+    """Words of 128 bits, a head, that attention's dropout takes for them on a GPU (`laid.py`)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,7 +46,7 @@ _SHORTAGES = 3
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """One pass: whole micro-batches of some trials, each trial's one after the other."""
+    """One pass: micro-batches of some trials, each trial's one after the other; or a part of one."""
 
     owned: tuple[Owned, ...]
     """Of each trial, [K]."""
@@ -138,7 +138,6 @@ class Graphs:
         config = self._backbone.config
         count = int(packed.offsets[-1])
         spare = -count % step_of(count)
-        keys = [(key.seed, key.step) for key in noise]
         types = packed.type_ids if self._backbone.takes_types else None
         fill = {"ids": int(config.pad_token_id or 0), "positions": 0, "types": 0}
         streams = {
@@ -152,7 +151,7 @@ class Graphs:
                 for name, values in streams.items()
                 if values is not None
             },
-            **arrays(packed.offsets, packed.trials, keys, spare, packed.batches),
+            **arrays(packed.offsets, packed.trials, noise, spare, packed.batches),
             **targets.arrays(),
         }
 

@@ -130,7 +130,7 @@ class OpenBackbone:
         layout = self.family.layout
         where = None
         if self.quick:
-            keys = None if noise is None else [(key.seed, key.step) for key in noise.keys]
+            keys = None if noise is None else noise.keys
             found = arrays(packed.offsets, packed.trials, keys, batches=packed.batches)
             on_device = {name: send(one, self.device) for name, one in found.items()}
             where = self.laid(on_device, int(packed.lengths.max()))

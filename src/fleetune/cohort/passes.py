@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fleetune.backbone.device_noise import noise_on
+from fleetune.backbone.laid import eighths
 from fleetune.backbone.noise import NoiseKey
 from fleetune.backbone.send import make_current, send
 from fleetune.cohort.engine import Engine
@@ -70,6 +71,8 @@ class Part:
     """Their tokens."""
     squares_before: int = 0
     """The sum of their squared lengths."""
+    words_before: int = 0
+    """As `NoiseKey` has it."""
 
     @cached_property
     def lengths(self) -> NDArray[np.int64]:
@@ -89,6 +92,7 @@ class Part:
             rows_before=self.rows_before,
             tokens_before=self.tokens_before,
             squares_before=self.squares_before,
+            words_before=self.words_before,
         )
 
 
@@ -188,22 +192,27 @@ def _in_parts(whole: list[Part], lanes: int) -> list[Part]:
 
 
 def divide(part: Part, count: int) -> list[Part]:
-    """A micro-batch in at most so many parts of near-equal tokens; each has a row."""
-    lengths = part.lengths
-    ends = np.cumsum(lengths)
+    """A micro-batch, or a part of one, in at most so many parts of near-equal tokens; each has a row.
+
+    Of those that come in the place of a part, `siblings` counts them all.
+    """
+    ends = np.cumsum(part.lengths)
     wanted = ends[-1] * np.arange(1, count) / count
-    cuts = [0, *(1 + np.abs(ends[:, None] - wanted).argmin(0)).tolist(), part.total]
-    return [
-        replace(
-            part,
-            rows=part.rows[low:high],
-            rows_before=low,
-            tokens_before=int(lengths[:low].sum()),
-            squares_before=int((lengths[:low] ** 2).sum()),
-        )
-        for low, high in pairwise(cuts)
-        if low < high
-    ]
+    cuts = [0, *(1 + np.abs(ends[:, None] - wanted).argmin(0)).tolist(), len(ends)]
+    bounds = [(low, high) for low, high in pairwise(cuts) if low < high]
+    return [replace(_some(part, *own), siblings=part.siblings - 1 + len(bounds)) for own in bounds]
+
+
+def _some(part: Part, low: int, high: int) -> Part:
+    before = part.lengths[:low]
+    return replace(
+        part,
+        rows=part.rows[low:high],
+        rows_before=part.rows_before + low,
+        tokens_before=part.tokens_before + int(before.sum()),
+        squares_before=part.squares_before + int((before**2).sum()),
+        words_before=part.words_before + int((before * eighths(before)).sum()),
+    )
 
 
 def cut(

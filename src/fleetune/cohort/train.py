@@ -8,7 +8,8 @@ path.
 
 Who shares a pass changes the last bits of a product. So a round is cut by its tokens alone, before anything is known of
 how it goes: a trial that fails in it leaves its mates what it would have left them by ending there. Where memory does not
-suffice for a pass, the passes become smaller and stay so; what was done of the failed one is undone first.
+suffice for a pass, the passes become smaller and stay so; what was done of the failed one is undone first. A
+micro-batch that does not fit by itself is done in parts, one after the other.
 
 `Cohort.run` is a generator of events: whoever reads them writes journals, draws progress, saves, or stops reading.
 Events come between rounds, never within one.
@@ -16,6 +17,7 @@ Events come between rounds, never within one.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -40,8 +42,18 @@ from fleetune.cohort.events import (
     TrialStopped,
 )
 from fleetune.cohort.graphs import Work
+from fleetune.cohort.known import Entry
 from fleetune.cohort.loss import selection_metrics
-from fleetune.cohort.passes import Part, Passed, are_alone, cut, micro_batches, run_pass, work_of
+from fleetune.cohort.passes import (
+    Part,
+    Passed,
+    are_alone,
+    cut,
+    divide,
+    micro_batches,
+    run_pass,
+    work_of,
+)
 from fleetune.cohort.room import Returned
 from fleetune.cohort.schedule import FixedList, Schedule
 from fleetune.cohort.shortage import Found, if_it_fits
@@ -87,6 +99,8 @@ class Cohort:
         self._returned = Returned()
         self._ahead: _Laid | None = None
         """The next round, where it has been laid out already."""
+        self._refused: dict[tuple[str, Entry], int] = {}
+        """Of how many tokens of a trial the memory did not suffice for a pass of them alone; the fewest."""
 
     def place(self, given: TrialInput, state: State, *, parked: bool = False) -> Trial:
         """Put a trial that the schedule has named before a cut where it was then."""
@@ -130,6 +144,8 @@ class Cohort:
         groups = laid.groups
 
         def tried(group: Sequence[Part]) -> Passed | None:
+            if self._is_refused(group):
+                return None
             return self._try_pass(group, laid.first if group is laid.groups[0] else None)
 
         while groups:
@@ -137,7 +153,7 @@ class Cohort:
             waiting: list[Part] = []
             for group, found in zip(groups, lanes.map(tried, groups), strict=True):
                 if found is None and len(group) == 1 < min(len(groups), lanes.count):
-                    found = self._try_pass(group)  # another pass took the memory; now it is free
+                    found = tried(group)  # another pass took the memory; now it is free
                 if found is not None:
                     passed.append(found)
                 elif len(group) > 1 and group[0].entry is None:
@@ -147,8 +163,11 @@ class Cohort:
                     held = sum(part.tokens for part in group)
                     self.max_tokens = min(self.max_tokens, held // 2)
                     waiting += group
-                else:
-                    failed[group[0].trial.id] = (group[0].trial, _too_large(group[0]))
+                elif (trial := group[0].trial).id not in failed:
+                    done, lacking = self._in_halves(group[0])
+                    passed += done
+                    if lacking is not None:
+                        failed[trial.id] = (trial, _too_large(lacking))
             groups = alone + self._cut(waiting)
         failed |= self._step(passed, failed.keys())
         _charge(time.perf_counter() - began, _work(passed))
@@ -212,6 +231,32 @@ class Cohort:
             for ident, trial in trials.items()
         ]
         return {trial.id: (trial, reason) for trial, reason in told if reason is not None}
+
+    def _is_refused(self, group: Sequence[Part]) -> bool:
+        """Whether a pass need not be tried, since fewer tokens of its trial did not fit and it can be divided."""
+        part = group[0]
+        if len(group) > 1 or len(part.rows) == 1:
+            return False
+        return part.tokens >= self._refused.get((part.trial.id, part.entry), math.inf)
+
+    def _in_halves(self, part: Part) -> tuple[list[Passed], Part | None]:
+        """A part that does not fit by itself, in two, those that do not fit either in two, and so on.
+
+        One after the other, and each adds its gradient at once, so that as little as possible is held. With the row that does
+        not fit alone, where there is one: then the others are not tried.
+        """
+        if len(part.rows) == 1:
+            return [], part
+        place = part.trial.id, part.entry
+        self._refused[place] = min(part.tokens, self._refused.get(place, part.tokens))
+        done: list[Passed] = []
+        for half in divide(part, 2):
+            found = None if self._is_refused([half]) else self._try_pass([half])
+            more, lacking = self._in_halves(half) if found is None else ([found.added()], None)
+            done += more
+            if lacking is not None:
+                return done, lacking
+        return done, None
 
     def _try_pass(self, group: Sequence[Part], work: Work | None = None) -> Passed | None:
         """One pass; None where memory did not suffice: then every gradient is as it was before."""
@@ -345,7 +390,6 @@ def _charge(seconds: float, work: Sequence[tuple[Trial, float]]) -> None:
 
 def _too_large(part: Part) -> str:
     return (
-        f"its micro-batch of {part.total} rows does not fit in memory: even {len(part.rows)} of them ({part.tokens:,} tokens) "
-        "do not alone; lower per_device_train_batch_size (and raise gradient_accumulation_steps to keep the step), or lower "
-        "max_length"
+        f"its micro-batch of {part.total} rows does not fit in memory: even {len(part.rows)} of them "
+        f"({int(part.lengths.sum()):,} tokens) does not alone; lower max_length, train fewer trials at once, or free memory"
     )
