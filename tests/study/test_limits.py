@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,13 @@ import pytest
 from fleetune.cohort import plan as planning
 from fleetune.cohort import room
 from fleetune.cohort.engine import Engine
-from fleetune.cohort.events import EpochDone
+from fleetune.cohort.events import Advanced, EpochDone
 from fleetune.cohort.plan import Limits, Planned, default_limits
 from fleetune.cohort.trial import Rows
-from fleetune.study.prepare import Prepared
-from tests.runs import Made
+from fleetune.study import checkpoints
+from fleetune.study.prepare import Prepared, prepare
+from fleetune.study.run import Run
+from tests.runs import Made, settings
 from tests.study import studies
 
 
@@ -149,6 +152,79 @@ def test_what_no_longer_fits_is_planned_again(
     assert studies.run(folder, ready).failed == 0
     search = [e for e in studies.events(folder, "planned") if "search" in e["stage"]]
     assert len(search) == 2 and search[1]["bytes"] < search[0]["bytes"]
+
+
+class Counted:
+    """How many trained at once, and a cut after so many rounds; None: no cut."""
+
+    def __init__(self, rounds: int | None = None) -> None:
+        self.left, self.at_once = rounds, list[int]()
+
+    def __call__(self, event: object) -> None:
+        if isinstance(event, Advanced):
+            self.at_once.append(len(event.trials))
+            if self.left == len(self.at_once):
+                raise Cut
+
+
+def scores(folder: Path) -> dict[tuple[str, int], list[float]]:
+    """Losses and metrics of every epoch, by trial and epoch."""
+    return {
+        (e["id"], e["epoch"]): [e["loss"], *e["selection"].values()]
+        for e in studies.events(folder, "epoch")
+    }
+
+
+def assert_scores_equal(found: Path, expected: Path) -> None:
+    """But for rounding in float64, since other trials share passes."""
+    mine, other = scores(found), scores(expected)
+    assert mine.keys() == other.keys()
+    for place, values in other.items():
+        assert mine[place] == pytest.approx(values, rel=1e-10), place
+
+
+def test_fewer_trials_at_once_after_a_cut(made: Made, tmp_path: Path) -> None:
+    """The others wait with their states, and a second cut while they do loses nothing."""
+    methods = ["lora", "bitfit"]
+    given = settings(made.folder, made.backbone, methods, seeds=[0, 1, 2], dropout=0.1)
+    ready = prepare(replace(given, dtype="float64"))
+    Run(tmp_path / "whole", ready).train(Counted())
+    folder = tmp_path / "cut"
+    with pytest.raises(Cut):
+        Run(folder, ready, save_steps=1).train(Counted(rounds=3))
+    (first, *_) = checkpoints.snapshots(folder / "checkpoints")
+    assert len(first.note["active"]) == 6
+    again, last = Counted(rounds=4), Counted()
+    with pytest.raises(Cut):
+        Run(folder, ready, trials=2, save_steps=1).train(again)
+    (second, *_) = checkpoints.snapshots(folder / "checkpoints")
+    assert second.number > first.number + 1 and second.note["active"] == first.note["active"]
+    for number, ident in enumerate(first.note["active"]):
+        assert (second.files[ident] == first.files[ident]) == (number >= 2), (
+            "who waits is not written"
+        )
+    Run(folder, ready, trials=2).train(last)
+    assert max(again.at_once) == max(last.at_once) == 2
+    assert_scores_equal(folder, tmp_path / "whole")
+    done = [e["id"] for e in studies.events(folder, "trial-done")]
+    assert sorted(done) == sorted(first.note["active"])
+
+
+def test_fewer_trials_of_a_search_at_once_after_a_cut(
+    ready: Prepared, made: Made, tmp_path: Path
+) -> None:
+    """Those that wait take their places before new ones, and halving waits for them."""
+    studies.run(tmp_path / "whole", ready)
+    folder = tmp_path / "cut"
+    for rounds, trials in ((4, None), (5, 2), (9, 1)):
+        counted = Counted(rounds)
+        with pytest.raises(Cut):
+            Run(folder, ready, trials=trials, save_steps=1).train(counted)
+        assert max(counted.at_once) <= (trials or 6)
+    studies.run(folder, ready, trials=1, watch=(last := Counted()))
+    assert set(last.at_once) == {1}
+    assert_scores_equal(folder, tmp_path / "whole")
+    assert studies.proposals(folder).keys() == studies.proposals(tmp_path / "whole").keys()
 
 
 def test_the_journal_says_why_a_trial_trains_alone(made: Made) -> None:

@@ -28,6 +28,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fleetune.cohort.charge import charge, work_in
 from fleetune.cohort.engine import Engine
 from fleetune.cohort.evaluation import fitting
 from fleetune.cohort.events import (
@@ -96,6 +97,8 @@ class Cohort:
         self.max_eval_tokens = max_tokens
         self.active: list[Trial] = []
         self.parked: dict[str, Trial] = {}
+        self.waiting: dict[str, tuple[TrialInput, Callable[[], State]]] = {}
+        """Trials that had a place before a cut and have none yet; each with what gives its state."""
         self._returned = Returned()
         self._ahead: _Laid | None = None
         """The next round, where it has been laid out already."""
@@ -104,12 +107,25 @@ class Cohort:
 
     def place(self, given: TrialInput, state: State, *, parked: bool = False) -> Trial:
         """Put a trial that the schedule has named before a cut where it was then."""
-        trial = Trial(given, self.engine.start(given))
-        trial.restore(*state)
+        trial = self._restored(given, state)
         if parked:
             self.parked[trial.id] = trial
         else:
             self.active.append(trial)
+        return trial
+
+    def wait(self, given: TrialInput, state: Callable[[], State]) -> None:
+        """Let a trial that had a place before a cut wait for one that comes free, before any that the schedule names.
+
+        state: asked now, so that what is no state of this trial is refused before anything is trained, and again at its turn:
+        until then it takes no memory.
+        """
+        self._restored(given, state())
+        self.waiting[given.spec.id] = given, state
+
+    def _restored(self, given: TrialInput, state: State) -> Trial:
+        trial = Trial(given, self.engine.start(given))
+        trial.restore(*state)
         return trial
 
     def run(self) -> Iterator[Event]:
@@ -127,12 +143,18 @@ class Cohort:
                 self._returned.if_grown()
 
     def _admit(self) -> Iterator[Event]:
-        while len(self.active) < self.size and (given := self.schedule.next()) is not None:
-            trial = self.parked.pop(given.spec.id, None)
-            if trial is None:
-                trial = Trial(given, self.engine.start(given))
+        while len(self.active) < self.size and (trial := self._next()) is not None:
             self.active.append(trial)
             yield Started(trial)
+
+    def _next(self) -> Trial | None:
+        """The trial for a free place; None where none may train now."""
+        if self.waiting:
+            given, state = self.waiting.pop(next(iter(self.waiting)))
+            return self._restored(given, state())
+        if (given := self.schedule.next()) is None:
+            return None
+        return self.parked.pop(given.spec.id, None) or Trial(given, self.engine.start(given))
 
     def _round(self) -> Iterator[Event]:
         began = time.perf_counter()
@@ -170,7 +192,7 @@ class Cohort:
                         failed[trial.id] = (trial, _too_large(lacking))
             groups = alone + self._cut(waiting)
         failed |= self._step(passed, failed.keys())
-        _charge(time.perf_counter() - began, _work(passed))
+        charge(time.perf_counter() - began, work_in(passed))
         for trial, reason in failed.values():
             yield from self._fail(trial, reason)
         yield from self._drop()
@@ -318,7 +340,7 @@ class Cohort:
             logits = self._try_predict(group)
             if logits is not None:
                 tokens = [self.engine.tokens(t.owned, t.given.selection) for t in group]
-                _charge(time.perf_counter() - began, list(zip(group, tokens, strict=True)))
+                charge(time.perf_counter() - began, list(zip(group, tokens, strict=True)))
                 found.update({t.id: own for t, own in zip(group, logits, strict=True)})
             elif len(group) > 1 or eval_rows(group[0].given, self.max_eval_tokens) > 1:
                 self.max_eval_tokens = sum(largest[: len(group)]) // 2
@@ -370,22 +392,6 @@ class Cohort:
         trial.best_state()
         self.schedule.left(trial.id, failed=False)
         yield TrialDone(trial)
-
-
-def _work(passed: Sequence[Passed]) -> list[tuple[Trial, float]]:
-    """What each pass took, divided among its parts by their tokens."""
-    found: list[tuple[Trial, float]] = []
-    for one in passed:
-        tokens = sum(part.tokens for part in one.parts)
-        found += [(part.trial, one.seconds * part.tokens / tokens) for part in one.parts]
-    return found
-
-
-def _charge(seconds: float, work: Sequence[tuple[Trial, float]]) -> None:
-    """Divide time among trials by what was done for each."""
-    total = sum(amount for _, amount in work)
-    for trial, amount in work:
-        trial.seconds += seconds * amount / total
 
 
 def _too_large(part: Part) -> str:

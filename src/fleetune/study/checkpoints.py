@@ -48,7 +48,11 @@ class Snapshot:
 
     def states(self) -> dict[str, State]:
         """The states by trial."""
-        return {ident: _read(self.folder / file["name"]) for ident, file in self.files.items()}
+        return {ident: self.state(ident) for ident in self.files}
+
+    def state(self, ident: str) -> State:
+        """The state of one trial."""
+        return _read(self.folder / self.files[ident]["name"])
 
 
 class Damaged(Exception):

@@ -4,11 +4,15 @@ After a cut a stage goes on from its last snapshot: with exactly the trials that
 its schedule as it was then. Who shares a pass changes the last bits of a product, so trials of the snapshot that have ended
 since end a second time, and leave no trace. Without a snapshot a search starts again from its beginning and makes the same
 trials, since what it decides depends on scores alone.
+
+Where fewer may train at once than before, the first of them go on. The others wait, their states on the disk as they were, and
+take the places that come free before the schedule names another trial.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -103,16 +107,18 @@ class Stage:
 
     def _placed(self, cohort: Cohort, snapshot: checkpoints.Snapshot) -> list[Trial]:
         """Put schedule and cohort where they were; the trials that train."""
-        note, states = snapshot.note, snapshot.states()
+        note, given = snapshot.note, self.schedule.given
         self.schedule.restore(note["schedule"])
         # As before the cut, where that fits: who shares a pass changes the last bits of a product.
         cohort.size = min(note["size"], cohort.size)
         cohort.max_tokens = min(note["max_tokens"], cohort.max_tokens)
         cohort.max_eval_tokens = min(note["max_eval_tokens"], cohort.max_eval_tokens)
+        for ident in note["active"][cohort.size :]:
+            cohort.wait(given(ident), partial(snapshot.state, ident))
         for ident in note["parked"]:
-            cohort.place(self.schedule.given(ident), states[ident], parked=True)
-        given = self.schedule.given
-        return [cohort.place(given(ident), states[ident]) for ident in note["active"]]
+            cohort.place(given(ident), snapshot.state(ident), parked=True)
+        first = note["active"][: cohort.size]
+        return [cohort.place(given(ident), snapshot.state(ident)) for ident in first]
 
     def _follow(self, cohort: Cohort, event: Event) -> None:
         if isinstance(event, EpochDone):
@@ -183,14 +189,15 @@ class Stage:
         note = {
             "stage": self.name,
             "schedule": self.schedule.state(),
-            "active": [t.id for t in cohort.active],
+            "active": [*(t.id for t in cohort.active), *cohort.waiting],
             "parked": list(cohort.parked),
             "size": cohort.size,
             "events": len(self.journal.events),
             "max_tokens": cohort.max_tokens,
             "max_eval_tokens": cohort.max_eval_tokens,
         }
-        checkpoints.write_all(self.folder, states, note=note, keep=self.settled)
+        keep = self.settled.union(cohort.waiting)
+        checkpoints.write_all(self.folder, states, note=note, keep=keep)
         self.settled = parked
         saving.saved(cohort.active)
 
