@@ -11,6 +11,7 @@ told every event of the training (cohort/train.py). What is heavy is imported by
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -261,6 +262,7 @@ def _run(
     **told: Any,
 ) -> Result:
     """rows: from memory, to be kept in the run's folder."""
+    from fleetune.data.notes import notes_on
     from fleetune.live.follow import in_python
     from fleetune.live.writers import report_names
     from fleetune.study.given import kept_rows
@@ -271,6 +273,8 @@ def _run(
     writers = report_names(settings.report_to if report_to is None else report_to)
     with kept_rows(folder, rows or {}) as held:
         prepared = prepare(settings, device=device)
+        for note in (note for task in prepared.tasks for note in notes_on(task.dataset)):
+            warnings.warn(note, stacklevel=4)
         with in_python(prepared, folder, device, report_to=writers, **told) as watch:
             Run(folder, prepared, device, save_steps=save_steps).train(watch, held=held)
     return Result(folder)
@@ -294,12 +298,12 @@ def _columns(named: str | Sequence[str] | None) -> tuple[str, ...] | None:
 
 def _source(data: Any, place: Path, kept: dict[str, bytes]) -> tuple[str | None, str | None]:
     """(task, file): what the text names, or where rows from memory will lie, which are added to those to keep."""
-    from fleetune.data.memory import as_jsonl
+    from fleetune.data.memory import as_jsonl, records_of
     from fleetune.study.fixed import task_or_file
 
     if isinstance(data, str | os.PathLike):
         return task_or_file(os.fspath(data))
-    rows = data.to_dict(orient="records") if hasattr(data, "to_dict") else data
+    rows = records_of(data) if hasattr(data, "columns") else data
     kept[place.name] = as_jsonl(rows)
     return None, str(place)
 

@@ -63,6 +63,17 @@ def test_columns_that_go_along_may_be_empty_or_be_a_text(tmp_path: Path) -> None
     assert (table.texts, table.labels, table.groups) == ((("one", "two"),), ("a", "b"), ("g", "h"))
 
 
+def test_of_names_that_differ_in_case_the_one_in_small_letters_is_taken(tmp_path: Path) -> None:
+    path = tmp_path / "data.csv"
+    for header in ("text,label,Text", "Text,label,text", "TEXT,label,Text,text"):
+        path.write_text(
+            f"{header}\n" + "a,b,c,d\n".replace(",d", "" if header.count(",") == 2 else ",d") * 3
+        )
+        assert guess_columns(path) == (("text",), "label")
+    path.write_text("Text,label,TEXT\na,b,c\n")
+    assert guess_columns(path) == (("Text",), "label")
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(texts, texts), min_size=1), st.sampled_from([".csv", ".tsv", ".jsonl"]))
 def test_round_trip(

@@ -54,6 +54,7 @@ def evaluate(
 
     Example: fleetune evaluate runs/first --task demo-sentiment
     """
+    from fleetune.data.notes import of_f1
     from fleetune.data.overlap import overlap_message, overlaps_with
     from fleetune.report.model_facts import seen_by
     from fleetune.serve.evaluation import evaluate_rows
@@ -89,6 +90,8 @@ def evaluate(
             )
         tell_cut(one["truncated"], name, predictor.record.max_length)
         found.append(one)
+    for note in of_f1(predictor.record.metrics, predictor.record.label_names):
+        say(f"note: {note}")
     if as_json:
         dump({"model": str(predictor.folder), "task": task or str(data), "sets": found})
         return

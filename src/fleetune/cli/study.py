@@ -98,17 +98,15 @@ def _tell(prepared: Any, settings: Any, device: str) -> None:
     from fleetune.cli.train import (
         tell_guesses,
         tell_imitated,
-        tell_labels,
         tell_lengths,
-        tell_overlap,
+        tell_notes,
     )
 
     tell_imitated(prepared.dtype, device)
     tell_guesses(prepared, settings, "data.text_columns", "data.label_column")
     tell_lengths(prepared, settings, "backbone.max_length")
     for task in prepared.tasks:
-        tell_overlap(task.dataset)
-        tell_labels(task.dataset)
+        tell_notes(task.dataset)
     if prepared.optimistic:
         say(
             "protocol paper: epochs and settings are chosen on the test rows: numbers are OPTIMISTIC"

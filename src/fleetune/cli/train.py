@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,7 +34,6 @@ from fleetune.errors import SOME_TRIALS_FAILED, SettingsError
 # A guess is checked at a glance.
 SHOWN_CLASSES = 5
 # Labels that a note names.
-_MOST_TOLD = 5
 
 
 def register(app: typer.Typer) -> None:
@@ -223,8 +221,7 @@ def _introduce(prepared: Any, settings: Any, device: str) -> None:
         + f" rows ({data.source}); text {' + '.join(data.task.columns)}, label {data.task.label_column}"
     )
     tell_guesses(prepared, settings)
-    tell_overlap(data)
-    tell_labels(data)
+    tell_notes(data)
     say(f"backbone {prepared.backbone.source} in {prepared.dtype}; {len(prepared.inputs)} trials")
     tell_imitated(prepared.dtype, device)
     tell_lengths(prepared, settings)
@@ -259,35 +256,12 @@ def tell_lengths(prepared: Any, settings: Any, place: str = "--max-length") -> N
             tell_cut(count, name + of, most, f" ({place})")
 
 
-def tell_overlap(dataset: Any) -> None:
-    """Which test rows the training rows hold too."""
-    from fleetune.data.overlap import overlap_message, overlaps
+def tell_notes(dataset: Any) -> None:
+    """What is to be known of the rows before their scores are believed."""
+    from fleetune.data.notes import notes_on, of_f1
 
-    for name, found in overlaps(dataset).items():
-        say(overlap_message(name, found, len(dataset.tests[name])))
-
-
-def tell_labels(dataset: Any) -> None:
-    """Which labels no test row has, so that no score knows of them, and which may be one label written in several ways."""
-    names = dataset.task.label_names
-    alike: dict[str, list[str]] = {}
-    for label in names:
-        alike.setdefault(" ".join(label.split()).casefold(), []).append(
-            json.dumps(label, ensure_ascii=False)
-        )
-    for written in [found for found in alike.values() if len(found) > 1][:_MOST_TOLD]:
-        say(
-            f"note: the labels {', '.join(written)} differ in case or spaces alone, and are taken for different ones"
-        )
-    for name, split in dataset.tests.items():
-        if dataset.task.regression or split.labels is None:
-            continue
-        seen = set(split.labels.tolist())
-        missing = [label for k, label in enumerate(names) if k not in seen]
-        if missing:
-            more = f" and {len(missing) - _MOST_TOLD} more" if len(missing) > _MOST_TOLD else ""
-            told = f"{', '.join(missing[:_MOST_TOLD])}{more}"
-            say(f"note: no {name} row has the label {told}, so nothing will be known about it")
+    for note in (*notes_on(dataset), *of_f1(dataset.task.metrics, dataset.task.label_names)):
+        say(f"note: {note}")
 
 
 def tell_imitated(dtype: str, device: str) -> None:

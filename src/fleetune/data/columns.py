@@ -72,13 +72,22 @@ def guess(
 def texts_by_name(header: Header, taken: Sequence[str]) -> tuple[str, ...] | None:
     """The text columns by their names, or None when no name is known."""
     for columns in (header.texts, (*header.texts, *_odd(header))):
-        free = {name.casefold(): name for name in columns if name not in taken}
+        free = _by_name(columns, taken)
         for first, second in TEXT_PAIRS:
             if first in free and second in free:
                 return free[first], free[second]
         if (single := next((free[name] for name in TEXTS if name in free), None)) is not None:
             return (single,)
     return None
+
+
+def _by_name(columns: Sequence[str], taken: Sequence[str]) -> dict[str, str]:
+    """Free columns by their names without case; where several differ in case alone, the one in small letters, else the first."""
+    found: dict[str, str] = {}
+    for name in columns:
+        if name not in taken and (name == name.casefold() or name.casefold() not in found):
+            found[name.casefold()] = name
+    return found
 
 
 def _odd(header: Header) -> tuple[str, ...]:
@@ -98,7 +107,7 @@ def only_text(path: Path, header: Header) -> tuple[str, ...]:
 
 def _label_by_name(header: Header, taken: Sequence[str]) -> str | None:
     for columns in (header.scalars, _odd(header)):
-        free = {name.casefold(): name for name in columns if name not in taken}
+        free = _by_name(columns, taken)
         if (label := next((free[name] for name in LABELS if name in free), None)) is not None:
             return label
     return None

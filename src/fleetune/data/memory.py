@@ -1,7 +1,8 @@
 """Rows that a Python program holds, as JSON Lines: from there on they are read as strictly as any file.
 
-Nothing is converted but numpy's scalars, which become Python's: a label 3.0 or None is refused by the reader (jsonl.py), with
-the number of the row as its line.
+Nothing is converted but numpy's scalars, which become Python's, and what is missing in a frame (NaN, NaT, NA), which becomes
+null. A label 3.0 or null is refused by the reader (jsonl.py), with the number of the row as its line; columns that are not
+asked for may hold anything.
 """
 
 from __future__ import annotations
@@ -13,6 +14,16 @@ from typing import Any
 import numpy as np
 
 from fleetune.errors import DataError
+
+
+def records_of(frame: Any) -> list[dict[str, Any]]:
+    """The rows of a pandas frame. DataError where two of its columns have one name."""
+    names = [str(name) for name in frame.columns]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        told = "this name stands twice; every column needs its own"
+        raise DataError("data", [f"column {name}: {told}" for name in twice])
+    return frame.to_dict(orient="records")
 
 
 def as_jsonl(rows: Iterable[Mapping[str, Any]]) -> bytes:
@@ -28,10 +39,19 @@ def as_jsonl(rows: Iterable[Mapping[str, Any]]) -> bytes:
                     f"{type(given).__name__} {str(given)[:60]!r}"
                 ],
             )
-        lines.append(json.dumps(dict(given), ensure_ascii=True, default=_plain))
+        cells = {name: None if _is_missing(cell) else cell for name, cell in given.items()}
+        lines.append(json.dumps(cells, ensure_ascii=True, default=_plain))
     if not lines:
         raise DataError("data", ["there are no rows; give at least some of each label"])
     return ("\n".join(lines) + "\n").encode()
+
+
+def _is_missing(cell: Any) -> bool:
+    """NaN and NaT are not equal to themselves, and pandas' NA says of itself neither."""
+    try:
+        return bool(cell != cell)
+    except (TypeError, ValueError):
+        return type(cell).__name__ == "NAType"
 
 
 def _plain(value: Any) -> Any:

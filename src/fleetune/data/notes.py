@@ -1,0 +1,54 @@
+"""What somebody should know of a data set before its scores are believed, one sentence each."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+
+from fleetune.data.base import Dataset
+from fleetune.data.overlap import overlap_message, overlaps
+
+_MOST_TOLD = 5
+
+
+def notes_on(dataset: Dataset) -> list[str]:
+    """What spoils scores: test rows that the training rows hold too, labels that may be one, labels without a test row."""
+    shared = [
+        overlap_message(name, found, len(dataset.tests[name]))
+        for name, found in overlaps(dataset).items()
+    ]
+    if dataset.task.regression:
+        return shared
+    return [*shared, *_written_alike(dataset), *_untested(dataset)]
+
+
+def of_f1(metrics: Sequence[str], labels: Sequence[str]) -> list[str]:
+    """Which class an F1 of two is about, where that is a metric."""
+    return (
+        [f"f1 is that of the label {labels[1]} alone, the second in order"]
+        if "f1" in metrics
+        else []
+    )
+
+
+def _written_alike(dataset: Dataset) -> Iterator[str]:
+    alike: dict[str, list[str]] = {}
+    for label in dataset.task.label_names:
+        alike.setdefault(" ".join(label.split()).casefold(), []).append(
+            json.dumps(label, ensure_ascii=False)
+        )
+    for written in [found for found in alike.values() if len(found) > 1][:_MOST_TOLD]:
+        yield f"the labels {', '.join(written)} differ in case or spaces alone, and are taken for different ones"
+
+
+def _untested(dataset: Dataset) -> Iterator[str]:
+    names = dataset.task.label_names
+    for name, split in dataset.tests.items():
+        if split.labels is None:
+            continue
+        seen = set(split.labels.tolist())
+        missing = [label for k, label in enumerate(names) if k not in seen]
+        if missing:
+            more = f" and {len(missing) - _MOST_TOLD} more" if len(missing) > _MOST_TOLD else ""
+            told = f"{', '.join(missing[:_MOST_TOLD])}{more}"
+            yield f"no {name} row has the label {told}, so nothing will be known about it"
