@@ -263,7 +263,7 @@ def _manifest(folder: Path) -> Case:
             _seal_state(place, path.name)
         told = checkpoints.set_aside_damaged(place, 4)
         found = checkpoints.newest(place, "s")
-        states = None if found is None else found.states()
+        states = None if found is None else {name: found.state(name) for name in found.files}
         assert outside.read_bytes() == b"not ours", "a file outside was changed"
         assert all(p.parent == place for p in place.rglob("*")), "a folder was made"
         return told, states

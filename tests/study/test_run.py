@@ -302,7 +302,7 @@ def test_a_snapshot_of_other_trials_is_refused_though_its_sums_hold(wide, tmp_pa
     folder = tmp_path / "run"
     stopped_after_two_snapshots(prepared, events, folder)
     newest = checkpoints.snapshots(folder / "checkpoints")[0]
-    states = newest.states()
+    states = {ident: newest.state(ident) for ident in newest.files}
     forge(*states[min(states)])
     checkpoints.write_all(folder / "checkpoints", states, note=newest.note)
     with pytest.raises(DataError, match="no snapshot of these trials"):
@@ -594,7 +594,8 @@ def test_a_snapshot_holds_the_whole_cohort_at_one_round(wide, tmp_path: Path) ->
     stop = next(i for i, e in enumerate(events) if isinstance(e, EpochDone)) + 1
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "run", prepared, stop_after(stop))
-    states = checkpoints.snapshots(tmp_path / "run/checkpoints")[0].states()
+    newest = checkpoints.snapshots(tmp_path / "run/checkpoints")[0]
+    states = {ident: newest.state(ident) for ident in newest.files}
     assert set(states) == {"bitfit-s0", "bitfit-s1", "lora-s0", "lora-s1"}
     (steps,) = {numbers["micro_step"] for _, numbers in states.values()}
     given = prepared.inputs[0]

@@ -26,7 +26,7 @@ def prepared(made: Made) -> Prepared:
 def micro_steps(folder: Path) -> int:
     """Where the newest snapshot stands."""
     newest = checkpoints.snapshots(folder / "checkpoints")[0]
-    (found,) = {numbers["micro_step"] for _, numbers in newest.states().values()}
+    (found,) = {numbers["micro_step"] for _, numbers in map(newest.state, newest.files)}
     return found
 
 

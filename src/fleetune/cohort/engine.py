@@ -59,6 +59,7 @@ class Engine:
         self.lanes = Lanes(self.backbone.device)
         self.known = Known(self.backbone, self.lanes)
         self._remembers = remembers
+        self._weights = frozenset(f"{site.name}.weight" for site in self.sites.part("encoder"))
         self._stacks = Stacks(self.backbone, self.sites) if self.backbone.quick else None
         self.graphs = None if self._stacks is None else Graphs(self.backbone, self._stacks)
         """On a GPU: whole passes."""
@@ -163,8 +164,7 @@ class Engine:
 
     def _takes_company(self, owned: Owned) -> bool:
         """Whether a trial may share a pass: not where a table of the encoder that belongs to no row has values of its own."""
-        weights = {f"{site.name}.weight" for site in self.sites.part("encoder")}
-        return self.backbone.family.shares and weights.isdisjoint(owned.tensors)
+        return self.backbone.family.shares and self._weights.isdisjoint(owned.tensors)
 
     def _predict(
         self,

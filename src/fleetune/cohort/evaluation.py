@@ -8,7 +8,8 @@ Not covered: the passes themselves (engine.py), and when memory does not suffice
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import accumulate, takewhile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,12 +22,12 @@ Batch = tuple[int, NDArray[np.int64]]
 """Of which trial, by its place, and which of its rows, by theirs."""
 
 
-def fitting(largest: Sequence[int], max_tokens: int) -> int:
+def fitting(largest: Iterable[int], max_tokens: int) -> int:
     """How many of the first trials are evaluated together: as many as have their largest batches fit one pass; at least one.
 
-    largest: tokens of each one's largest batch (`eval_tokens`).
+    largest: tokens of each one's largest batch (`eval_tokens`); no more of them are asked for than it takes.
     """
-    return max(int(np.searchsorted(np.cumsum(largest), max_tokens, side="right")), 1)
+    return max(sum(1 for _ in takewhile(lambda held: held <= max_tokens, accumulate(largest))), 1)
 
 
 def evaluation_passes(

@@ -210,9 +210,9 @@ def _side_by_side(passes: Sequence[float], lanes: int) -> list[float]:
 
 def _evaluated(inputs: Sequence[TrialInput], trials: int, tokens: int, lanes: int) -> list[float]:
     """The tokens of each pass where so many trials' evaluation needs most."""
+    judged = [given for given in inputs if len(given.selection)]
     waiting = sorted(
-        (given for given in inputs if len(given.selection)),
-        key=lambda given: -eval_tokens(given, tokens),
+        ((eval_tokens(given, tokens), k) for k, given in enumerate(judged)), reverse=True
     )[:trials]
     # At its end a trial alone is scored on rows that are not known here; those that it was trained on stand for them.
     last = max(inputs, key=lambda given: int(given.train.table.lengths[given.train.rows].max()))
@@ -220,25 +220,22 @@ def _evaluated(inputs: Sequence[TrialInput], trials: int, tokens: int, lanes: in
         (): [(last.train, last.settings.per_device_eval_batch_size)]
     }
     while waiting:
-        largest = [eval_tokens(given, tokens) for given in waiting]
-        count = fitting(largest, tokens)
+        count = fitting((largest for largest, _ in waiting), tokens)
+        company, waiting = waiting[:count], waiting[count:]
+        own = [judged[k] for _, k in company]
         # Trials that have the same to do are looked at once.
         companies.setdefault(
-            tuple(largest[:count]),
-            [(g.selection, g.settings.per_device_eval_batch_size) for g in waiting[:count]],
+            tuple(largest for largest, _ in company),
+            [(given.selection, given.settings.per_device_eval_batch_size) for given in own],
         )
-        waiting = waiting[count:]
-    found = [
-        _laid([rows for rows, _ in own], [n for _, n in own], tokens, lanes)
-        for own in companies.values()
-    ]
+    found = [_laid(company, tokens, lanes) for company in companies.values()]
     return max(found, key=lambda passes: sum(_side_by_side(passes, lanes)))
 
 
-def _laid(rows: Sequence[Rows], most: Sequence[int], tokens: int, lanes: int) -> list[float]:
-    """The tokens of each pass of these rows; most: rows of a batch."""
-    lengths = [own.table.lengths[own.rows] for own in rows]
-    sizes = [rows_within(own, n, tokens) for own, n in zip(rows, most, strict=True)]
+def _laid(company: Sequence[tuple[Rows, int]], tokens: int, lanes: int) -> list[float]:
+    """The tokens of each pass of some trials' rows; with each the most rows of a batch."""
+    lengths = [own.table.lengths[own.rows] for own, _ in company]
+    sizes = [rows_within(own, most, tokens) for own, most in company]
     passes = evaluation_passes(lengths, sizes, sum(int(own.sum()) for own in lengths), lanes)
     return [sum(float(lengths[k][places].sum()) for k, places in one) for one in passes]
 

@@ -335,15 +335,15 @@ class Cohort:
         waiting = list(judged)
         while waiting:
             began = time.perf_counter()
-            largest = [eval_tokens(trial.given, self.max_eval_tokens) for trial in waiting]
-            group = waiting[: fitting(largest, self.max_eval_tokens)]
+            limit = self.max_eval_tokens
+            group = waiting[: fitting((eval_tokens(t.given, limit) for t in waiting), limit)]
             logits = self._try_predict(group)
             if logits is not None:
                 tokens = [self.engine.tokens(t.owned, t.given.selection) for t in group]
                 charge(time.perf_counter() - began, list(zip(group, tokens, strict=True)))
                 found.update({t.id: own for t, own in zip(group, logits, strict=True)})
-            elif len(group) > 1 or eval_rows(group[0].given, self.max_eval_tokens) > 1:
-                self.max_eval_tokens = sum(largest[: len(group)]) // 2
+            elif len(group) > 1 or eval_rows(group[0].given, limit) > 1:
+                self.max_eval_tokens = sum(eval_tokens(t.given, limit) for t in group) // 2
                 continue
             else:
                 found[group[0].id] = (

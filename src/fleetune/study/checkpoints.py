@@ -46,10 +46,6 @@ class Snapshot:
     note: Mapping[str, Any]
     """What else belongs to it."""
 
-    def states(self) -> dict[str, State]:
-        """The states by trial."""
-        return {ident: self.state(ident) for ident in self.files}
-
     def state(self, ident: str) -> State:
         """The state of one trial."""
         return _read(self.folder / self.files[ident]["name"])
