@@ -14,6 +14,7 @@ from torch import Tensor
 from fleetune.backbone.noise import Noise
 from fleetune.backbone.send import make_current, send
 from fleetune.backbone.sites import SiteMap, site_map
+from fleetune.cohort.company import takes_company
 from fleetune.cohort.evaluation import Batch, evaluation_passes
 from fleetune.cohort.graphs import Graphs
 from fleetune.cohort.kernels import keep_few_kernels
@@ -142,8 +143,10 @@ class Engine:
         """Each trial's logits [n, C] on its own rows, in their order, without dropout; batch_sizes: most rows of a pass, [K]."""
         companies: dict[tuple[Entry, int | None], list[int]] = {}
         for k, (own, one) in enumerate(zip(owned, rows, strict=True)):
-            alone = None if self._takes_company(own) else k
-            companies.setdefault((self.entry(own, one, dropout=0.0), alone), []).append(k)
+            shares = takes_company(own, self._weights, self.backbone.family)
+            companies.setdefault(
+                (self.entry(own, one, dropout=0.0), None if shares else k), []
+            ).append(k)
         found: dict[int, NDArray[Any]] = {}
         for (entry, _), members in companies.items():
             found |= self._predict(members, owned, rows, batch_sizes, entry)
@@ -161,10 +164,6 @@ class Engine:
                 if max(sizes) == 1 or not is_out_of_memory(error):
                     raise
             sizes = [max(size // 2, 1) for size in sizes]
-
-    def _takes_company(self, owned: Owned) -> bool:
-        """Whether a trial may share a pass: not where a table of the encoder that belongs to no row has values of its own."""
-        return self.backbone.family.shares and self._weights.isdisjoint(owned.tensors)
 
     def _predict(
         self,

@@ -27,6 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fleetune.backbone.device_noise import noise_on
 from fleetune.backbone.noise import Noise, NoiseKey
+from fleetune.cohort.company import all_share
 from fleetune.cohort.engine import Engine
 from fleetune.cohort.evaluation import evaluation_passes, fitting
 from fleetune.cohort.known import MOST_BYTES, Entry
@@ -37,7 +38,6 @@ from fleetune.cohort.passes import (
     at_once,
     balanced,
     fits_round,
-    takes_ahead,
 )
 from fleetune.cohort.trial import Rows, TrialInput, eval_tokens, rows_within
 from fleetune.data.packing import Packed, pack
@@ -184,7 +184,8 @@ def _passes_of(
     """The tokens of each pass of a round whose micro-batches hold so many, and how many passes hold a part of one trial."""
     lanes = engine.lanes.count
     ahead = min(given.settings.gradient_accumulation_steps for given in inputs)
-    most = ahead if takes_ahead(engine, inputs) else 1
+    shares = all_share([given.method for given in inputs], engine.backbone.family)
+    most = ahead if shares else 1
     several = takewhile(
         lambda n: fits_round([n * b for b in batches], tokens, engine), range(2, most + 1)
     )
@@ -270,8 +271,8 @@ def _bytes(tensor: Tensor) -> int:
 def measure(engine: Engine, inputs: Sequence[TrialInput]) -> Rates:
     """What passes of these trials' methods need, by two small passes in training and two in evaluation.
 
-    Each distinct method takes part once, with as many tokens as every other; of a family whose trials cannot share a pass
-    each is measured alone, and the most counts. No trial is changed, nor is the backbone.
+    Each distinct method takes part once, with as many tokens as every other; where they cannot share a pass, each is measured
+    alone, and the most counts. No trial is changed, nor is the backbone.
     """
     distinct = {repr(given.method): given for given in inputs}
     kinds = list(distinct.values())
@@ -280,7 +281,8 @@ def measure(engine: Engine, inputs: Sequence[TrialInput]) -> Rates:
     rate = max((k.settings.dropout for k in kinds if k.settings.dropout is not None), default=None)
     if any(k.settings.dropout is None for k in kinds):
         rate = None
-    together = [owned] if engine.backbone.family.shares else [[one] for one in owned]
+    shares = all_share([given.method for given in kinds], engine.backbone.family)
+    together = [owned] if shares else [[one] for one in owned]
     lines = [_lines(engine, company, length, rate) for company in together]
     training, evaluation = (_highest(each) for each in zip(*lines, strict=True))
     state_of = dict(zip(distinct, owned, strict=True))

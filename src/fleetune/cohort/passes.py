@@ -30,12 +30,13 @@ from fleetune.backbone.device_noise import noise_on
 from fleetune.backbone.laid import eighths
 from fleetune.backbone.noise import NoiseKey
 from fleetune.backbone.send import make_current, send
+from fleetune.cohort.company import all_share
 from fleetune.cohort.engine import Engine
 from fleetune.cohort.graphs import Work
 from fleetune.cohort.known import Entry, places
 from fleetune.cohort.loss import Targets, sequence_losses, sums
 from fleetune.cohort.tables import Tables
-from fleetune.cohort.trial import Trial, TrialInput
+from fleetune.cohort.trial import Trial
 from fleetune.data.packing import pack
 
 # From so many trials a lane on, one trial more or less on a lane makes little difference.
@@ -131,7 +132,7 @@ def micro_batches(engine: Engine, trials: Sequence[Trial], max_tokens: int = 0) 
     among them, of every trial as many, none beyond its accumulation group. Those of a trial follow one another.
     """
     of = [[_part(trial, 0, _entry(engine, trial))] for trial in trials]
-    if takes_ahead(engine, [trial.given for trial in trials]):
+    if all_share([t.given.method for t in trials], engine.backbone.family):
         for ahead in range(1, min((trial.left_in_group for trial in trials), default=0)):
             more = [[*own, _part(own[0].trial, ahead, own[0].entry)] for own in of]
             if not fits_round([_tokens(engine, own) for own in more], max_tokens, engine):
@@ -165,12 +166,6 @@ def fits_round(tokens: Sequence[float], max_tokens: int, engine: Engine) -> bool
     if engine.graphs is not None:
         return sum(tokens) <= ROUND_PASSES * max_tokens
     return max(tokens) <= SLICE * max_tokens or sum(tokens) <= max_tokens * engine.lanes.count
-
-
-def takes_ahead(engine: Engine, inputs: Sequence[TrialInput]) -> bool:
-    """Whether a pass may hold several micro-batches of one trial."""
-    is_shared = all(given.method.abilities.shares_backbone for given in inputs)
-    return engine.backbone.family.shares and is_shared
 
 
 def _entry(engine: Engine, trial: Trial) -> Entry:

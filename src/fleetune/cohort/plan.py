@@ -14,6 +14,7 @@ from typing import Generic, TypeVar
 
 from fleetune.backbone.families import Family
 from fleetune.cohort import memory, room
+from fleetune.cohort.company import why_alone
 from fleetune.cohort.engine import Engine
 from fleetune.cohort.memory import Needs
 from fleetune.cohort.trial import TrialInput
@@ -64,23 +65,12 @@ def groups(
     members: Sequence[T], method: Callable[[T], Method | type[Method]], family: Family
 ) -> list[Group[T]]:
     """Those that share the backbone as one group, each of the others alone; in the order given."""
-    sharing = [m for m in members if _why_alone(method(m), family) is None]
-    alone = [(m, _why_alone(method(m), family)) for m in members]
+    sharing = [m for m in members if why_alone(method(m), family) is None]
+    alone = [(m, why_alone(method(m), family)) for m in members]
     return [
         *([Group(tuple(sharing), None)] if sharing else []),
         *(Group((member,), why) for member, why in alone if why is not None),
     ]
-
-
-def _why_alone(method: Method | type[Method], family: Family) -> str | None:
-    if not method.abilities.shares_backbone:
-        return f"{method.name} changes the backbone, so each of its trials trains alone, on a private copy"
-    if not family.shares:
-        return (
-            f"a leaf of {family.model_type} also runs on a table that belongs to no trial, so each of its trials trains "
-            "alone"
-        )
-    return None
 
 
 def fit(
