@@ -81,6 +81,12 @@ def one_line(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def reason(error: Exception) -> str:
+    """What an error says, without the number and the path that the system puts around it: the message names the file."""
+    said = error.strerror if isinstance(error, OSError) else None
+    return said.lower() if said else str(error)
+
+
 def _listing(where: str, problems: Sequence[str]) -> str:
     where = one_line(where)
     shown = [f"  - {problem}" for problem in problems[:MAX_PROBLEMS_SHOWN]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -124,6 +125,64 @@ def test_another_setting_is_refused_with_the_difference(
     found = run_cli(*words(made, folder, *base, "--seeds", 2, "--max-steps", 8, *more))
     assert found.code == 6 and found.out == "" and named in found.err
     assert tree(folder) == before
+
+
+def test_other_rows_are_refused_with_how_many_there_are(made: Made, tmp_path: Path) -> None:
+    """A checksum tells nobody what became of a file."""
+    source, folder = tmp_path / "rows.csv", tmp_path / "run"
+    source.write_bytes((made.folder / "train.csv").read_bytes())
+    asked = words(made, folder, "--max-steps", 1)
+    asked[2] = source
+    assert run_cli(*asked).code == 0
+    before = tree(folder)
+    rows = json.loads(before["environment.json"])["data"]["rows"]
+    lines = source.read_text().splitlines()
+    source.write_text("\n".join(lines[:-3]) + "\n")
+    found = run_cli(*asked)
+    assert found.code == 6 and tree(folder) == before
+    assert f"data: {rows['train']} train, {rows['test']} test rows (checksum " in found.err
+    assert f" there, {rows['train'] - 3} train, {rows['test']} test rows (checksum " in found.err
+
+
+def test_a_run_without_its_environment_is_told_what_is_missing(
+    trained: tuple[Path, Result], tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(trained[0], folder)
+    (folder / "environment.json").unlink()
+    for asked in (("show", folder), ("predict", folder, "--text", "a b")):
+        found = run_cli(*asked)
+        assert found.code == 4
+        assert "environment.json: 1 problem" in found.err
+        assert "no such file or directory; restore it from a copy" in found.err
+
+
+def test_a_dry_run_trains_nothing_and_says_what_it_would_cost(
+    made: Made, trained: tuple[Path, Result], tmp_path: Path, own_environment: Path
+) -> None:
+    """The trials, epochs and parameters of the run itself, and no file."""
+    _, whole = trained
+    asked = words(made, tmp_path / "run", "--methods", "bitfit,lora", "--set", "lora.r=2")
+    asked += ["--set", "lora_alpha=4", "--seed", 3, "--seeds", 2, "--max-steps", 8, "--dry-run"]
+    before = tree(own_environment)
+    told = run_cli(*asked)
+    assert told.code == 0, told.err
+    assert "method  train  epochs  encoder  head" in told.out and "estimates: " in told.out
+    found = json.loads(run_cli(*asked, "--json").out)
+    trials = json.loads(whole.out)["trials"]
+    assert found["totals"]["trials"] == len(trials) == 4
+    assert found["totals"]["epochs"] == sum(len(t["epochs"]) for t in trials)
+    for arm in found["arms"]:
+        counted = [t["trainable_parameters"] for t in trials if t["method"] == arm["method"]]
+        assert counted == [arm["trainable_parameters"]] * 2
+    assert (tree(tmp_path), tree(own_environment)) == ({}, before)
+    at = asked.index("--output-dir")
+    assert run_cli(*asked[:at], *asked[at + 2 :]).out.splitlines()[:4] == told.out.splitlines()[:4]
+
+
+def test_a_run_needs_a_place_or_to_be_dry(made: Made, tmp_path: Path) -> None:
+    found = run_cli(*words(made, tmp_path / "run")[:-2])
+    assert found.code == 2 and "--output-dir is needed, or --dry-run" in found.err
 
 
 def test_every_training_flag_reaches_the_run(made: Made, tmp_path: Path) -> None:

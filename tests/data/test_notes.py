@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fleetune.data.notes import notes_on, of_f1
+import numpy as np
+import pytest
+from scipy.stats import binomtest
+
+from fleetune.data.notes import few_rows, notes_on, of_f1
 from fleetune.data.sources import dataset_from_files
 
 
@@ -29,3 +33,29 @@ def test_the_label_of_f1_is_named(tmp_path: Path) -> None:
         "f1 is that of the label ok alone, the second in order"
     ]
     assert of_f1(("accuracy", "f1_macro"), ("a", "b", "c")) == []
+
+
+@pytest.mark.parametrize("n", [2, 30, 99])
+def test_few_test_rows_are_told_with_what_they_can_say(tmp_path: Path, n: int) -> None:
+    rows = "".join(f"row {i},{('ok', 'fraud')[i % 2]}\n" for i in range(2 * n))
+    (tmp_path / "train.csv").write_text(f"text,label\n{rows}")
+    (tmp_path / "test.csv").write_text(
+        "text,label\n" + "".join(f"new {i},{('ok', 'fraud')[i % 2]}\n" for i in range(n))
+    )
+    dataset = dataset_from_files(tmp_path / "train.csv", tmp_path / "test.csv", None, None)
+    widest = max(np.diff(binomtest(k, n).proportion_ci(method="wilson"))[0] for k in range(n + 1))
+    (told,) = few_rows(dataset)
+    assert told.startswith(f"{n} test rows")
+    said = int(told.partition("may reach ")[2].partition(" points")[0])
+    # At an odd number no share is one half, so the widest interval is a little narrower than what is said.
+    assert said - 0.5 - 100 / n**2 <= 100 * widest / 2 <= said + 0.5
+
+
+def test_a_hundred_test_rows_are_not_few(tmp_path: Path) -> None:
+    rows = "".join(f"row {i},{('ok', 'fraud')[i % 2]}\n" for i in range(100))
+    (tmp_path / "train.csv").write_text(f"text,label\n{rows}")
+    (tmp_path / "test.csv").write_text(f"text,label\n{rows.replace('row', 'new')}")
+    assert (
+        few_rows(dataset_from_files(tmp_path / "train.csv", tmp_path / "test.csv", None, None))
+        == []
+    )

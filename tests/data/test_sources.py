@@ -340,13 +340,16 @@ def test_a_column_of_a_wrong_kind_is_named_by_its_name(
 
 
 def test_columns_of_a_wrong_kind_in_parquet(tmp_path: Path) -> None:
-    for name, table in (
-        ("label", {"text": ["a b", "c"], "label": [0.5, 1.0], "id": ["1", "2"]}),
-        ("text", {"text": [b"a b", b"c"], "label": ["x", "y"], "id": ["1", "2"]}),
+    filled = "booleans; of integers, fill or leave out the empty cells"
+    for name, rule, table in (
+        ("label", filled, {"text": ["a b", "c"], "label": [1.0, None], "id": ["1", "2"]}),
+        ("text", "strings$", {"text": [b"a b", b"c"], "label": ["x", "y"], "id": ["1", "2"]}),
     ):
         path = tmp_path / f"{name}.parquet"
         parquet.write_table(pa.table(table), path)
-        with pytest.raises(DataError, match=f"column {name}: holds (double|binary), but must hold"):
+        with pytest.raises(
+            DataError, match=f"column {name}: holds (double|binary), but must hold .*{rule}"
+        ):
             dataset_from_files(path, None, None, None)
 
 
@@ -407,3 +410,14 @@ def test_names_that_only_look_like_numbers_are_classes(tmp_path: Path, labels: l
     rows = [(f"text {i}", label) for i, label in enumerate(labels * 2)]
     found = dataset_from_files(write(tmp_path / "train.csv", rows), None, None, None)
     assert set(found.task.label_names) == set(labels)
+
+
+def test_an_unknown_label_is_told_once(tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text("text,label\na,no\nb,yes\n")
+    (tmp_path / "test.csv").write_text("text,label\nc,maybe\nd,no\ne,maybe\nf,never\n")
+    with pytest.raises(DataError) as caught:
+        dataset_from_files(tmp_path / "train.csv", tmp_path / "test.csv", None, None)
+    assert caught.value.problems == (
+        'line 2, column label: "maybe" is no label of train (no, yes); 2 rows have it',
+        'line 5, column label: "never" is no label of train (no, yes)',
+    )

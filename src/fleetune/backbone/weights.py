@@ -16,7 +16,7 @@ from typing import Any, cast
 
 from safetensors import SafetensorError, safe_open
 
-from fleetune.errors import DataError, RefusedError
+from fleetune.errors import DataError, RefusedError, reason
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -97,7 +97,9 @@ def read_json(file: Path) -> dict[str, Any]:
     try:
         read: Any = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise DataError(str(file), [f"must be JSON, but: {error}; download it again"]) from error
+        raise DataError(
+            str(file), [f"must be JSON, but: {reason(error)}; download it again"]
+        ) from error
     if not isinstance(read, dict):
         raise DataError(str(file), ["must hold a JSON object, but does not; download it again"])
     return cast("dict[str, Any]", read)

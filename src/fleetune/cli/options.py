@@ -76,7 +76,20 @@ SaveSteps = Annotated[
         "five minutes, and on Ctrl-C or SIGTERM. Changes no number.",
     ),
 ]
+DryRun = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run",
+        help="Print trials, cohorts, parameters, and estimates of time, memory and disk; write nothing.",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines instead of a table.")]
+
+
+def check_destination(command: str, output_dir: Path | None, dry_run: bool) -> None:
+    """SettingsError where a run has no place to be in, and is not only to be looked at."""
+    if output_dir is None and not dry_run:
+        raise SettingsError(command, ["--output-dir is needed, or --dry-run to see what would run"])
 
 
 def with_training_flags(command: Callable[..., None]) -> Callable[..., None]:

@@ -9,7 +9,18 @@ from typing import Annotated, Any
 
 import typer
 
-from fleetune.cli.options import AsJson, Device, ReportTo, SaveSteps, dump, out, say
+from fleetune.cli.before import tell_guesses, tell_imitated, tell_lengths, tell_notes, tell_plan
+from fleetune.cli.options import (
+    AsJson,
+    Device,
+    DryRun,
+    ReportTo,
+    SaveSteps,
+    check_destination,
+    dump,
+    out,
+    say,
+)
 from fleetune.errors import SOME_TRIALS_FAILED, SettingsError
 
 
@@ -31,13 +42,7 @@ def study(
             help="Another value for a key of the file: training.num_train_epochs=5, methods.lora.r=[2,4], confirm.seeds=5.",
         ),
     ] = None,
-    dry_run: Annotated[
-        bool,
-        typer.Option(
-            "--dry-run",
-            help="Print trials, cohorts, parameters, and estimates of time, memory and disk; write nothing.",
-        ),
-    ] = False,
+    dry_run: DryRun = False,
     schema: Annotated[
         bool, typer.Option("--schema", help="Print the JSON schema of a study file, for editors.")
     ] = False,
@@ -57,8 +62,7 @@ def study(
         return
     if file is None:
         raise SettingsError("study", ["a study file is needed: fleetune study STUDY.toml"])
-    if output_dir is None and not dry_run:
-        raise SettingsError("study", ["--output-dir is needed, or --dry-run to see what would run"])
+    check_destination("study", output_dir, dry_run)
     from fleetune.live.writers import report_names
     from fleetune.study.file import read_study
     from fleetune.study.folder import has_begun
@@ -72,7 +76,7 @@ def study(
     prepared = prepare(settings, cache=not dry_run, device=device)
     if dry_run:
         _tell(prepared, settings, device)
-        _dry_run(prepared, device, as_json)
+        tell_plan(prepared, device, as_json)
         return
     assert output_dir is not None
     run = Run(output_dir, prepared, device, save_steps=save_steps)
@@ -80,28 +84,8 @@ def study(
         raise typer.Exit(SOME_TRIALS_FAILED)
 
 
-def _dry_run(prepared: Any, device: str, as_json: bool) -> None:
-    from fleetune.report.study_tables import planned
-    from fleetune.study.estimate import estimate
-
-    found = estimate(prepared, device)
-    if as_json:
-        dump(found)
-        return
-    out(planned(found))
-    for line in found["assumptions"]:
-        say(line)
-
-
 def _tell(prepared: Any, settings: Any, device: str) -> None:
     """What is to be known before hours are spent."""
-    from fleetune.cli.train import (
-        tell_guesses,
-        tell_imitated,
-        tell_lengths,
-        tell_notes,
-    )
-
     tell_imitated(prepared.dtype, device)
     tell_guesses(prepared, settings, "data.text_columns", "data.label_column")
     tell_lengths(prepared, settings, "backbone.max_length")
@@ -123,7 +107,7 @@ def _run(run: Any, settings: Any, writers: Sequence[str], as_json: bool) -> int:
     prepared, output_dir, device = run.prepared, run.folder, run.device
     plan = estimate(prepared, device)["totals"]
     say(
-        f"{plan['trials']} trials, {plan['epochs']} epochs, about {tables.duration(plan['seconds'])}; "
+        f"{plan['trials']} trials, {plan['epochs']} epochs, about {tables.duration(plan['seconds'])} in all; "
         f"backbone {prepared.backbone.source} in {prepared.dtype}"
     )
     _tell(prepared, settings, device)

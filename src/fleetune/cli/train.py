@@ -10,30 +10,28 @@ from typing import Annotated, Any
 import typer
 
 from fleetune.cli import shell
+from fleetune.cli.before import tell_guesses, tell_imitated, tell_lengths, tell_notes, tell_plan
 from fleetune.cli.options import (
     AsJson,
     DataDir,
     DataFile,
     Device,
+    DryRun,
     LabelColumn,
     OwnFile,
     ReportTo,
     SaveSteps,
     Task,
     TextColumn,
+    check_destination,
     dump,
     out,
     parse_set,
     say,
     split_names,
-    tell_cut,
     with_training_flags,
 )
 from fleetune.errors import SOME_TRIALS_FAILED, SettingsError
-
-# A guess is checked at a glance.
-SHOWN_CLASSES = 5
-# Labels that a note names.
 
 
 def register(app: typer.Typer) -> None:
@@ -41,10 +39,10 @@ def register(app: typer.Typer) -> None:
 
 
 def train(
-    output_dir: Annotated[
-        Path, typer.Option(help="Folder of the run; the same command again goes on in it.")
-    ],
     file: OwnFile = None,
+    output_dir: Annotated[
+        Path | None, typer.Option(help="Folder of the run; the same command again goes on in it.")
+    ] = None,
     task: Task = None,
     data_dir: DataDir = None,
     data: DataFile = None,
@@ -118,6 +116,7 @@ def train(
     device: Device = "cpu",
     report_to: ReportTo = None,
     save_steps: SaveSteps = None,
+    dry_run: DryRun = False,
     as_json: AsJson = False,
     *,
     training: dict[str, Any],
@@ -126,6 +125,7 @@ def train(
 
     Example: fleetune train --task demo-sentiment --methods bitfit,lora --seeds 3 --output-dir runs/first
     """
+    check_destination("train", output_dir, dry_run)
     from fleetune.study.fixed import fixed_settings, task_or_file
     from fleetune.study.settings import DataSettings, MethodSettings
 
@@ -157,6 +157,9 @@ def train(
         dtype=dtype,
         max_length=max_length,
     )
+    if output_dir is None or dry_run:
+        dry(settings, device, as_json)
+        return
     failed = run(
         settings,
         output_dir,
@@ -213,6 +216,16 @@ def run(
     return outcome.failed
 
 
+def dry(settings: Any, device: str, as_json: bool) -> None:
+    """Prepare and print what would run. Nothing is written."""
+    from fleetune.study.prepare import check_compute, prepare
+
+    check_compute(None, device)
+    prepared = prepare(settings, cache=False, device=device)
+    _introduce(prepared, settings, device)
+    tell_plan(prepared, device, as_json)
+
+
 def _introduce(prepared: Any, settings: Any, device: str) -> None:
     data, first = prepared.dataset, prepared.inputs[0]
     say(
@@ -229,61 +242,3 @@ def _introduce(prepared: Any, settings: Any, device: str) -> None:
         say(
             "protocol paper: the epoch is chosen on the test rows, so the numbers will be OPTIMISTIC"
         )
-
-
-def tell_guesses(
-    prepared: Any, settings: Any, text: str = "--text-column", label: str = "--label-column"
-) -> None:
-    """Which columns of own files were guessed; text, label: the flags, or keys of a study file, that name others."""
-    what = "flags" if text.startswith("--") else "keys"
-    for task, given in zip(prepared.tasks, settings.all_data, strict=True):
-        guessed = _guessed(task.dataset.task, given, text, label)
-        if guessed:
-            of = f" for {task.dataset.task.name}" if len(prepared.tasks) > 1 else ""
-            say(f"guessed{of}: {'; '.join(guessed)}; name others with these {what}")
-
-
-def tell_lengths(prepared: Any, settings: Any, place: str = "--max-length") -> None:
-    """Whether rows were cut, and whether the length that was asked for is more than there is; place: where it is given."""
-    most = prepared.max_length
-    if settings.max_length is not None and settings.max_length > most:
-        say(
-            f"{place} {settings.max_length} is more than the backbone reads: {most} tokens are used"
-        )
-    for task in prepared.tasks:
-        of = f" ({task.dataset.task.name})" if len(prepared.tasks) > 1 else ""
-        for name, count in task.truncated.items():
-            tell_cut(count, name + of, most, f" ({place})")
-
-
-def tell_notes(dataset: Any) -> None:
-    """What is to be known of the rows before their scores are believed."""
-    from fleetune.data.notes import notes_on, of_f1
-
-    for note in (*notes_on(dataset), *of_f1(dataset.task.metrics, dataset.task.label_names)):
-        say(f"note: {note}")
-
-
-def tell_imitated(dtype: str, device: str) -> None:
-    """That the dtype which was asked for is slow here."""
-    from fleetune.study.prepare import is_imitated
-
-    if is_imitated(dtype, device):
-        say(
-            f"note: {device} has no {dtype} in hardware; --dtype auto would take float32, which is many times faster here"
-        )
-
-
-def _guessed(task: Any, given: Any, text: str, label: str) -> list[str]:
-    """The guesses about one task's columns, each with what changes it."""
-    if given.file is None:
-        return []
-    guessed: list[str] = []
-    if not given.text_columns:
-        guessed.append(f"text = {' + '.join(task.columns)} ({text})")
-    if not given.label_column:
-        classes = ", ".join(task.label_names[:SHOWN_CLASSES])
-        more = "" if len(task.label_names) <= SHOWN_CLASSES else ", ..."
-        told = f"with {len(task.label_names)} classes, {classes}{more}"
-        guessed.append(f"label = {task.label_column} {told} ({label})")
-    return guessed

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 
 from fleetune.data.base import Dataset
 from fleetune.data.overlap import overlap_message, overlaps
 
 _MOST_TOLD = 5
+# With a hundred rows the interval of an accuracy reaches ten points to either side: more than methods differ by.
+_FEW = 100
+_Z = 1.959964  # the normal distribution's 97.5 % point
 
 
 def notes_on(dataset: Dataset) -> list[str]:
@@ -29,6 +33,22 @@ def of_f1(metrics: Sequence[str], labels: Sequence[str]) -> list[str]:
         if "f1" in metrics
         else []
     )
+
+
+def few_rows(dataset: Dataset) -> list[str]:
+    """How little test sets of few rows can say. The intervals of the results say it too, once the training is paid for."""
+    if dataset.task.regression:
+        return []
+    few = {name: len(rows) for name, rows in dataset.tests.items() if len(rows) < _FEW}
+    return [
+        f"{n} {name} rows are few: the 95% interval of an accuracy may reach {100 * _reach(n):.0f} points to either side"
+        for name, n in few.items()
+    ]
+
+
+def _reach(n: int) -> float:
+    """Half of Wilson's interval at a share of one half, where it is widest."""
+    return _Z / (2 * math.sqrt(n + _Z**2))
 
 
 def _written_alike(dataset: Dataset) -> Iterator[str]:

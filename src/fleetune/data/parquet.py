@@ -183,7 +183,13 @@ def _type_problem(kind: pa.DataType, scalar: bool) -> str | None:
     if _is_text(kind) or (scalar and _is_scalar(kind)):
         return None
     wanted = "strings, integers or booleans" if scalar else "strings"
-    return f"holds {kind}, but must hold {wanted}"
+    # Tables in memory turn integers into these where one is missing.
+    filled = (
+        "; of integers, fill or leave out the empty cells"
+        if scalar and pa.types.is_floating(kind)
+        else ""
+    )
+    return f"holds {kind}, but must hold {wanted}{filled}"
 
 
 def _strings(column: pa.Array) -> list[str | None]:

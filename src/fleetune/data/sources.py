@@ -261,16 +261,18 @@ def _in_order(names: set[str]) -> tuple[str, ...]:
 def _split(rows: RawTable, names: tuple[str, ...]) -> Split:
     numbers = {name: number for number, name in enumerate(names)}
     labels = rows.labels or ()
-    unknown = [i for i, label in enumerate(labels) if label not in numbers]
+    unknown: dict[str, list[int]] = {}
+    for i, label in enumerate(labels):
+        if label not in numbers:
+            unknown.setdefault(label, []).append(i)
     if unknown:
         there = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
-        raise DataError(
-            str(rows.path),
-            [
-                f'{rows.place(i, rows.label_column)}: "{labels[i]}" is no label of train ({there})'
-                for i in unknown[:MAX_PROBLEMS]
-            ],
-        )
+        problems = [
+            f'{rows.place(where[0], rows.label_column)}: "{label}" is no label of train ({there})'
+            + (f"; {len(where)} rows have it" if len(where) > 1 else "")
+            for label, where in unknown.items()
+        ]
+        raise DataError(str(rows.path), problems[:MAX_PROBLEMS])
     return Split(
         ids=tuple(str(number) for number in range(1, len(rows) + 1)),
         first=rows.texts[0],

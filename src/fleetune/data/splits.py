@@ -46,7 +46,7 @@ def holdout(
         size = n // 10
     else:
         size = min(max(n // 50, _FEWEST), _MOST)
-    return _divide(train, regression, size, stream(seed, "split"))
+    return _divide(train, regression, size, stream(seed, "split"), "selection rows")
 
 
 def three_way(split: Split, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -57,12 +57,12 @@ def three_way(split: Split, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """
     del seed
     regression = split.labels is not None and split.labels.dtype == np.float64
-    return _divide(split, regression, len(split) // 10, stream(0, "test"))
+    return _divide(split, regression, len(split) // 10, stream(0, "test"), "test rows")
 
 
 def subset(train: Split, regression: bool, count: int) -> np.ndarray:
     """Positions of about `count` rows of train, sorted: a stratified draw, the same for every trial; units stay whole."""
-    return _divide(train, regression, count, stream(0, "subset"))[1]
+    return _divide(train, regression, count, stream(0, "subset"), "fewer rows")[1]
 
 
 def folds(
@@ -95,13 +95,15 @@ def folds(
 
 
 def _divide(
-    split: Split, regression: bool, size: int, draws: np.random.Generator
+    split: Split, regression: bool, size: int, draws: np.random.Generator, what: str
 ) -> tuple[np.ndarray, np.ndarray]:
     unit_n = _units(split)
     n_units = int(unit_n.max()) + 1 if len(unit_n) else 0
     if n_units < 2:
-        texts = f"{len(split)} rows with {n_units} different texts (or groups)"
-        problem = f"{texts} cannot be divided; at least two different ones are needed"
+        found = (
+            f"{_counted(len(split), 'row')} with {_counted(n_units, 'different text')} (or group)"
+        )
+        problem = f"no {what} can be taken from {found}; at least two different ones are needed"
         raise DataError("the data", [problem])
     rows_of_unit = np.bincount(unit_n)
     stratum_of_unit = _stratum_of_units(_strata(split, regression), unit_n)
@@ -117,6 +119,10 @@ def _divide(
         taken[np.argmin(rows_of_unit)] = True
     held_n = taken[unit_n]
     return np.flatnonzero(~held_n), np.flatnonzero(held_n)
+
+
+def _counted(n: int, noun: str) -> str:
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 
 
 def _units(split: Split) -> np.ndarray:

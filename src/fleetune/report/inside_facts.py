@@ -111,7 +111,7 @@ def _adapter(folder: Path, trial: dict[str, Any]) -> Tensors:
     try:
         return {layout.own_name(n): t for n, t in safetensors.numpy.load_file(path).items()}
     except (safetensors.SafetensorError, KeyError) as error:
-        raise DataError(str(path), [f"unreadable: {error}"]) from None
+        raise DataError(str(path), [f"unreadable: {error}; restore it from a copy"]) from None
 
 
 def _backbone(facts: dict[str, Any]) -> Tensors:

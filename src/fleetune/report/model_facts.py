@@ -43,7 +43,7 @@ def model_facts(folder: Path, facts: dict[str, Any], trial: dict[str, Any]) -> d
         names = [str(name) for name in record["label_names"]]
         name, ids, labels, logits = _predictions(place / layout.PREDICTIONS)
     except (KeyError, TypeError, ValueError) as error:
-        raise DataError(str(place), [f"unreadable: {error}"]) from None
+        raise DataError(str(place), [f"unreadable: {error}; restore it from a copy"]) from None
     texts = _texts(folder, facts, trial["task"], name) if len(labels) else {}
     common = {
         "set": name,

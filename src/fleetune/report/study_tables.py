@@ -12,45 +12,39 @@ from fleetune.stats.verdict import MIN_SEEDS
 
 
 def planned(found: Mapping[str, Any]) -> str:
-    """Trials, cohorts and estimates of a study that has not been run."""
+    """Trials, cohorts and estimates of a run that has not begun; found: what estimate.py says."""
+    searches = any(a["search"]["trials"] for a in found["arms"])
+    phases = [*(["search"] if searches else []), found["phase"]]
     arms = [
         [
             a["task"],
             a["arm"],
-            ", ".join(f"{k} {_space(v)}" for k, v in a["searched"].items()) or "-",
-            str(a["search"]["trials"]),
-            str(a["search"]["epochs"]),
-            str(a["confirm"]["trials"]),
-            str(a["confirm"]["epochs"]),
-            f"{a['trainable_parameters']['encoder']:,}",
-            f"{a['trainable_parameters']['head']:,}",
+            *([_searched(a["searched"])] if searches else []),
+            *(str(a[phase][what]) for phase in phases for what in ("trials", "epochs")),
+            *(f"{a['trainable_parameters'][part]:,}" for part in ("encoder", "head")),
         ]
         for a in found["arms"]
     ]
-    header = [
-        "task",
-        "method",
-        "searched",
-        "search",
-        "epochs",
-        "confirm",
-        "epochs",
-        "encoder",
-        "head",
-    ]
+    named = ["task", "method", *(["searched"] if searches else [])]
+    counted = [*(name for phase in phases for name in (phase, "epochs")), "encoder", "head"]
+    right = range(len(named), len(named) + len(counted))
     cohorts = [
         [c["task"], c["phase"], ", ".join(c["arms"]), str(c["trials"]), str(c["at_once"])]
         for c in found["cohorts"]
     ]
     totals = found["totals"]
     lines = [
-        grid(header, arms, right=(3, 4, 5, 6, 7, 8)),
+        grid([*named, *counted], arms, right=right),
         *_first_proposals(found["arms"]),
         grid(["task", "cohort", "methods", "trials", "at once"], cohorts, right=(3, 4)),
         f"{totals['trials']} trials, {totals['epochs']} epochs, {totals['tokens']:,} tokens; estimates: "
         f"{duration(totals['seconds'])}, {_size(totals['memory_bytes'])} of memory, {_size(totals['disk_bytes'])} of disk",
     ]
     return "\n\n".join(lines)
+
+
+def _searched(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{k} {_space(v)}" for k, v in values.items()) or "-"
 
 
 def _first_proposals(arms: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -1,4 +1,4 @@
-"""What a study will train and what it will cost, before anything is written.
+"""What a run will train and what it will cost, before anything is written.
 
 Trials, epochs and parameters are exact (but for trials that fail, and for repeats of a setting in a batch, which go on
 together). Time, memory and disk are estimates with their reasons in `assumptions`; expect a factor of two. Nothing here looks at
@@ -25,7 +25,7 @@ from fleetune.study.prepare import DTYPES, Prepared, PreparedTask
 from fleetune.study.propose import propose
 from fleetune.study.rows import FOLDS, divisions, epochs_of, length_of, settle, trial_input
 from fleetune.study.search import ETA, Budget, rungs
-from fleetune.study.settings import CONFIRM, SEARCH
+from fleetune.study.settings import SEARCH
 from fleetune.study.space import Arm
 
 # Of the machine's matrix rate: 58 % was seen on two cores with RTE and MiniLM (DESIGN.md, section 8: limit 120, reached 70).
@@ -52,26 +52,27 @@ def search_epochs(budget: Budget, epochs: int) -> int:
 
 
 def estimate(prepared: Prepared, device: str = "cpu") -> dict[str, Any]:
-    """Trials, cohorts, parameters, memory, time and disk of a study, as plain values."""
+    """Trials, cohorts, parameters, memory, time and disk of a run, as plain values."""
     rate = matrix_rate(prepared.dtype, device)
+    phases = (SEARCH, prepared.settings.phase)
     arms = [
         _arm(prepared, task, arm, b) for task in prepared.tasks for arm, b in plan.budgets(prepared)
     ]
     limits = default_limits(device)
-    at_once = max(
-        min(limits.trials, sum(a[key]["trials"] for a in arms)) for key in (SEARCH, CONFIRM)
-    )
+    at_once = max(min(limits.trials, sum(a[key]["trials"] for a in arms)) for key in phases)
     weights = max(_weights(task.sites) for task in prepared.tasks)
     owned = sorted((a["trainable_parameters"] for a in arms), key=lambda p: -sum(p.values()))
     largest = sum(owned[0].values()) if owned else 0
     flops = sum(a["flops"] for a in arms)
     return {
+        "phase": prepared.settings.phase,
         "arms": [{k: v for k, v in a.items() if k != "flops"} for a in arms],
         "cohorts": _cohorts(prepared, arms, limits.trials),
         "totals": {
-            "trials": sum(a[SEARCH]["trials"] + a[CONFIRM]["trials"] for a in arms),
-            "epochs": sum(a[SEARCH]["epochs"] + a[CONFIRM]["epochs"] for a in arms),
-            "tokens": sum(a[SEARCH]["tokens"] + a[CONFIRM]["tokens"] for a in arms),
+            **{
+                what: sum(a[key][what] for a in arms for key in phases)
+                for what in ("trials", "epochs", "tokens")
+            },
             "seconds": flops / (rate * EFFICIENCY),
             "memory_bytes": LIBRARIES_BYTES
             + 4 * weights * 4
@@ -84,7 +85,7 @@ def estimate(prepared: Prepared, device: str = "cpu") -> dict[str, Any]:
             "does comes on top",
             "memory: libraries, four copies of the encoder's weights, five numbers for each trainable parameter of "
             f"{at_once} trials at once, and the activations of a pass",
-            "disk: weights and predictions of the confirm trials, and two snapshots of a cohort",
+            f"disk: weights and predictions of the {phases[1]} trials, and two snapshots of a cohort",
         ],
     }
 
@@ -101,7 +102,7 @@ def _arm(prepared: Prepared, task: PreparedTask, arm: Arm, budget: Budget) -> di
     kept, held = int(lengths[part[0].rows].sum()), int(part[1].table.lengths[part[1].rows].sum())
     found = {
         SEARCH: {"trials": budget.trials * folds, "epochs": folds * search_epochs(budget, epochs)},
-        CONFIRM: {"trials": len(settings.seeds), "epochs": len(settings.seeds) * epochs},
+        settings.phase: {"trials": len(settings.seeds), "epochs": len(settings.seeds) * epochs},
     }
     whole = length_of(probe) / epochs  # below 1 where the last epoch is not a whole one
     for phase in found.values():
@@ -141,7 +142,7 @@ def _cohorts(prepared: Prepared, arms: list[dict[str, Any]], at_once: int) -> li
     family = family_of(prepared.backbone.config)
     for task in prepared.tasks:
         mine = [a for a in arms if a["task"] == task.rows.task.name]
-        for phase in (SEARCH, CONFIRM):
+        for phase in (SEARCH, prepared.settings.phase):
             training = [a for a in mine if a[phase]["trials"]]
             for group in groups(training, lambda a: method_class(a["method"]), family):
                 trials = sum(a[phase]["trials"] for a in group.members)
@@ -161,13 +162,18 @@ def matrix_rate(dtype: str, device: str) -> float:
     """Floating-point operations a second in one matrix product of an encoder's size, measured now, in a tenth of a second."""
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.randn(1024, 1024, generator=generator).to(device, DTYPES[dtype]) for _ in "ab")
-    best = math.inf
-    end = time.monotonic() + 0.1
-    while time.monotonic() < end or best == math.inf:
+
+    def product() -> float:
+        """Its seconds."""
         start = time.monotonic()
-        product = a @ b
-        float(product[0, 0])  # waits for the device
-        best = min(best, time.monotonic() - start)
+        float((a @ b)[0, 0])  # waits for the device
+        return time.monotonic() - start
+
+    product()  # the first one also sets up threads and kernels
+    best = product()
+    end = time.monotonic() + 0.1
+    while time.monotonic() < end:
+        best = min(best, product())
     return 2 * 1024**3 / best
 
 
@@ -189,9 +195,10 @@ def _activations(prepared: Prepared, tokens: int) -> int:
 
 
 def _disk(prepared: Prepared, arms: list[dict[str, Any]], at_once: int, largest: int) -> int:
-    kept = sum(a[CONFIRM]["trials"] * 4 * sum(a["trainable_parameters"].values()) for a in arms)
+    phase = prepared.settings.phase
+    kept = sum(a[phase]["trials"] * 4 * sum(a["trainable_parameters"].values()) for a in arms)
     rows = sum(len(t) for task in prepared.tasks for t in task.test_tables.values())
     predictions = rows * len(prepared.settings.seeds) * len(prepared.arms) * 40
-    journal = 400 * sum(a[SEARCH]["epochs"] + a[CONFIRM]["epochs"] for a in arms)
+    journal = 400 * sum(a[SEARCH]["epochs"] + a[phase]["epochs"] for a in arms)
     snapshots = KEPT * at_once * largest * 4 * (COPIES - 1)
     return kept + predictions + journal + snapshots

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ValidationError
 
 from fleetune.data.load import TASK_NAMES
 from fleetune.data.textfile import check_exists
-from fleetune.errors import DataError, SettingsError, did_you_mean
+from fleetune.errors import DataError, SettingsError, did_you_mean, reason
 from fleetune.methods.table import METHODS
 from fleetune.study.settings import (
     CONFIRM,
@@ -74,7 +74,7 @@ def _load(path: Path) -> dict[str, Any]:
     except DataError as error:
         raise SettingsError(str(path), error.problems) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(str(path), [f"cannot be read: {error}"]) from None
+        raise SettingsError(str(path), [f"cannot be read: {reason(error)}"]) from None
     except (ValueError, RecursionError) as error:
         # ValueError: tomllib's own, and Python's for a whole number of more than 4,300 digits.
         told = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)

@@ -119,16 +119,37 @@ Change = tuple[str, Any, Any]
 
 def _inputs(before: dict[str, Any], found: dict[str, Any]) -> list[Change]:
     old_data, new_data = (
-        {d["task"]: d["checksum"] for d in e.get("tasks", [e["data"]])} for e in (before, found)
+        {d["task"]: d for d in e.get("tasks", [e["data"]])} for e in (before, found)
     )
-    pairs = [
-        (f"data of {name}" if len(new_data) > 1 else "data", old_data.get(name), new_data.get(name))
+    changed = [
+        name
         for name in {**old_data, **new_data}
+        if _checksum(old_data, name) != _checksum(new_data, name)
+    ]
+    pairs: list[Change] = [
+        (
+            f"data of {name}" if len(new_data) > 1 else "data",
+            _rows_told(old_data.get(name)),
+            _rows_told(new_data.get(name)),
+        )
+        for name in changed
     ]
     old, new = before["backbone"], found["backbone"]
     pairs.append(("backbone", old["checksum"], new["checksum"]))
     pairs.append(("tokenizer", old["tokenizer"], new["tokenizer"]))
     return [pair for pair in pairs if pair[1] != pair[2]]
+
+
+def _checksum(tasks: dict[str, Any], name: str) -> Any:
+    return tasks[name]["checksum"] if name in tasks else None
+
+
+def _rows_told(data: dict[str, Any] | None) -> str:
+    """How many rows a task has, and what tells them from others as many."""
+    if data is None:
+        return "none"
+    rows = ", ".join(f"{count} {name}" for name, count in data["rows"].items())
+    return f"{rows} rows (checksum {data['checksum'][:12]})"
 
 
 def _versions(before: dict[str, Any], found: dict[str, Any]) -> list[Change]:
