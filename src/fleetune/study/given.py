@@ -7,8 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fleetune.durable import write_bytes
-from fleetune.errors import RefusedError
-from fleetune.study.folder import STUDY, locked, refuse_foreign
+from fleetune.errors import DataError, RefusedError
+from fleetune.study.folder import GIVEN, STUDY, locked, refuse_foreign
+
+_TOLD: dict[str, str] = dict(zip(GIVEN, ("the rows given", "the test rows given"), strict=True))
 
 
 @contextmanager
@@ -17,7 +19,7 @@ def kept_rows(folder: Path, rows: Mapping[str, bytes]) -> Generator[bool]:
     others there before these are read. Whether there are any, and so whether the folder is held.
 
     rows: JSON Lines (data/memory.py) by name, one of `folder.GIVEN`. RefusedError where the run has others, the folder is no
-    run, or another command works in it.
+    run, or another command works in it; DataError names the rows where they cannot be used, and leaves no file.
     """
     if not rows:
         yield False
@@ -31,7 +33,21 @@ def kept_rows(folder: Path, rows: Mapping[str, bytes]) -> Generator[bool]:
             )
         for name in others:
             write_bytes(folder / name, rows[name])
-        yield True
+        try:
+            yield True
+        except DataError as error:
+            name = next((name for name in rows if error.where == str(folder / name)), None)
+            if name is None:
+                raise
+            if not (folder / STUDY).exists():
+                for unused in others:
+                    (folder / unused).unlink()
+            raise DataError(_TOLD[name], [_of_rows(p) for p in error.problems]) from None
+
+
+def _of_rows(problem: str) -> str:
+    """The caller gave rows and knows of no file: each is a line there."""
+    return f"row {problem.removeprefix('line ')}" if problem.startswith("line ") else problem
 
 
 def _holds(path: Path, content: bytes) -> bool:
