@@ -162,8 +162,11 @@ def test_bad_requests_say_what_is_wrong(port: int, body: Any, status: int, says:
 
 
 def test_other_paths_methods_and_types(port: int) -> None:
-    assert ask(port, "GET", "/nothing")[0] == 404
-    assert ask(port, "GET", "/predict")[0] == 405
+    for method, path, expected in (("GET", "/nothing", 404), ("GET", "/predict", 405)):
+        status, found, _ = ask(port, method, path)
+        assert status == expected
+        assert f"{method} {path} is not answered here" in found["error"]
+        assert "POST /predict" in found["error"]
     status, found, _ = ask(port, body={"texts": ["a"]}, headers={"Content-Type": "text/plain"})
     assert status == 415 and "application/json" in found["error"]
 

@@ -17,6 +17,7 @@ import secrets
 import socket
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
+from http import HTTPStatus
 from ipaddress import ip_address
 from itertools import islice
 from typing import Any
@@ -286,9 +287,14 @@ def _described(models: Models, name: str) -> dict[str, Any]:
     }
 
 
-async def _refused(_request: Request, error: Exception) -> Response:
+async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return _error(error.status_code, error.detail, error.headers)
+    told = error.detail
+    # Who finds no route has a phrase of the standard and no more.
+    if told in (HTTPStatus.NOT_FOUND.phrase, HTTPStatus.METHOD_NOT_ALLOWED.phrase):
+        asked = f"{request.method} {request.url.path}"
+        told = f"{asked} is not answered here; there are GET /health, GET /models and POST /predict"
+    return _error(error.status_code, told, error.headers)
 
 
 async def _failed(_request: Request, error: Exception) -> Response:
