@@ -324,7 +324,7 @@ def test_evaluate_a_file_gives_what_the_run_measured(made: Made) -> None:
     )
     for v in one["metrics"].values():
         assert v["low"] <= v["value"] <= v["high"] and v["n"] == 24 and v["seeds"] == 1
-    table = run_cli("evaluate", trial, "--data", made.folder / "test.csv")
+    table = run_cli("evaluate", trial, made.folder / "test.csv")
     assert f"{100 * test['accuracy']:.2f}" in table.out and "Wilson" in table.out
 
 
@@ -414,6 +414,8 @@ def test_labels_that_the_model_does_not_know_are_listed(made: Made, tmp_path: Pa
     assert (found.code, found.out) == (4, "")
     assert "2 problems" in found.err and "line 3" in found.err and '"awful"' in found.err
     both = run_cli("evaluate", made.run, "--data", rows, "--task", "rte")
+    twice = run_cli("evaluate", made.run, rows, "--data", rows)
+    assert twice.code == 2 and "alone, or --task, or --data, and not both" in twice.err
     neither = run_cli("evaluate", made.run)
     assert both.code == neither.code == 2 and "either" in both.err
 

@@ -54,6 +54,19 @@ def test_a_wrong_flag_is_answered_with_the_right_one(flag: str, right: str) -> N
     assert right in last and "--help" not in last
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("predict", "run", "a text"), "a text is given with --text, a file of texts with --input"),
+        (("show", "run", "trial", "more"), "words that belong together stand in quotes"),
+    ],
+)
+def test_a_word_too_many_is_told_where_it_belongs(words: tuple[str, ...], told: str) -> None:
+    found = run_cli(*words)
+    assert found.code == 2 and found.out == ""
+    assert found.err.splitlines()[-1].endswith(told)
+
+
 def test_every_other_name_leads_to_a_flag_that_there_is() -> None:
     known = run_cli("train", "--help").out + run_cli("export", "--help").out
     for other, own in shell.OTHER_NAMES.items():

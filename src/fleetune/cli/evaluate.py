@@ -14,6 +14,7 @@ from fleetune.cli.options import (
     DataFile,
     Device,
     Dtype,
+    OwnFile,
     Task,
     dump,
     out,
@@ -31,6 +32,7 @@ def evaluate(
     model: Annotated[
         Path, typer.Argument(help="A trial's folder, an exported folder, or a run (its winner).")
     ],
+    file: OwnFile = None,
     task: Task = None,
     data_dir: DataDir = None,
     data: DataFile = None,
@@ -52,14 +54,20 @@ def evaluate(
 ) -> None:
     """Metrics of a saved model on a task's test set, or on own labelled rows.
 
-    Example: fleetune evaluate runs/first --task demo-sentiment
+    Example: fleetune evaluate runs/first fresh.csv
     """
     from fleetune.data.notes import of_f1
     from fleetune.data.overlap import overlap_message, overlaps_with
     from fleetune.report.model_facts import seen_by
     from fleetune.serve.evaluation import evaluate_rows
     from fleetune.serve.predictor import Predictor
+    from fleetune.study.fixed import task_or_file
 
+    if file is not None and (task or data):
+        raise SettingsError("evaluate", [f"give {file} alone, or --task, or --data, and not both"])
+    if file is not None:
+        task, own = task_or_file(file)
+        data = None if own is None else Path(own)
     if (task is None) == (data is None):
         raise SettingsError("evaluate", ["give either --task or --data, and not both"])
     if problems := _misplaced(task, data_dir, text_column, label_column):

@@ -46,6 +46,8 @@ OTHER_NAMES = {
     "--gpu": "--device",
     "--cuda": "--device",
 }
+# What a word that no command expects was meant for.
+_WORDS = {"predict": "a text is given with --text, a file of texts with --input"}
 # The table of methods imports torch, which a pressed tab does not wait for; a test compares the two.
 METHODS = ("bitfit", "full", "head", "lora")
 DTYPES = ("auto", "bfloat16", "float32", "float64")
@@ -55,13 +57,16 @@ class Command(TyperCommand):
     """A command that answers a wrong flag with the right one."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """As the base class; a flag of another program is answered with ours."""
+        """As the base class; a flag of another program is answered with ours, and a word too many with its place."""
         try:
             return super().parse_args(ctx, args)
         except Exception as error:
             # The class lies in click, or in typer's own copy of it, by the version.
             if type(error).__name__ == "NoSuchOption":
                 _point_out(error, {flag for p in self.params for flag in p.opts})
+            elif "unexpected extra argument" in str(error):
+                remedy = _WORDS.get(self.name or "", "words that belong together stand in quotes")
+                error.message = f"{error.message}; {remedy}"  # type: ignore[attr-defined]
             raise
 
 
