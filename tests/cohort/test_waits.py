@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fleetune.backbone.device_noise import DeviceNoise
 from fleetune.cohort import passes
 from fleetune.cohort.engine import Engine
-from fleetune.cohort.passes import micro_batches, run_pass
+from fleetune.cohort.passes import cut, micro_batches, run_pass
 from fleetune.cohort.trial import Trial
 from tests.cohort.outcomes import trial
 from tests.tiny import tiny_model
@@ -53,8 +53,8 @@ def _by_truth(args: tuple[Any, ...]) -> bool:
 
 
 def a_round(engine: Engine, trials: list[Trial]) -> None:
-    passed = run_pass(engine, micro_batches(engine, trials))
-    passed.add_gradients()
+    for group in cut(micro_batches(engine, trials), 10**6, engine.lanes.count):
+        run_pass(engine, group).add_gradients()
     for one in trials:
         one.advance()
 

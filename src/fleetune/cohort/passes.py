@@ -375,6 +375,7 @@ def _targets(parts: Sequence[Part]) -> Targets:
 
 def run_pass(engine: Engine, parts: Sequence[Part], work: Work | None = None) -> Passed:
     """One forward and one backward; each trial's gradient of its rows. work: as `work_of` gave it, if it has been asked."""
+    assert len({part.entry for part in parts}) == 1, "all of a pass enter the encoder at one place"
     began = time.perf_counter()
     make_current(engine.backbone.device)
     graphs = engine.graphs
@@ -389,8 +390,7 @@ def run_pass(engine: Engine, parts: Sequence[Part], work: Work | None = None) ->
     active = engine.active(owned)
     logits = engine.logits_of(active, rows, noise, parts[0].entry, counts)
     on = {name: send(values, logits.device) for name, values in targets.arrays().items()}
-    given = [trial.given for trial in trials]
-    losses = sequence_losses(logits, on["labels"], targets.counts, given)
+    losses = sequence_losses(logits, on["labels"], targets.counts, [t.given for t in trials])
     # A sequence's loss reaches its own trial's parameters only, so one backward gives every trial its own gradient.
     weights = on["weights"].to(losses.dtype)
     gradients: tuple[tuple[Tensor, Tensor], ...] = ()
