@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,11 +12,13 @@ import torch
 from torch.testing import assert_close
 
 from fleetune.backbone import laid
+from fleetune.cohort import graphs as graphs_module
+from fleetune.cohort import own
 from fleetune.cohort import train as train_module
 from fleetune.cohort.engine import Engine
 from fleetune.cohort.events import Advanced, Event, PassesShrunk
 from fleetune.cohort.graphs import Graphs, Work
-from fleetune.cohort.passes import Part, Passed, cut, micro_batches, run_pass
+from fleetune.cohort.passes import Part, Passed, cut, micro_batches, run_pass, work_of
 from fleetune.cohort.train import Cohort
 from fleetune.cohort.trial import Trial, TrialInput
 from tests.cohort.on_a_gpu import plain_engine, quick_engine, replaying
@@ -107,6 +110,67 @@ def test_what_a_graph_reads_lives_as_long_as_it(engine: Engine) -> None:
     engine.predict([t.owned for t in trials[:2]], [g.selection for g in GIVEN[:2]], [4, 4])
     assert captured is not None
     assert form.layout is captured
+
+
+@pytest.fixture
+def by_kernels(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """The forms of passes that run kernel by kernel, in their order; a replay does nothing, and reads nothing anew."""
+    graphs, found = graphs_of(engine), list[object]()
+    step = graphs._step
+
+    def stepping(form: object) -> torch.Tensor:
+        found.append(form)
+        return step(form)  # type: ignore[arg-type]
+
+    def capturing(form: Any) -> object:
+        with pytest.MonkeyPatch.context() as inside:
+            inside.setattr(own, "lay_out", None)  # it sends, which a capture must not
+            losses = torch.zeros_like(step(form))
+        form.graph = SimpleNamespace(replay=lambda: None), losses
+        return form.graph
+
+    monkeypatch.setattr(graphs, "_step", stepping)
+    monkeypatch.setattr(graphs, "_capture", capturing)
+    return found
+
+
+def test_a_form_with_a_graph_is_replayed_though_the_one_that_ran_is_forgotten(
+    engine: Engine, by_kernels: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pass by kernels would leave it with another layout than its graph reads."""
+    monkeypatch.setattr(graphs_module, "_MOST", 2)
+    graphs = graphs_of(engine)
+    mine, other = trials_of(
+        engine,
+        [trial("bitfit", ident=i, rows=9, per_device_train_batch_size=5, num_train_epochs=9) for i in "ab"],
+    )  # fmt: skip
+    graphs.run(work_of(engine, micro_batches(engine, [mine])))  # type: ignore[arg-type]
+    mine.advance()
+    work = work_of(engine, micro_batches(engine, [mine]))
+    assert work is not None
+    graphs.run(work)
+    (form,) = [form for form in graphs._seen.values() if form.graph]
+    layout = form.layout
+    graphs.run(work_of(engine, micro_batches(engine, [other])))  # type: ignore[arg-type]
+    for one in trials_of(engine, GIVEN):
+        engine.predict([one.owned], [one.given.selection], [4])
+    assert not any(one.ran for one in graphs._seen.values() if one.work.owned == work.owned)
+    graphs.run(work)
+    assert len(by_kernels) == 2
+    assert form.layout is layout
+
+
+def test_a_pass_that_is_replayed_lays_no_tables_out(
+    engine: Engine, by_kernels: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though a round has more companies than are kept. Nor does a round that is laid out before its turn take memory."""
+    trials = trials_of(engine, [trial("bitfit", ident=str(k), num_train_epochs=9) for k in range(6)])  # fmt: skip
+    for one in (*trials, *trials):
+        a_pass(engine, [one])
+    monkeypatch.setattr(own, "lay_out", None)
+    for one in trials:
+        a_pass(engine, [one])
+    assert len(by_kernels) == len(trials)
 
 
 def test_a_capture_meets_no_kernel_for_the_first_time(

@@ -77,7 +77,7 @@ class Graphs:
 
     def takes(self, owned: Sequence[Owned]) -> bool:
         """Whether passes of these trials can be of a fixed form."""
-        return self._backbone.pooling == "first" and self._stacks.layout(owned) is not None
+        return self._backbone.pooling == "first" and self._stacks.takes(owned)
 
     def work(
         self, owned: Sequence[Owned], given: Sequence[TrialInput], packed: Packed, keys: Sequence[NoiseKey],
@@ -101,10 +101,13 @@ class Graphs:
                 self._seen.popitem(last=False)
         self._seen.move_to_end(key)
         form.fill(given)
-        if not (self.captures and self._loaded(form)):
+        # A form that has its graph stays with it, and with the layout that the graph reads: the one that ran may be forgotten.
+        if not (form.graph or (self.captures and self._loaded(form))):
             shares = self._step(form)
             form.ran = True
             return shares
+        if form.graph is None:
+            self._stacks.layout(work.owned)  # a capture sends nothing
         graph, losses = form.graph or self._capture(form)
         # The next pass of this form writes there. Nothing is allocated once gradients are added: that pass was not to be undone.
         found = torch.empty_like(losses)

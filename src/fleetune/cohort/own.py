@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from weakref import WeakKeyDictionary
 
 from torch import Tensor
 
@@ -43,13 +44,23 @@ class Stacks:
         self._kept: OrderedDict[tuple[int, ...], tuple[tuple[Owned, ...], Layout | None]] = (
             OrderedDict()
         )
+        self._fits: WeakKeyDictionary[Owned, bool] = WeakKeyDictionary()
+
+    def takes(self, owned: Sequence[Owned]) -> bool:
+        """Whether what these trials own can be stacked; nothing is laid out for the answer."""
+        return all(self._fit(one) for one in owned)
+
+    def _fit(self, owned: Owned) -> bool:
+        if owned not in self._fits:
+            self._fits[owned] = fits([owned], self._sites)
+        return self._fits[owned]
 
     def layout(self, owned: Sequence[Owned]) -> Layout | None:
         """Where what these trials own stands; None where it cannot be stacked."""
         key = tuple(id(one) for one in owned)
         if key not in self._kept:
             found = None
-            if fits(owned, self._sites):
+            if self.takes(owned):
                 backbone = self._backbone
                 found = lay_out(
                     owned, self._sites, backbone.bias_of, backbone.device, backbone.joined
