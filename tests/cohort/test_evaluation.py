@@ -133,3 +133,30 @@ def test_smaller_batches_are_tried_where_memory_does_not_suffice(
     most = 0
     with pytest.raises(MemoryError):
         engine.predict_in_room([owned], [rows], [64])
+
+
+def test_what_is_held_for_speed_gives_way_before_batches_become_smaller(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine = Engine(tiny_model("bert").double(), HEAD, dtype=torch.float64)
+    given = trial("lora", 0, rows=13)
+    owned, rows = engine.start(given), given.selection
+    expected = engine.predict([owned], [rows], [64])
+    held, tried, predict = 1, list[int](), engine.predict
+
+    def gives_way() -> bool:
+        nonlocal held
+        held, before = 0, held
+        return before > 0
+
+    def short(*words: Any) -> list[NDArray[Any]]:
+        tried.extend(words[2])
+        if held:
+            raise MemoryError
+        return predict(*words)
+
+    monkeypatch.setattr(engine, "gives_way", gives_way)
+    monkeypatch.setattr(engine, "predict", short)
+    (found,) = engine.predict_in_room([owned], [rows], [64])
+    np.testing.assert_array_equal(found, expected[0])
+    assert tried == [64, 64]

@@ -155,15 +155,22 @@ class Engine:
     def predict_in_room(
         self, owned: Sequence[Owned], rows: Sequence[Rows], batch_sizes: Sequence[int]
     ) -> list[NDArray[Any]]:
-        """The same, in ever smaller batches where memory does not suffice; its error where not even single rows fit."""
+        """The same; where memory does not suffice, once more without what is held for speed, then in ever smaller batches.
+
+        Its error where not even single rows fit.
+        """
         sizes = list(batch_sizes)
         while True:
             try:
                 return self.predict(owned, rows, sizes)
             except (MemoryError, RuntimeError) as error:
-                if max(sizes) == 1 or not is_out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
-            sizes = [max(size // 2, 1) for size in sizes]
+                has_room = self.gives_way()
+                if max(sizes) == 1 and not has_room:
+                    raise
+            if not has_room:
+                sizes = [max(size // 2, 1) for size in sizes]
 
     def _predict(
         self,
@@ -179,16 +186,17 @@ class Engine:
         passes = evaluation_passes(lengths, most, tokens, self.lanes.count)
         make_current(self.backbone.device)
 
-        def run(one: list[Batch]) -> list[NDArray[Any]]:
+        def run(one: list[Batch]) -> Tensor:
             mine = [owned[members[i]] for i, _ in one]
             parts = [_some(rows[members[i]], batch) for i, batch in one]
             with torch.inference_mode():
-                logits = self.logits_of(self.active(mine), parts, None, entry)
-            return np.split(logits.cpu().numpy(), np.cumsum([len(p) for p in parts])[:-1])
+                return self.logits_of(self.active(mine), parts, None, entry)
 
         found: list[list[tuple[NDArray[np.int64], NDArray[Any]]]] = [[] for _ in members]
+        # All are asked for before the first is read: a GPU works on a pass while the next one is laid out.
         for one, logits in zip(passes, self.lanes.map(run, passes), strict=True):
-            for (i, batch), own in zip(one, logits, strict=True):
+            cuts = np.cumsum([len(batch) for _, batch in one])[:-1]
+            for (i, batch), own in zip(one, np.split(logits.cpu().numpy(), cuts), strict=True):
                 found[i].append((batch, own))
         return {k: _in_order(own) for k, own in zip(members, found, strict=True)}
 
