@@ -179,18 +179,20 @@ class _Builder:
             for s in self.ranked
         }
         nothing = np.zeros(0, np.int32)
-        index = np.concatenate([nothing, *self.index])
-        factor = np.concatenate([nothing.astype(np.float32), *self.factor])
+        index = send(np.concatenate([nothing, *self.index]), device)
+        factor = send(np.concatenate([nothing.astype(np.float32), *self.factor]), device)
         count = int(self.bases[-1])
-        zero = count + self.n_shared
-        index = np.where(index < 0, zero, index).astype(np.int32)
-        mine = np.flatnonzero(index < count)
-        back = np.full(count, self.size, np.int32)
-        back[index[mine]] = mine
-        back_factor = np.ones(count, np.float32)
-        back_factor[index[mine]] = factor[mine]
+        index.masked_fill_(index < 0, count + self.n_shared)
+        # The way back, worked out on the device: there are tens of millions of numbers. What is no trial's goes behind all.
+        at = index.clamp(max=count).long()
+        place = torch.arange(self.size, dtype=index.dtype, device=device)
+        back = index.new_full((count + 1,), self.size).scatter_(0, at, place)
+        back_factor = factor.new_ones(count + 1).scatter_(0, at, factor)
         return Layout(
-            *(send(found, device) for found in (index, factor, back, back_factor)),
+            index,
+            factor,
+            back[:count],
+            back_factor[:count],
             shared=torch.cat([*self.shared, torch.zeros(1, dtype=self.wide, device=device)]),
             biases=biases,
             side_by_side=side_by_side,
