@@ -18,6 +18,7 @@ from fleetune.cohort import train as train_module
 from fleetune.cohort.engine import Engine
 from fleetune.cohort.events import Advanced, Event, PassesShrunk
 from fleetune.cohort.graphs import Graphs, Work
+from fleetune.cohort.memory import measure
 from fleetune.cohort.passes import Part, Passed, cut, micro_batches, run_pass, work_of
 from fleetune.cohort.train import Cohort
 from fleetune.cohort.trial import Trial, TrialInput
@@ -81,6 +82,12 @@ def test_a_cohort_that_replays_ends_as_one_that_does_not(
     for ident, ending in train(plain, given, max_tokens=max_tokens).items():
         assert_bit_equal(found[ident], ending)
     assert not graphs_of(engine)._seen, "all have left"
+    assert not graphs_of(engine)._stacks._kept
+
+
+def test_what_was_measured_takes_no_memory_from_then_on(engine: Engine) -> None:
+    measure(engine, GIVEN)
+    assert not graphs_of(engine)._stacks._kept
 
 
 def test_a_replay_counts_positions_as_other_passes_do(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -119,6 +119,7 @@ class Graphs:
         for key, form in list(self._seen.items()):
             if any(one is owned for one in form.work.owned):
                 del self._seen[key]
+        self._stacks.forget(owned)
 
     def forget_all(self) -> bool:
         """Give the memory of all graphs back, since something else lacks it. False where there is none."""

@@ -287,6 +287,9 @@ def measure(engine: Engine, inputs: Sequence[TrialInput]) -> Rates:
     training, evaluation = (_highest(each) for each in zip(*lines, strict=True))
     state_of = dict(zip(distinct, owned, strict=True))
     known = known_bytes(engine, inputs, [state_of[repr(given.method)] for given in inputs])
+    if engine.graphs is not None:
+        for one in owned:
+            engine.graphs.forget(one)
     return Rates(training, evaluation, length, known)
 
 

@@ -71,6 +71,11 @@ class Stacks:
         self._kept.move_to_end(key)
         return self._kept[key][1]
 
+    def forget(self, owned: Owned) -> None:
+        """Keep nothing of a trial that has left."""
+        for key in [key for key in self._kept if id(owned) in key]:
+            del self._kept[key]
+
     def active(self, owned: Sequence[Owned]) -> Active:
         """What these trials own, stacked where it can be."""
         layout, whole = self.layout(owned), active_of(owned)
