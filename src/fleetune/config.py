@@ -115,11 +115,11 @@ class TrainingSettings(BaseModel):
     def _check(self) -> TrainingSettings:
         if self.max_steps == 0:
             raise ValueError(
-                "`max_steps` must be positive, or -1 to train for num_train_epochs; got 0"
+                "max_steps: must be positive, or -1 to train for num_train_epochs; got 0"
             )
         if self.warmup_steps >= 1 and self.warmup_steps != int(self.warmup_steps):
             raise ValueError(
-                "`warmup_steps` is a whole number of steps, or a share below 1; "
+                "warmup_steps: must be a whole number of steps, or a share below 1; "
                 f"got {self.warmup_steps}"
             )
         return self

@@ -81,6 +81,11 @@ def one_line(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def counted(n: int, noun: str) -> str:
+    """So many of something whose plural takes an s."""
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
 def reason(error: Exception) -> str:
     """What an error says, without the number and the path that the system puts around it: the message names the file."""
     said = error.strerror if isinstance(error, OSError) else None

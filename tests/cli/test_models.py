@@ -215,9 +215,15 @@ def test_the_input_is_never_overwritten(made: Made, tmp_path: Path) -> None:
 
 def test_files_of_a_run_or_a_model_are_never_overwritten(made: Made, tmp_path: Path) -> None:
     shutil.copytree(made.run, tmp_path / "run")
+    (tmp_path / "run/checkpoints/s.json").write_text("a snapshot")
     before = tree(tmp_path)
     trial = tmp_path / "run/trials/lora-s0"
-    for name in ("journal.jsonl", "study.toml", "trials/lora-s0/metrics.json"):
+    for name in (
+        "journal.jsonl",
+        "study.toml",
+        "trials/lora-s0/metrics.json",
+        "checkpoints/s.json",
+    ):
         words = ("--text", "w1", "--output", tmp_path / "run" / name)
         found = run_cli("predict", trial, *words)
         assert found.code == (6) and "exists, in the folder of a run or a model" in found.err

@@ -84,6 +84,8 @@ def test_every_other_name_leads_to_a_flag_that_there_is() -> None:
         (("train", "--task", "rte", "--set", "lora_alhpa=1", "--output-dir", "x"), '"lora_alpha"?'),
         (("train", "--task", "rte", "--protocol", "holdot", "--output-dir", "x"), '"holdout"?'),
         (("train", "--task", "rte", "--dtype", "float23", "--output-dir", "x"), '"float32"?'),
+        (("train", "--task", "rte", "--dtype", "int8", "--output-dir", "x"), "choose from auto, "),
+        (("train", "--task", "rte", "--protocol", "x", "--output-dir", "x"), "from holdout, paper"),
         (
             (
                 "train",

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from fleetune.cli import options
 from fleetune.report import doctor
 from fleetune.serve.predictor import Predictor
 from fleetune.study.run import Run
@@ -206,3 +209,27 @@ def test_a_label_that_no_test_row_has_is_told(made: Made, tmp_path: Path) -> Non
     assert found.code == 0 and told in found.err and alike in found.err
     again = run_cli("train", test, "--test-data", test, *words, "--output-dir", tmp_path / "two")
     assert again.code == 0 and "no test row has the label" not in again.err
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii", "utf-8"])
+def test_what_a_terminal_cannot_show_is_escaped(
+    encoding: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And JSON stays the same JSON."""
+    told = {"label": "schlécht", "text": "世界 \N{GRINNING FACE}", "path": os.fsdecode(b"\xfc")}
+    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding, newline="\n")
+    monkeypatch.setattr(sys, "stdout", stream)
+    options.dump(told)
+    options.out("schlécht 世界")
+    stream.flush()
+    written = stream.buffer.getvalue().decode(encoding)  # type: ignore[attr-defined]
+    value, end = json.JSONDecoder().raw_decode(written)
+    assert value == told
+    assert (
+        written[end:]
+        == {
+            "latin-1": "\nschlécht \\u4e16\\u754c\n",
+            "ascii": "\nschl\\u00e9cht \\u4e16\\u754c\n",
+            "utf-8": "\nschlécht 世界\n",
+        }[encoding]
+    )

@@ -331,6 +331,26 @@ def test_lost_predictions_leave_out_their_method_and_no_other(tmp_path: Path, st
     assert json.loads(run_cli("show", run, "--json").out)["lost"] == found["lost"]
 
 
+def test_what_a_run_has_lost_is_named(tmp_path: Path) -> None:
+    """Each with what it is, so that nobody looks for a run elsewhere that is right here."""
+    for name, code, told in (
+        ("study.toml", 4, "study.toml: 1 problem"),
+        ("journal.jsonl", 6, "journal.jsonl: is missing or empty, but trials were trained here"),
+        ("environment.json", 4, "environment.json: 1 problem"),
+    ):
+        run = make_run(tmp_path / f"without-{name}")
+        (run / name).unlink()
+        for words in (("show",), ("report",), ("predict", "--text", "a")):
+            found = run_cli(words[0], run, *words[1:])
+            assert found.code == code and told in found.err, found.err
+            assert "copy" in found.err
+        assert not (run / "report.html").exists()
+    run = make_run(tmp_path / "emptied")
+    (run / "journal.jsonl").write_bytes(b"")
+    found = run_cli("report", run)
+    assert found.code == 6 and not (run / "report.html").exists()
+
+
 def test_a_run_that_lost_every_model_still_has_its_trials(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     shutil.rmtree(run / "trials")
@@ -341,6 +361,7 @@ def test_a_run_that_lost_every_model_still_has_its_trials(tmp_path: Path) -> Non
     assert found["estimates"] == [] and len(found["lost"]) == 2
     shown = run_cli("show", run)
     assert shown.code == 0 and "no trial has ended yet" not in shown.out
+    assert "fleetune predict" not in shown.err
     told = run_cli("predict", run, "--text", "a")
     assert told.code == 4
     assert (

@@ -31,7 +31,7 @@ def test_every_tasks_metrics_have_a_column(tmp_path: Path) -> None:
     assert [n for n in table.column_names if n.startswith("selection_")] == [
         "selection_accuracy", "selection_loss", "selection_matthews_correlation",
     ]  # fmt: skip
-    assert table.column_names[-1] == "seconds"
+    assert table.column_names[-2:] == ["seconds", "optimistic"]
     found = table.select(["task", "selection_accuracy", "selection_matthews_correlation"])
     assert [tuple(row.values()) for row in found.to_pylist()] == [
         ("rte", 0.5, None), ("rte", 0.6, None), ("cola", 0.8, 0.3), ("refit", None, None),
@@ -41,3 +41,18 @@ def test_every_tasks_metrics_have_a_column(tmp_path: Path) -> None:
 def test_the_first_trial_may_have_no_scores(tmp_path: Path) -> None:
     write_results(tmp_path, [*trial("refit", {}), *trial("rte", {"accuracy": 0.5})])
     assert pq.read_table(tmp_path / NAME)["selection_accuracy"].to_pylist() == [None, 0.5]
+
+
+def test_scores_on_test_rows_are_stamped(tmp_path: Path) -> None:
+    """A table goes further than the run that it comes from."""
+    told = {"kind": "test-selects", "task": "rte", "sets": ["validation"]}
+    events = [told, *trial("rte", {"accuracy": 0.5}), *trial("cola", {"accuracy": 0.5})]
+    write_results(tmp_path, events)
+    found = pq.read_table(tmp_path / NAME).select(["task", "optimistic"]).to_pylist()
+    assert [tuple(row.values()) for row in found] == [("rte", True), ("cola", False)]
+
+
+def test_a_run_without_an_epoch_has_its_table_too(tmp_path: Path) -> None:
+    write_results(tmp_path, trial("rte"))
+    table = pq.read_table(tmp_path / NAME)
+    assert len(table) == 0 and table.column_names[0] == "id"

@@ -514,8 +514,14 @@ def test_a_failed_trial_stays_failed_and_gives_exit_code_3(failing: Path, made: 
     for _ in range(2):
         found = run_cli(*words, "--output-dir", folder)
         assert found.code == 3
-        assert "lora-s42 failed" in found.err and "no trial has ended yet" in found.out
+        assert "lora-s42 failed" in found.err
+        assert "all that went on failed (the loss became nan" in found.out
     assert kinds(folder)["trial-failed", "lora-s42"] == 1
+    # The same command again would change nothing, so nobody is sent there.
+    told = run_cli("predict", folder, "--text", "w1")
+    assert told.code == 2 and "give other settings, and another --output-dir" in told.err
+    assert "same command" not in told.err
+    assert pq.read_table(folder / "results.parquet").num_rows == kinds(folder)["epoch", "lora-s42"]
 
 
 def test_a_failure_is_the_same_after_a_resume(made: Made, tmp_path: Path) -> None:

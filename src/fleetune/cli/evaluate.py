@@ -30,7 +30,8 @@ def register(app: typer.Typer) -> None:
 
 def evaluate(
     model: Annotated[
-        Path, typer.Argument(help="A trial's folder, an exported folder, or a run (its winner).")
+        Path,
+        typer.Argument(help="A trial's folder, one of export --format hf, or a run (its winner)."),
     ],
     file: OwnFile = None,
     task: Task = None,
@@ -61,15 +62,8 @@ def evaluate(
     from fleetune.report.model_facts import seen_by
     from fleetune.serve.evaluation import evaluate_rows
     from fleetune.serve.predictor import Predictor
-    from fleetune.study.fixed import task_or_file
 
-    if file is not None and (task or data):
-        raise SettingsError("evaluate", [f"give {file} alone, or --task, or --data, and not both"])
-    if file is not None:
-        task, own = task_or_file(file)
-        data = None if own is None else Path(own)
-    if (task is None) == (data is None):
-        raise SettingsError("evaluate", ["give either --task or --data, and not both"])
+    task, data = _source(file, task, data)
     if problems := _misplaced(task, data_dir, text_column, label_column):
         raise SettingsError("evaluate", problems)
     predictor = Predictor(model, dtype=dtype, device=device)
@@ -119,6 +113,22 @@ def evaluate(
     ]
     out(grid(["set", "metric", "value", "95% interval", "n", "how"], rows, right=(2, 4)))
     say(f"next: fleetune predict {shlex.quote(str(model))} {texts_given(predictor.pairs)}")
+
+
+def _source(
+    file: str | None, task: str | None, data: Path | None
+) -> tuple[str | None, Path | None]:
+    """The task, or the file of rows; file: one of both."""
+    if file is not None and (task or data):
+        raise SettingsError("evaluate", [f"give {file} alone, or --task, or --data, and not both"])
+    if file is not None:
+        from fleetune.study.fixed import task_or_file
+
+        task, own = task_or_file(file)
+        data = None if own is None else Path(own)
+    if (task is None) == (data is None):
+        raise SettingsError("evaluate", ["give either --task or --data, and not both"])
+    return task, data
 
 
 def _misplaced(

@@ -14,7 +14,7 @@ import typer
 
 from fleetune.cli import shell
 from fleetune.config import TrainingSettings
-from fleetune.errors import SettingsError, did_you_mean
+from fleetune.errors import SettingsError, counted, did_you_mean
 from fleetune.report.tables import visible
 
 Task = Annotated[
@@ -227,9 +227,26 @@ def _json_object(name: str, text: str) -> dict[str, Any]:
 
 def out(text: str, *, flush: bool = False) -> None:
     """Print data; flush: at once, for a reader that waits for it."""
-    sys.stdout.write(f"{text}\n")
+    sys.stdout.write(f"{_written(text, sys.stdout.encoding)}\n")
     if flush:
         sys.stdout.flush()
+
+
+def _written(text: str, encoding: str | None) -> str:
+    """A text as a stream can hold it: what its encoding lacks as JSON escapes, which are right within JSON too."""
+    try:
+        text.encode(encoding or "utf-8")
+    except UnicodeEncodeError:
+        return "".join(c if _holds(encoding, c) else json.dumps(c)[1:-1] for c in text)
+    return text
+
+
+def _holds(encoding: str | None, character: str) -> bool:
+    try:
+        character.encode(encoding or "utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def say(text: str) -> None:
@@ -240,9 +257,10 @@ def say(text: str) -> None:
 def tell_cut(count: int, what: str, max_length: int, remedy: str = "") -> None:
     """That rows lost their end; silent where none did."""
     if count:
-        rows = "1 row" if count == 1 else f"{count} rows"
         are, were = ("is", "was") if count == 1 else ("are", "were")
-        say(f"{rows} of {what} {are} longer than {max_length} tokens and {were} cut{remedy}")
+        say(
+            f"{counted(count, 'row')} of {what} {are} longer than {max_length} tokens and {were} cut{remedy}"
+        )
 
 
 def dump(value: Any) -> None:

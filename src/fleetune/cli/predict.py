@@ -20,10 +20,12 @@ from fleetune.cli.options import (
     tell_cut,
     visible_json,
 )
-from fleetune.errors import DataError, RefusedError, SettingsError
+from fleetune.errors import DataError, RefusedError, SettingsError, counted
 
 # Other formats that a table is looked for in: JSON Lines under such a name could not be opened.
 _NOT_WRITTEN = (".tsv", ".parquet", ".xlsx")
+# A file of a run lies in its folder, in one below, or in that of a trial.
+_DEEPEST = 3
 # What is written of every prediction, in one format or another.
 _OWN = ("label", "probability", "probabilities")
 
@@ -34,7 +36,8 @@ def register(app: typer.Typer) -> None:
 
 def predict(
     model: Annotated[
-        Path, typer.Argument(help="A trial's folder, an exported folder, or a run (its winner).")
+        Path,
+        typer.Argument(help="A trial's folder, one of export --format hf, or a run (its winner)."),
     ],
     text: Annotated[
         list[str] | None,
@@ -87,7 +90,7 @@ def predict(
         from fleetune.durable import write_bytes
 
         write_bytes(output_file, _file_of(found, beside, output_file.suffix.lower()).encode())
-        say(f"{len(found)} predictions written to {output_file}")
+        say(f"{counted(len(found), 'prediction')} written to {output_file}")
     elif as_json:
         objects = [of_row | p.as_json() for of_row, p in zip(beside, found, strict=True)]
         out(visible_json(json.dumps(objects, ensure_ascii=False)))
@@ -149,7 +152,9 @@ def _check_output(output: Path, source: Path | None) -> None:
         )  # fmt: skip
     if source is not None and source.resolve() == output.resolve():
         raise RefusedError(f"{output}: is the input; give --output another file")
-    owners = (output.parent / name for name in (journal.NAME, layout.RECORD))
+    names = (journal.NAME, layout.RECORD)
+    above = output.resolve().parents[:_DEEPEST]
+    owners = (folder / name for folder in above for name in names)
     if output.is_file() and any(owner.is_file() for owner in owners):
         raise RefusedError(
             f"{output}: exists, in the folder of a run or a model; give --output another file"

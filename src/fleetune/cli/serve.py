@@ -24,8 +24,8 @@ def serve(
         list[str],
         typer.Argument(
             metavar="MODEL",
-            help="Trials' folders, exported folders, or runs (their winners). A model is called as its folder, or as NAME of "
-            "NAME=FOLDER.",
+            help="Trials' folders, those of export --format hf, or runs (their winners). A model is called as its folder, or as "
+            "NAME of NAME=FOLDER.",
         ),
     ],
     host: Annotated[

@@ -65,7 +65,7 @@ def _all(run: Path, facts: dict[str, Any]) -> None:
     best = winner(facts)
     if study["status"] != "done":
         say("not finished: the same command goes on where it stopped")
-    elif best is not None:
+    elif best is not None and (run / "trials" / best["id"]).is_dir():
         texts = tables.texts_of(facts, best)
         say(f"next: fleetune predict {_quoted(run)} {texts}   (uses {best['id']})")
         say(f"      fleetune report {_quoted(run)}   (one HTML file with everything)")

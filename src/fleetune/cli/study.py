@@ -21,7 +21,7 @@ from fleetune.cli.options import (
     out,
     say,
 )
-from fleetune.errors import SOME_TRIALS_FAILED, SettingsError
+from fleetune.errors import SOME_TRIALS_FAILED, SettingsError, counted
 
 
 def register(app: typer.Typer) -> None:
@@ -65,7 +65,7 @@ def study(
     check_destination("study", output_dir, dry_run)
     from fleetune.live.writers import report_names
     from fleetune.study.file import read_study
-    from fleetune.study.folder import has_begun
+    from fleetune.study.folder import has_begun, refuse_foreign
     from fleetune.study.prepare import check_compute, prepare
     from fleetune.study.run import Run
 
@@ -73,6 +73,8 @@ def study(
     settings = read_study(file, set_ or (), begun=begun)
     check_compute(None, device)
     writers = report_names(settings.report_to if report_to is None else report_to)
+    if output_dir is not None:
+        refuse_foreign(output_dir)  # before minutes are spent on data
     prepared = prepare(settings, cache=not dry_run, device=device)
     if dry_run:
         _tell(prepared, settings, device)
@@ -107,7 +109,8 @@ def _run(run: Any, settings: Any, writers: Sequence[str], as_json: bool) -> int:
     prepared, output_dir, device = run.prepared, run.folder, run.device
     plan = estimate(prepared, device)["totals"]
     say(
-        f"{plan['trials']} trials, {plan['epochs']} epochs, about {tables.duration(plan['seconds'])} in all; "
+        f"{counted(plan['trials'], 'trial')}, {counted(plan['epochs'], 'epoch')}, about "
+        f"{tables.duration(plan['seconds'])} in all; "
         f"backbone {prepared.backbone.source} in {prepared.dtype}"
     )
     _tell(prepared, settings, device)
@@ -119,10 +122,12 @@ def _run(run: Any, settings: Any, writers: Sequence[str], as_json: bool) -> int:
     else:
         out(study_tables.found(facts))
     if outcome.failed:
-        say(f"{outcome.failed} trials failed; fleetune show {output_dir} names them")
+        place = shlex.quote(str(output_dir))
+        say(f"{counted(outcome.failed, 'trial')} failed; fleetune show {place} names them")
     best = winner(facts)
     if best is not None:
+        by = "test rows, OPTIMISTIC" if best["optimistic"] else "selection rows"
         say(
-            f"next: fleetune report {shlex.quote(str(output_dir))}   (winner by selection rows: {best['id']})"
+            f"next: fleetune report {shlex.quote(str(output_dir))}   (winner by {by}: {best['id']})"
         )
     return outcome.failed

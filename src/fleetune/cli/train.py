@@ -31,7 +31,7 @@ from fleetune.cli.options import (
     split_names,
     with_training_flags,
 )
-from fleetune.errors import SOME_TRIALS_FAILED, SettingsError
+from fleetune.errors import SOME_TRIALS_FAILED, SettingsError, counted
 
 
 def register(app: typer.Typer) -> None:
@@ -184,11 +184,13 @@ def run(
     """Prepare, train with progress, print the comparison. Returns how many trials failed."""
     from fleetune.live.follow import in_terminal
     from fleetune.live.writers import report_names
+    from fleetune.study.folder import refuse_foreign
     from fleetune.study.prepare import check_compute, prepare
     from fleetune.study.run import Run
 
     check_compute(None, device)
     writers = report_names(report_to)
+    refuse_foreign(output_dir)  # before minutes are spent on data
     prepared = prepare(settings, device=device)
     _introduce(prepared, settings, device)
     with in_terminal(prepared, output_dir, device, writers) as watch:
@@ -203,15 +205,17 @@ def run(
     else:
         out(study_tables.found(facts))
     if outcome.skipped:
-        say(f"{outcome.skipped} of {len(prepared.inputs)} trials had been finished before")
+        whole = counted(len(prepared.inputs), "trial")
+        say(f"{outcome.skipped} of {whole} had been finished before")
     for trial in facts["trials"]:
         if trial["status"] == "failed":
             say(f"{trial['id']} failed: {trial['reason']}")
     best = winner(facts)
-    if best is not None:
+    if best is not None and (output_dir / "trials" / best["id"]).is_dir():
         texts = tables.texts_of(facts, best)
+        chosen = "test rows, OPTIMISTIC" if best["optimistic"] else "selection rows"
         say(
-            f"next: fleetune predict {shlex.quote(str(output_dir))} {texts}   (uses {best['id']}, best on the selection rows)"
+            f"next: fleetune predict {shlex.quote(str(output_dir))} {texts}   (uses {best['id']}, best on the {chosen})"
         )
     return outcome.failed
 
@@ -235,7 +239,9 @@ def _introduce(prepared: Any, settings: Any, device: str) -> None:
     )
     tell_guesses(prepared, settings)
     tell_notes(data)
-    say(f"backbone {prepared.backbone.source} in {prepared.dtype}; {len(prepared.inputs)} trials")
+    say(
+        f"backbone {prepared.backbone.source} in {prepared.dtype}; {counted(len(prepared.inputs), 'trial')}"
+    )
     tell_imitated(prepared.dtype, device)
     tell_lengths(prepared, settings)
     if prepared.optimistic:

@@ -20,7 +20,7 @@ from __future__ import annotations
 import numpy as np
 
 from fleetune.data.base import Split
-from fleetune.errors import DataError
+from fleetune.errors import DataError, counted
 from fleetune.seeds import stream
 
 _BINS = 10
@@ -100,9 +100,7 @@ def _divide(
     unit_n = _units(split)
     n_units = int(unit_n.max()) + 1 if len(unit_n) else 0
     if n_units < 2:
-        found = (
-            f"{_counted(len(split), 'row')} with {_counted(n_units, 'different text')} (or group)"
-        )
+        found = f"{counted(len(split), 'row')} with {counted(n_units, 'different text')} (or group)"
         problem = f"no {what} can be taken from {found}; at least two different ones are needed"
         raise DataError("the data", [problem])
     rows_of_unit = np.bincount(unit_n)
@@ -119,10 +117,6 @@ def _divide(
         taken[np.argmin(rows_of_unit)] = True
     held_n = taken[unit_n]
     return np.flatnonzero(~held_n), np.flatnonzero(held_n)
-
-
-def _counted(n: int, noun: str) -> str:
-    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 
 
 def _units(split: Split) -> np.ndarray:

@@ -22,6 +22,7 @@ from fleetune.report.trainings import Group
 from fleetune.stats.failed import failed_as, learned_nothing
 from fleetune.stats.intervals import metric_estimate
 from fleetune.study import journal
+from fleetune.study.folder import STUDY, refuse_lost
 from fleetune.study.results import epochs
 
 # Fields of a trial's training that tell two settings of one method apart at a glance.
@@ -31,10 +32,14 @@ _SHOWN = ("learning_rate", "num_train_epochs", "max_steps")
 def run_facts(folder: Path) -> dict[str, Any]:
     """The facts of a run. SettingsError where the folder is none; DataError where one of its files is damaged."""
     path = folder / journal.NAME
-    if not path.is_file() or not (folder / "study.toml").is_file():
+    if not (path.is_file() or (folder / STUDY).is_file()):
         raise SettingsError(
-            str(folder), ["no run: it has no journal; give the --output-dir of a train command"]
+            str(folder),
+            [f"no run: it has no {journal.NAME}; give the --output-dir of train, study or demo"],
         )
+    refuse_lost(folder)
+    if not path.is_file():
+        raise SettingsError(str(folder), ["this run has not begun; give its command again"])
     events = journal.read(path)
     with damage_told(folder):
         facts = _facts(folder, events)

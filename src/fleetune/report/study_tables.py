@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fleetune.errors import counted
 from fleetune.report.tables import comparison, duration, grid, span
 from fleetune.report.words import p_equals, p_value
 from fleetune.stats.verdict import MIN_SEEDS
@@ -26,18 +27,18 @@ def planned(found: Mapping[str, Any]) -> str:
         for a in found["arms"]
     ]
     named = ["task", "method", *(["searched"] if searches else [])]
-    counted = [*(name for phase in phases for name in (phase, "epochs")), "encoder", "head"]
-    right = range(len(named), len(named) + len(counted))
+    numbers = [*(name for phase in phases for name in (phase, "epochs")), "encoder", "head"]
+    right = range(len(named), len(named) + len(numbers))
     cohorts = [
         [c["task"], c["phase"], ", ".join(c["arms"]), str(c["trials"]), str(c["at_once"])]
         for c in found["cohorts"]
     ]
     totals = found["totals"]
     lines = [
-        grid([*named, *counted], arms, right=right),
+        grid([*named, *numbers], arms, right=right),
         *_first_proposals(found["arms"]),
         grid(["task", "cohort", "methods", "trials", "at once"], cohorts, right=(3, 4)),
-        f"{totals['trials']} trials, {totals['epochs']} epochs, {totals['tokens']:,} tokens; estimates: "
+        f"{counted(totals['trials'], 'trial')}, {counted(totals['epochs'], 'epoch')}, {totals['tokens']:,} tokens; estimates: "
         f"{duration(totals['seconds'])}, {_size(totals['memory_bytes'])} of memory, {_size(totals['disk_bytes'])} of disk",
     ]
     return "\n\n".join(lines)

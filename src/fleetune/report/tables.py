@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fleetune.errors import counted
+
 OPTIMISTIC = "optimistic"
 # A sentence names so many files.
 _MOST_NAMED = 3
@@ -44,7 +46,7 @@ def comparison(facts: dict[str, Any]) -> str:
     ]
     lost = [lost_told(record) for record in facts["lost"]]
     if not rows:
-        return "\n".join(lost) or "no trial has ended yet"
+        return "\n".join(lost) or none_left(facts)
     header = ["method", "metric", "test", "95% interval", "n", "seeds", "encoder", "head", "time"]
     table = grid(header, rows, right=(2, 4, 6, 7, 8))
     notes = sorted({f"{e['metric']}: {e['how']}" for e in facts["estimates"]})
@@ -54,6 +56,18 @@ def comparison(facts: dict[str, Any]) -> str:
     if facts["study"]["optimistic"]:
         notes.insert(0, 'OPTIMISTIC: protocol "paper" chose the epoch on these same test examples')
     return "\n".join([table, *(f"  {note}" for note in (*notes, *lost))])
+
+
+def none_left(facts: dict[str, Any]) -> str:
+    """Why a run has no estimate."""
+    reasons = list(dict.fromkeys(t["reason"] for t in facts["trials"] if t["reason"]))
+    if facts["study"]["status"] != "done" or not reasons:
+        return "no trial has ended yet"
+    more = f", and {counted(len(reasons) - 1, 'other reason')}" if len(reasons) > 1 else ""
+    return (
+        f"no trial is left to measure: all that went on failed ({reasons[0]}{more}); give other settings, and another "
+        "--output-dir"
+    )
 
 
 def floors(estimates: Sequence[dict[str, Any]]) -> list[str]:

@@ -28,7 +28,9 @@ from fleetune.data.base import Split
 from fleetune.data.tokens import tokenize
 from fleetune.errors import DataError, RefusedError, SettingsError
 from fleetune.report.facts import run_facts, winner
+from fleetune.report.tables import none_left
 from fleetune.study import journal
+from fleetune.study.folder import STUDY
 from fleetune.study.prepare import DTYPES, check_compute, resolve_dtype
 
 BATCH = 64
@@ -187,14 +189,18 @@ def model_folder(path: Path) -> Path:
     """The folder of a model: the path itself, or the winner where it is a run."""
     if not path.exists():
         raise SettingsError(
-            "model", [f"{path} does not exist; give a trial's folder, an exported one, or a run"]
+            "model",
+            [
+                f"{path} does not exist; give a trial's folder, one of `export --format hf`, or a run"
+            ],
         )
-    if (path / journal.NAME).is_file():
-        found = winner(run_facts(path))
+    if any((path / name).is_file() for name in (journal.NAME, STUDY)):
+        facts = run_facts(path)
+        found = winner(facts)
         if found is None:
-            raise SettingsError(
-                "model", [f"{path}: no trial of this run has ended; run the same command again"]
-            )
+            over = facts["study"]["status"] == "done"
+            remedy = "" if over else "; run the same command again"
+            raise SettingsError("model", [f"{path}: {none_left(facts)}{remedy}"])
         return _kept(path, found["id"])
     if not (path / layout.RECORD).is_file():
         if path.is_file():

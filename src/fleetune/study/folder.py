@@ -92,7 +92,8 @@ def _refuse_links(folder: Path) -> None:
 def refuse_lost(folder: Path) -> None:
     """RefusedError for a run that has lost what says which trials have ended, and whether the test rows were opened."""
     path = folder / journal.NAME
-    begun = any((folder / TRIALS).iterdir()) or any((folder / CHECKPOINTS).iterdir())
+    places = (folder / TRIALS, folder / CHECKPOINTS)
+    begun = any(place.is_dir() and any(place.iterdir()) for place in places)
     if begun and not (path.exists() and path.stat().st_size):
         raise RefusedError(
             f"{path}: is missing or empty, but trials were trained here; restore it from a copy, or give another --output-dir"

@@ -327,8 +327,10 @@ def _check(settings: Settings) -> None:
             )
         problems += misplaced(data)
         if data.protocol not in PROTOCOLS:
+            # Folds choose the epochs in a search, so it is not offered without one.
+            there = [p for p in PROTOCOLS if p != "cv" or settings.phase != TRAIN]
             problems.append(
-                f'protocol "{data.protocol}" is not known{did_you_mean(data.protocol, PROTOCOLS)}'
+                f'protocol "{data.protocol}" is not known{did_you_mean(data.protocol, there)}'
             )
         if data.max_train_samples is not None and data.max_train_samples < 10:
             problems.append(
@@ -340,7 +342,7 @@ def _check(settings: Settings) -> None:
             )
     if settings.dtype not in ("auto", *DTYPES):
         problems.append(
-            f'dtype "{settings.dtype}" is not known{did_you_mean(settings.dtype, DTYPES)}'
+            f'dtype "{settings.dtype}" is not known{did_you_mean(settings.dtype, ("auto", *DTYPES))}'
         )
     if not settings.methods:
         problems.append("at least one method must be named")

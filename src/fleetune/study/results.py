@@ -24,29 +24,42 @@ def epochs(events: Sequence[dict[str, Any]], ident: str) -> list[dict[str, Any]]
 
 def write_results(folder: Path, events: Sequence[dict[str, Any]]) -> None:
     """Rebuild the table. Tasks differ in their metrics: each has its column, which is empty where a task lacks it."""
-    rows: list[dict[str, Any]] = []
-    # pyarrow takes its columns from the first row alone, so every row has all of them.
     metrics = dict.fromkeys(k for e in events if e["kind"] == "epoch" for k in e["selection"])
     started = {e["id"]: e for e in events if e["kind"] == "trial-started"}
-    for ident, trial in started.items():
-        for epoch in epochs(events, ident):
-            rows.append(
-                {
-                    "id": ident,
-                    "task": trial["task"],
-                    "method": trial["method"],
-                    "seed": trial["seed"],
-                    "phase": trial["phase"],
-                    "hyperparameters": json.dumps(trial["hyperparameters"], sort_keys=True),
-                    "learning_rate": trial["training"]["learning_rate"],
-                    "epoch": epoch["epoch"],
-                    "step": epoch["step"],
-                    "loss": epoch["loss"],
-                    **{f"selection_{k}": epoch["selection"].get(k) for k in metrics},
-                    "seconds": epoch["seconds"],
-                }
-            )
-    if rows:
-        out = io.BytesIO()
-        pq.write_table(pa.Table.from_pylist(rows), out)
-        write_bytes(folder / NAME, out.getvalue())
+    by_test = {e["task"] for e in events if e["kind"] == "test-selects"}
+    rows = [
+        {
+            "id": ident,
+            "task": trial["task"],
+            "method": trial["method"],
+            "seed": trial["seed"],
+            "phase": trial["phase"],
+            "hyperparameters": json.dumps(trial["hyperparameters"], sort_keys=True),
+            "learning_rate": trial["training"]["learning_rate"],
+            "epoch": epoch["epoch"],
+            "step": epoch["step"],
+            "loss": epoch["loss"],
+            **{f"selection_{k}": epoch["selection"].get(k) for k in metrics},
+            "seconds": epoch["seconds"],
+            "optimistic": trial["task"] in by_test,
+        }
+        for ident, trial in started.items()
+        for epoch in epochs(events, ident)
+    ]
+    schema = pa.schema(
+        [
+            *((name, pa.string()) for name in ("id", "task", "method")),
+            ("seed", pa.int64()),
+            *((name, pa.string()) for name in ("phase", "hyperparameters")),
+            ("learning_rate", pa.float64()),
+            *((name, pa.int64()) for name in ("epoch", "step")),
+            *(
+                (name, pa.float64())
+                for name in ("loss", *(f"selection_{k}" for k in metrics), "seconds")
+            ),
+            ("optimistic", pa.bool_()),
+        ]
+    )
+    out = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows, schema), out)
+    write_bytes(folder / NAME, out.getvalue())
