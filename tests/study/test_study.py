@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tomllib
 from pathlib import Path
@@ -10,10 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from fleetune.cohort.events import EpochDone, Started
+from fleetune.cohort.kernels import KEPT
 from fleetune.errors import RefusedError
 from fleetune.report.facts import run_facts, winner
+from fleetune.study.estimate import matrix_rate
 from fleetune.study.prepare import Prepared
 from fleetune.study.run import Run
 from fleetune.study.seal import Seal
@@ -358,6 +362,24 @@ def test_a_dry_run_counts_the_steps_that_are_asked_for(made: Made, tmp_path: Pat
         assert one["search"]["epochs"] == other["search"]["epochs"]
         for phase in ("search", "confirm"):
             assert other[phase]["tokens"] == pytest.approx(share * one[phase]["tokens"], rel=1e-3)
+
+
+def test_an_estimate_leaves_few_kernels_to_the_run_after_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The libraries read their limits when the first kernel of the process is compiled, which is the estimate's."""
+    for name in KEPT:
+        monkeypatch.delenv(name, raising=False)
+    limits: list[dict[str, str | None]] = []
+    draw = torch.randn
+
+    def drawn(*words: Any, **named: Any) -> torch.Tensor:
+        limits.append({name: os.environ.get(name) for name in KEPT})
+        return draw(*words, **named)
+
+    monkeypatch.setattr(torch, "randn", drawn)
+    assert matrix_rate("float32", "cpu") > 0
+    assert limits == [{name: str(count) for name, count in KEPT.items()}] * 2
 
 
 def test_the_dry_run_says_what_the_run_does(whole, ready: Prepared) -> None:

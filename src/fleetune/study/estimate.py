@@ -16,6 +16,7 @@ import torch
 
 from fleetune.backbone.families import family_of
 from fleetune.backbone.sites import SiteMap
+from fleetune.cohort.kernels import keep_few_kernels
 from fleetune.cohort.plan import default_limits, groups
 from fleetune.methods.base import count_parameters
 from fleetune.methods.table import method_class
@@ -160,6 +161,7 @@ def _cohorts(prepared: Prepared, arms: list[dict[str, Any]], at_once: int) -> li
 
 def matrix_rate(dtype: str, device: str) -> float:
     """Floating-point operations a second in one matrix product of an encoder's size, measured now, in a tenth of a second."""
+    keep_few_kernels()  # these may be the first of the process
     generator = torch.Generator().manual_seed(0)
     a, b = (torch.randn(1024, 1024, generator=generator).to(device, DTYPES[dtype]) for _ in "ab")
 
