@@ -54,6 +54,20 @@ def tell_imitated(dtype: str, device: str) -> None:
         )
 
 
+def tell_plan(prepared: Any, device: str, as_json: bool) -> None:
+    """Trials, cohorts, parameters, and estimates of time, memory and disk."""
+    from fleetune.report.study_tables import planned
+    from fleetune.study.estimate import estimate
+
+    found = estimate(prepared, device)
+    if as_json:
+        dump(found)
+        return
+    out(planned(found))
+    for line in found["assumptions"]:
+        say(line)
+
+
 def _guessed(task: Any, given: Any, text: str, label: str) -> list[str]:
     """The guesses about one task's columns, each with what changes it."""
     if given.file is None:
@@ -67,17 +81,3 @@ def _guessed(task: Any, given: Any, text: str, label: str) -> list[str]:
         told = f"with {len(task.label_names)} classes, {classes}{more}"
         guessed.append(f"label = {task.label_column} {told} ({label})")
     return guessed
-
-
-def tell_plan(prepared: Any, device: str, as_json: bool) -> None:
-    """Trials, cohorts, parameters, and estimates of time, memory and disk."""
-    from fleetune.report.study_tables import planned
-    from fleetune.study.estimate import estimate
-
-    found = estimate(prepared, device)
-    if as_json:
-        dump(found)
-        return
-    out(planned(found))
-    for line in found["assumptions"]:
-        say(line)

@@ -18,6 +18,7 @@ from fleetune.backbone.families import family_of
 from fleetune.backbone.sites import SiteMap
 from fleetune.cohort.kernels import keep_few_kernels
 from fleetune.cohort.plan import default_limits, groups
+from fleetune.errors import counted
 from fleetune.methods.base import count_parameters
 from fleetune.methods.table import method_class
 from fleetune.study import plan
@@ -85,7 +86,7 @@ def estimate(prepared: Prepared, device: str = "cpu") -> dict[str, Any]:
             f"time: {rate / 1e9:.0f} GFLOP/s in a matrix product just now, of which half is reached; what else the machine "
             "does comes on top",
             "memory: libraries, four copies of the encoder's weights, five numbers for each trainable parameter of "
-            f"{at_once} trials at once, and the activations of a pass",
+            f"{counted(at_once, 'trial')} at once, and the activations of a pass",
             f"disk: weights and predictions of the {phases[1]} trials, and two snapshots of a cohort",
         ],
     }
