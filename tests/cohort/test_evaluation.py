@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from fleetune.cohort import engine as engine_module
 from fleetune.cohort import evaluation
 from fleetune.cohort.engine import Engine
 from fleetune.cohort.evaluation import evaluation_passes
@@ -88,7 +89,10 @@ def test_predictions_do_not_depend_on_passes_or_lanes(
         return engine.predict(owned, [one.selection for one in inputs], sizes)
 
     one_by_one = predictions(1, [1, 1, 1, 1])
-    for lanes, sizes in ((1, [64] * 4), (2, [64] * 4), (3, [4, 11, 1, 5]), (16, [64] * 4)):
+    for lanes, sizes, ahead in (
+        (1, [64] * 4, 32), (2, [64] * 4, 1), (3, [4, 11, 1, 5], 2), (16, [64] * 4, 32), (1, [2] * 4, 1),
+    ):  # fmt: skip
+        monkeypatch.setattr(engine_module, "_AHEAD", ahead)
         for expected, found in zip(one_by_one, predictions(lanes, sizes), strict=True):
             assert expected.shape == (11, 3)
             np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-12)

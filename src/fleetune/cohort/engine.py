@@ -29,6 +29,10 @@ from fleetune.cohort.trial import Rows, TrialInput
 from fleetune.data.packing import Packed, pack
 from fleetune.methods.base import Method
 
+# Passes of evaluation that a lane is asked for before the first is read: a GPU works on one while the next is laid out. What is
+# laid out waits in the machine's memory, some two megabytes a pass.
+_AHEAD = 32
+
 
 class Engine:
     """One frozen classifier that serves any number of trials.
@@ -193,11 +197,12 @@ class Engine:
                 return self.logits_of(self.active(mine), parts, None, entry)
 
         found: list[list[tuple[NDArray[np.int64], NDArray[Any]]]] = [[] for _ in members]
-        # All are asked for before the first is read: a GPU works on a pass while the next one is laid out.
-        for one, logits in zip(passes, self.lanes.map(run, passes), strict=True):
-            cuts = np.cumsum([len(batch) for _, batch in one])[:-1]
-            for (i, batch), own in zip(one, np.split(logits.cpu().numpy(), cuts), strict=True):
-                found[i].append((batch, own))
+        asked = _AHEAD * self.lanes.count
+        for some in (passes[at : at + asked] for at in range(0, len(passes), asked)):
+            for one, logits in zip(some, self.lanes.map(run, some), strict=True):
+                cuts = np.cumsum([len(batch) for _, batch in one])[:-1]
+                for (i, batch), own in zip(one, np.split(logits.cpu().numpy(), cuts), strict=True):
+                    found[i].append((batch, own))
         return {k: _in_order(own) for k, own in zip(members, found, strict=True)}
 
 
