@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -435,6 +436,9 @@ def test_a_failed_training_counts_as_one_that_learned_nothing(found: fleetune.Re
         SettingsError, match=r"must be below 1, as scores are, but is 5; 5 points are 0\.05"
     ):
         fleetune.compare(a, b, margin=5)
+    for margin in (0, -0.1, math.nan):
+        with pytest.raises(SettingsError, match="`margin > 0` must hold"):
+            fleetune.compare(a, b, margin=margin)
 
 
 def test_saved_models_are_compared_as_files(made: Made) -> None:

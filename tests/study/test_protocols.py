@@ -269,6 +269,14 @@ def test_a_rank_study_tunes_and_confirms_each_rank(ranks: Path) -> None:
     assert counted == [counted[0], 2 * counted[0], 4 * counted[0]]
 
 
+def test_a_range_of_ranks_is_kept_as_the_list_that_it_stands_for(made: Made) -> None:
+    """What reads the run looks the ranks up there."""
+    text = small(made, RANKS.replace("r = [1, 2, 4]", "r = { low = 1, high = 4, steps = 4 }"))
+    prepared = studies.prepared(text)
+    assert prepared.settings.methods[0].hyperparameters["r"] == [1, 2, 3, 4]
+    assert [arm.rank for arm in prepared.arms if arm.rank] == [1, 2, 3, 4]
+
+
 def test_a_rank_study_has_a_slope_and_contrasts_with_holm(ranks: Path) -> None:
     facts = run_facts(ranks)
     trend = facts["rank"][0]["trend"]
@@ -307,7 +315,12 @@ def test_two_tasks_in_one_study(made: Made, tmp_path: Path) -> None:
     assert all("Holm over 2 comparisons" in v["how"] for v in facts["verdicts"])
     assert not [t for t in facts["trials"] if t["phase"] == "search"]
     shown = run_cli("show", tmp_path / "run")
-    assert shown.code == 0 and "other" in shown.out
+    assert shown.code == 0
+    table = shown.out[shown.out.index("95% interval") - 60 :].splitlines()
+    said = {tuple(line.split()[:3]) for line in table if "accuracy" in line}
+    assert said >= {
+        (task, m, "accuracy") for task in ("other", "train") for m in ("head", "bitfit")
+    }
     write_csv(tmp_path / "other.csv", 60, seed=4, labels=("a", "b", "c"))
     with pytest.raises(RefusedError, match="data of other"):
         studies.run(tmp_path / "run", text)

@@ -40,6 +40,8 @@ def compare_sides(a: Side, b: Side, *, margin: float) -> Comparison | ModelCompa
 
     Raises SettingsError where no training of either side ended, DataError where the test rows differ or a folder is damaged.
     """
+    if not margin > 0:
+        raise SettingsError("margin", [f"`margin > 0` must hold, but got {margin!r}"])
     if margin >= 1:
         told = f"must be below 1, as scores are, but is {margin:g}; {margin:g} points are {margin / 100:g}"
         raise SettingsError("margin", [told])

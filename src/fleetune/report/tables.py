@@ -29,9 +29,12 @@ def grid(header: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[i
 
 def comparison(facts: dict[str, Any]) -> str:
     """One row a method and setting: the estimate with all that it is worth."""
-    names = labels(facts["estimates"])
+    tasks = list(dict.fromkeys(e["task"] for e in facts["estimates"]))
+    several = len(tasks) > 1
+    by_task = [[e for e in facts["estimates"] if e["task"] == task] for task in tasks]
     rows = [
         [
+            *([e["task"]] if several else []),
             name,
             _short_metric(e),
             _percent(e, "value"),
@@ -42,13 +45,15 @@ def comparison(facts: dict[str, Any]) -> str:
             f"{e['trainable_parameters']['head']:,}",
             duration(e["seconds"]),
         ]
-        for name, e in zip(names, facts["estimates"], strict=True)
+        for mine in by_task
+        for name, e in zip(labels(mine), mine, strict=True)
     ]
     lost = [lost_told(record) for record in facts["lost"]]
     if not rows:
         return "\n".join(lost) or none_left(facts)
     header = ["method", "metric", "test", "95% interval", "n", "seeds", "encoder", "head", "time"]
-    table = grid(header, rows, right=(2, 4, 6, 7, 8))
+    header = [*(["task"] if several else []), *header]
+    table = grid(header, rows, right=[several + column for column in (2, 4, 6, 7, 8)])
     notes = sorted({f"{e['metric']}: {e['how']}" for e in facts["estimates"]})
     notes += floors(facts["estimates"])
     if len(facts["trials"]) > 1:

@@ -139,15 +139,21 @@ def _bands(rows: Sequence[Facts]) -> list[tuple[str, int, int]]:
     ]
 
 
+def _common_metric(search: Sequence[Facts]) -> str:
+    """What the scores of some searches are, for their axis: tasks may have different metrics."""
+    metrics = {s["metric"] for s in search}
+    return metrics.pop() if len(metrics) == 1 else "score"
+
+
 def history(search: Sequence[Facts], name: str) -> Drawn:
     """Selection score of the settings that were tried, in order, and the best so far."""
     if not search:
         return Absent("Search history", NO_SEARCH)
-    metric, several = search[0]["metric"], len({s["task"] for s in search}) > 1
+    metric, several = _common_metric(search), len({s["task"] for s in search}) > 1
 
     def plot(axes: Any) -> None:
         for i, s in enumerate(search):
-            look, values = style(i), [scale(metric) * t["score"] for t in s["trials"]]
+            look, values = style(i), [scale(s["metric"]) * t["score"] for t in s["trials"]]
             at = list(range(1, len(values) + 1))
             axes.plot(
                 at,
@@ -173,7 +179,7 @@ def history(search: Sequence[Facts], name: str) -> Drawn:
         legend(axes, [searched(s, several) for s in search])
 
     told = "; ".join(
-        f"{searched(s, several)}: best {score(_best(s), metric)} in {plural(len(s['trials']), 'setting')}"
+        f"{searched(s, several)}: best {score(_best(s), s['metric'])} in {plural(len(s['trials']), 'setting')}"
         for s in search
     )
     return draw(
@@ -198,12 +204,12 @@ def budget(search: Sequence[Facts], name: str) -> Drawn:
     title = "Expected best against budget"
     if not shown:
         return Absent(title, "it takes two settings that a method tried" if search else NO_SEARCH)
-    metric, several = search[0]["metric"], len({s["task"] for s in search}) > 1
+    metric, several = _common_metric(search), len({s["task"] for s in search}) > 1
 
     def plot(axes: Any) -> None:
         for i, s in enumerate(shown):
             best, low, high = (
-                [scale(metric) * v for v in s["expected_best"][key]]
+                [scale(s["metric"]) * v for v in s["expected_best"][key]]
                 for key in ("expected", "low", "high")
             )
             at, looks = range(1, len(best) + 1), style(i)
@@ -216,8 +222,8 @@ def budget(search: Sequence[Facts], name: str) -> Drawn:
         legend(axes, [searched(s, several) for s in shown])
 
     told = "; ".join(
-        f"{searched(s, several)}: {score(best[0], metric)} with one setting, "
-        f"{score(best[-1], metric)} with {len(best)}"
+        f"{searched(s, several)}: {score(best[0], s['metric'])} with one setting, "
+        f"{score(best[-1], s['metric'])} with {len(best)}"
         for s in shown
         for best in (s["expected_best"]["expected"],)
     )

@@ -206,6 +206,8 @@ def _resolved(
         keep = (*arm.searched, *arm.rules, *(("r",) if m.rank_study else ()))
         for place in (hyper, training):
             place.update({k: said[k] for k in keep if k in place})
+        if m.rank_study:
+            hyper["r"] = [a.rank for a in own]  # a range in steps is a list of them
         reference = m.reference_rank
         if m.rank_study and reference is None:
             reference = own[0].rank

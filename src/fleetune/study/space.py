@@ -222,7 +222,10 @@ def _rank_problems(
         return [f"methods.{name}.rank_study: {cls.name} has no rank; use it on lora"]
     if not isinstance(ranks, Choice) or len(ranks.values) < 2:
         return [f"methods.{name}.rank_study: `r` must be a list of ranks, such as r = [1, 2, 4, 8]"]
-    if m.reference_rank is not None and m.reference_rank not in ranks.values:
+    if any(type(r) is not int for r in ranks.values):
+        told = f"ranks must be whole numbers, but got {list(ranks.values)}"
+        return [f"methods.{name}.rank_study: {told}"]
+    if m.reference_rank not in (None, *ranks.values) or m.reference_rank is True:
         listed = ", ".join(map(str, ranks.values))
         return [
             f"methods.{name}.reference_rank: must be one of the ranks {listed}, but got {m.reference_rank}"
@@ -246,7 +249,7 @@ def _form(cls: type[Method], key: str, value: Any) -> Any:
             raise ValueError(
                 f"at most {MOST_CHOICES} values can be chosen from, but got {len(value)}; give a range"
             )
-        if len({repr(v) for v in value}) != len(value):
+        if len({_as_number(v) for v in value}) != len(value):
             raise ValueError(f"the values to choose from must differ, but got {list(value)!r}")
         return Choice(tuple(value))
     if isinstance(value, Mapping) and not _takes(field, (dict,)):
@@ -260,6 +263,11 @@ def _form(cls: type[Method], key: str, value: Any) -> Any:
             )
         return Rule(float(m[1] or 1), m[2])
     return value
+
+
+def _as_number(value: Any) -> str:
+    """What two values have in common where they are the same to a training, as 1 and 1.0 are."""
+    return repr(float(value) if type(value) in (int, float) else value)
 
 
 def _range(key: str, value: Mapping[str, Any], field: Any) -> Space:
