@@ -171,7 +171,8 @@ def _arms(entry: int, name: str, m: MethodSettings, training: Mapping[str, Any])
     searched: dict[str, Space] = {}
     rules: dict[str, Rule] = {}
     problems: list[str] = []
-    for where, values in (("training", training), (f"methods.{name}", _own(m))):
+    own = {**m.hyperparameters, **m.training}
+    for where, values in (("training", training), (f"methods.{name}", own)):
         for key, value in values.items():
             try:
                 form = _form(cls, key, value)
@@ -209,10 +210,6 @@ def _chained_rules(name: str, rules: Mapping[str, Rule]) -> list[str]:
         for key, rule in rules.items()
         if rule.of in rules
     ]
-
-
-def _own(m: MethodSettings) -> dict[str, Any]:
-    return {**m.hyperparameters, **m.training}
 
 
 def _rank_problems(
