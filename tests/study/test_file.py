@@ -97,6 +97,31 @@ def test_a_rank_study_has_an_arm_for_each_rank() -> None:
     assert found["lora-r4"].values({"learning_rate": 1e-3})[0]["lora_alpha"] == 16
 
 
+def test_ranks_have_one_reference() -> None:
+    """Else a pair of them is judged in two families, and could get two verdicts."""
+    ranks = GOOD.replace("lora_alpha", "rank_study = true\nreference_rank = 4\nlora_alpha")
+
+    def confirmed(name: str) -> str:
+        return ranks.replace("[search]", f'[confirm]\nreference = "{name}"\n[search]')
+
+    (told,) = problems(confirmed("lora-r1"))
+    assert told.startswith("confirm.reference: lora-r1 and reference_rank = 4 must be the same")
+    for name in ("lora-r4", "bitfit"):
+        assert parse_study(tomllib.loads(confirmed(name))).reference == name
+    # What a run was begun with stays as it is.
+    assert parse_study(tomllib.loads(confirmed("lora-r1")), begun=True).reference == "lora-r1"
+    assert parse_study(tomllib.loads(ranks)).reference == "bitfit"
+    alone = ranks.replace(
+        ranks[
+            ranks.index('[[methods]]\nmethod = "bitfit"') : ranks.index(
+                '[[methods]]\nmethod = "lora"'
+            )
+        ],
+        "",
+    )
+    assert parse_study(tomllib.loads(alone)).reference == "lora-r4"
+
+
 NAMED = """
 [data]
 task = "rte"

@@ -274,6 +274,9 @@ def test_a_range_of_ranks_is_kept_as_the_list_that_it_stands_for(made: Made) -> 
     text = small(made, RANKS.replace("r = [1, 2, 4]", "r = { low = 1, high = 4, steps = 4 }"))
     prepared = studies.prepared(text)
     assert prepared.settings.methods[0].hyperparameters["r"] == [1, 2, 3, 4]
+    # And the study's reference, where it is a rank, is that of the ranks.
+    text = text.replace("reference_rank = 2\n", "").replace("lora-r2", "lora-r3")
+    assert studies.prepared(text).settings.methods[0].reference_rank == 3
     assert [arm.rank for arm in prepared.arms if arm.rank] == [1, 2, 3, 4]
 
 

@@ -117,7 +117,7 @@ def parse_study(raw: Mapping[str, Any], where: str = "study", *, begun: bool = F
     if found is not None:
         problems += _data_problems(found.data, whole=whole)
     if found is not None and not problems:
-        problems += together(found, arms, begun=begun)
+        problems += together(found, judged, arms, begun=begun)
     if problems:
         raise SettingsError(where, list(dict.fromkeys(problems)))
     assert found is not None
@@ -281,9 +281,16 @@ def _settings(study: StudyFile, entries: Sequence[MethodSettings], arms: Sequenc
         max_length=study.backbone.max_length,
         search=search,
         phase=CONFIRM,
-        reference=study.confirm.reference or arms[0].name,
+        reference=study.confirm.reference or _usual_reference(entries[0], arms),
         report_to=tuple([study.report_to] if isinstance(study.report_to, str) else study.report_to),
     )
+
+
+def _usual_reference(first: MethodSettings, arms: Sequence[Arm]) -> str:
+    """The first method; of a rank study the rank that its others are compared with."""
+    own = [arm for arm in arms if arm.entry == 0]
+    is_it = (arm.name for arm in own if arm.rank == first.reference_rank)
+    return next(is_it, own[0].name)
 
 
 def _override(raw: dict[str, Any], pair: str) -> str | None:

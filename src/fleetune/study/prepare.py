@@ -210,7 +210,9 @@ def _resolved(
             hyper["r"] = [a.rank for a in own]  # a range in steps is a list of them
         reference = m.reference_rank
         if m.rank_study and reference is None:
-            reference = own[0].rank
+            # One that all methods are compared with is its own ranks' too.
+            common = (a.rank for a in own if a.name == settings.reference)
+            reference = next(common, own[0].rank)
         methods.append(MethodSettings(m.method, hyper, training, m.rank_study, reference, m.name))
     data = [
         replace(

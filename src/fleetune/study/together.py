@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fleetune.errors import did_you_mean
+from fleetune.study.settings import MethodSettings
 from fleetune.study.space import Arm, Range
 from fleetune.study.tables import SearchTable, StudyFile
 
@@ -14,8 +15,10 @@ BATCHES = ("per_device_train_batch_size", "gradient_accumulation_steps")
 """With `max_steps`, these say how many epochs a training is."""
 
 
-def together(study: StudyFile, arms: Sequence[Arm], *, begun: bool) -> list[str]:
-    """What is wrong. begun: a run of the study is there already, see `file.parse_study`."""
+def together(
+    study: StudyFile, entries: Sequence[MethodSettings], arms: Sequence[Arm], *, begun: bool
+) -> list[str]:
+    """What is wrong. arms: of the entries. begun: a run of the study is there already, see `file.parse_study`."""
     problems: list[str] = []
     searched = [a for a in arms if a.searched]
     search = study.search
@@ -30,6 +33,7 @@ def together(study: StudyFile, arms: Sequence[Arm], *, begun: bool) -> list[str]
         )
     if not begun:
         problems += _one_metric(arms)
+        problems += _one_reference(reference, entries, arms)
     if search is None:
         return problems
     last, first = search.seed + search.trials_per_method, study.confirm.first_seed
@@ -42,6 +46,23 @@ def together(study: StudyFile, arms: Sequence[Arm], *, begun: bool) -> list[str]
         problems += _lengths_searched(arm, begun=begun)
         problems += _grid(arm, search)
     return problems + _equal_lengths(searched, begun=begun)
+
+
+def _one_reference(
+    name: str | None, entries: Sequence[MethodSettings], arms: Sequence[Arm]
+) -> list[str]:
+    """A rank that all methods are compared with is its own ranks' reference too.
+
+    Else a pair of them would be judged twice, in two families, and could get two verdicts.
+    """
+    arm = next((a for a in arms if a.name == name and a.rank is not None), None)
+    wanted = None if arm is None else entries[arm.entry].reference_rank
+    if arm is None or wanted in (None, arm.rank):
+        return []
+    return [
+        f"confirm.reference: {name} and reference_rank = {wanted} must be the same rank, since a pair of ranks has one verdict; "
+        "give one of the two, or the same for both"
+    ]
 
 
 def _varies(arm: Arm, key: str) -> bool:
