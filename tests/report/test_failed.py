@@ -162,3 +162,15 @@ def test_where_all_methods_have_failures_the_losses_of_the_others_decide(tmp_pat
             epoch["selection"]["loss"] = 0.1 if trial["method"] == "lora" else 0.2
     best = winner(facts)
     assert best is not None and best["id"] == "lora-r8-s0"
+
+
+def test_sentences_name_their_task_though_one_alone_has_a_verdict(tmp_path: Path) -> None:
+    """The other has lost what it predicted."""
+    run = write_run(tmp_path / "run", Plan(tasks=("rte", "mrpc"), seeds=range(5), epochs=1))
+    for lost in run.glob("trials/mrpc*bitfit*/predictions.parquet"):
+        lost.unlink()
+    facts = run_facts(run)
+    assert {v["task"] for v in facts["verdicts"]} == {"rte"}
+    said = [a["text"] for a in words.answers(facts) if a["verdict"]]
+    said += [text for text in words.untold(facts) if text.startswith("Whether")]
+    assert len(said) > 1 and all(" on rte" in text or " on mrpc" in text for text in said), said

@@ -202,7 +202,7 @@ def main_verdicts(facts: Facts) -> list[Facts]:
 def answers(facts: Facts) -> list[Facts]:
     """The answer: one sentence a verdict, or what stands in its place. Each has `verdict` (or None), `text`, `optimistic`."""
     verdicts, trends = main_verdicts(facts), [r for r in facts.get("rank", []) if r["trend"]]
-    several = len({v["task"] for v in verdicts}) > 1
+    several = _on_several_tasks(facts)
     if not verdicts and not trends:
         stamp = facts["study"]["optimistic"]
         return [
@@ -222,6 +222,11 @@ def answers(facts: Facts) -> list[Facts]:
         told = f"{plural(left, 'more verdict')} in the table below."
         found.append({"verdict": None, "text": told, "optimistic": False})
     return found
+
+
+def _on_several_tasks(facts: Facts) -> bool:
+    """Whether a sentence has to name its task, though perhaps one task alone has something to say."""
+    return len({t["task"] for t in facts["trials"]}) > 1
 
 
 def _trend(r: Facts, several: bool) -> Facts:
@@ -307,10 +312,10 @@ def _main_estimates(facts: Facts) -> list[tuple[str, Facts]]:
 def untold(facts: Facts) -> list[str]:
     """What this run cannot tell, and why."""
     found: list[str] = []
-    study, trials = facts["study"], facts["trials"]
+    study, trials, several = facts["study"], facts["trials"], _on_several_tasks(facts)
     open_ = [v for v in main_verdicts(facts) if v["verdict"] == "cannot tell"]
     for v in open_[:_MOST_ANSWERS]:
-        where = f" on {v['task']}" if len({w["task"] for w in open_}) > 1 else ""
+        where = f" on {v['task']}" if several else ""
         # Of too few seeds an interval may leave out 0, and says no more for it; nor does one of rows that all say the same.
         closed = v["low"] is None or v["detectable"] is None
         ends = [points(v[key]) for key in ("low", "high") if v[key] is not None]
@@ -320,7 +325,7 @@ def untold(facts: Facts) -> list[str]:
     for name, e in _main_estimates(facts):
         constant = e.get("constant_score")
         if e["metric"] == "accuracy" and constant is not None and (e["low"] or 0.0) <= constant:
-            where = f" on {e['task']}" if len({t["task"] for t in trials}) > 1 else ""
+            where = f" on {e['task']}" if several else ""
             found.append(
                 f"Whether {name} has learned anything{where}: the most frequent label in every row has {percent(constant)} %, "
                 f"and its interval {'holds that' if (e['high'] or 1.0) >= constant else 'lies below'}."
