@@ -208,6 +208,7 @@ seeds = 5
 RANKS = """
 [[methods]]
 method = "lora"
+name = "small"
 r = [1, 2, 4]
 rank_study = true
 reference_rank = 2
@@ -224,7 +225,7 @@ pruner = "none"
 
 [confirm]
 seeds = 5
-reference = "lora-r2"
+reference = "small-r2"
 """
 
 
@@ -237,16 +238,21 @@ def ranks(made: Made, tmp_path_factory) -> Path:
 
 def test_a_rank_study_tunes_and_confirms_each_rank(ranks: Path) -> None:
     facts = run_facts(ranks)
-    assert [a["arm"] for a in facts["arms"]] == ["lora-r1", "lora-r2", "lora-r4", "head"] or {
+    assert [a["arm"] for a in facts["arms"]] == ["small-r1", "small-r2", "small-r4", "head"] or {
         a["arm"] for a in facts["arms"]
-    } == {"lora-r1", "lora-r2", "lora-r4", "head"}
+    } == {"small-r1", "small-r2", "small-r4", "head"}
     for arm in facts["arms"]:
         searching = arm["arm"] != "head"
         assert arm["search"]["tried"] == (2 if searching else 0)
         assert set(arm["chosen"]) == ({"learning_rate"} if searching else set())
         assert arm["confirm"]["done"] == 5
     (study,) = facts["rank"]
-    assert (study["reference"], study["rule"], study["method"]) == (2, "2r", "lora")
+    assert (study["reference"], study["rule"], study["method"], study["name"]) == (
+        2,
+        "2r",
+        "lora",
+        "small",
+    )
     assert [r["r"] for r in study["ranks"]] == [1, 2, 4]
     estimates = {
         e["hyperparameters"].get("r"): e for e in facts["estimates"] if e["metric"] == "accuracy"
@@ -275,7 +281,7 @@ def test_a_range_of_ranks_is_kept_as_the_list_that_it_stands_for(made: Made) -> 
     prepared = studies.prepared(text)
     assert prepared.settings.methods[0].hyperparameters["r"] == [1, 2, 3, 4]
     # And the study's reference, where it is a rank, is that of the ranks.
-    text = text.replace("reference_rank = 2\n", "").replace("lora-r2", "lora-r3")
+    text = text.replace("reference_rank = 2\n", "").replace("small-r2", "small-r3")
     assert studies.prepared(text).settings.methods[0].reference_rank == 3
     assert [arm.rank for arm in prepared.arms if arm.rank] == [1, 2, 3, 4]
 
@@ -295,7 +301,8 @@ def test_a_rank_study_has_a_slope_and_contrasts_with_holm(ranks: Path) -> None:
         c["reference"] for c in trend["contrasts"]
     }
     printed = study_tables.found(facts)
-    assert "ranks of lora" in printed and "slope for each doubling of r" in printed
+    assert "ranks of small on train" in printed and "slope for each doubling of r" in printed
+    assert "  r=1 against r=2: " in printed and "  r=4 against r=2: " in printed
     json.dumps(facts, allow_nan=False)
 
 
@@ -425,7 +432,7 @@ seeds = 1
 def test_export_to_optuna(ranks: Path, cv, tmp_path: Path) -> None:
     import optuna
 
-    for run, expected in ((ranks, {"train/lora-r1": 2, "train/lora-r2": 2, "train/lora-r4": 2}),
+    for run, expected in ((ranks, {"train/small-r1": 2, "train/small-r2": 2, "train/small-r4": 2}),
                           (cv[1], {"train/lora": 2, "train/head": 1})):  # fmt: skip
         output = tmp_path / f"{len(expected)}.db"
         told = run_cli("export", run, "--format", "optuna", "--output", output)

@@ -260,6 +260,7 @@ def _rank_study(
         "set": first["set"],
         "metric": first["metric"],
         "method": entry["method"],
+        "name": entry.get("name"),
         "rule": entry.get("lora_alpha"),
         "reference": reference,
         "optimistic": first["optimistic"],
@@ -303,7 +304,8 @@ def _trend(
     judged = {_which(v): v for v in verdicts}
     if all(_which(v) in judged for v in contrasts):
         contrasts = [judged[_which(v)] for v in contrasts]
-    return {**told, "contrasts": contrasts}
+    by_rank = [{**v, "r": r} for r, v in zip(others, contrasts, strict=True)]
+    return {**told, "contrasts": by_rank}
 
 
 def _which(verdict: Mapping[str, Any]) -> tuple[Any, ...]:

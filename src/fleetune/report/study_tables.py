@@ -178,7 +178,7 @@ def _rank(study: Mapping[str, Any]) -> str:
         "time",
     ]
     lines = [
-        f"ranks of {study['method']} on {study['task']} (lora_alpha: {study['rule']})",
+        f"ranks of {study['name'] or study['method']} on {study['task']} (lora_alpha: {study['rule']})",
         grid(header, rows, right=(0, 1, 3, 4, 5, 6, 7)),
     ]
     trend = study["trend"]
@@ -188,15 +188,11 @@ def _rank(study: Mapping[str, Any]) -> str:
             f"{p_equals(trend['p_value'])}: {trend['verdict']}"
         )
         lines += [
-            f"  r={_rank_of(c['method'])} against r={study['reference']}: {100 * c['difference']:+.2f} points "
+            f"  r={c['r']} against r={study['reference']}: {100 * c['difference']:+.2f} points "
             f"{span(c)}, {p_equals(c['p_adjusted'], 'p (Holm)')}: {c['verdict']}"
             for c in trend["contrasts"]
         ]
     return "\n".join(lines)
-
-
-def _rank_of(label: str) -> str:
-    return label.partition("r=")[2].partition(",")[0] or label
 
 
 def _space(value: Any) -> str:

@@ -231,9 +231,9 @@ def _on_several_tasks(facts: Facts) -> bool:
 
 def _trend(r: Facts, several: bool) -> Facts:
     """What a rank study says: the slope for each doubling of the rank."""
-    t = r["trend"]
+    t, where = r["trend"], f" on {r['task']}" if several else ""
     text = (
-        f"Each doubling of the rank of {r['method']}{' on ' + r['task'] if several else ''} changes {r['metric']} by "
+        f"Each doubling of the rank of {r['name'] or r['method']}{where} changes {r['metric']} by "
         f"{points(t['slope'])} points, 95% interval {interval(t, signed=True)}, over ranks "
         f"{joined([str(x['r']) for x in r['ranks']], 'and')}{_failed(r['failed_seeds'])}: {t['reason']}."
     )
