@@ -92,13 +92,17 @@ def reason(error: Exception) -> str:
     return said.lower() if said else str(error)
 
 
+def unreadable(path: object, error: Exception) -> DataError:
+    """The error for a file of a run or a model that cannot be read."""
+    return DataError(str(path), [f"unreadable: {reason(error)}; restore it from a copy"])
+
+
 def _listing(where: str, problems: Sequence[str]) -> str:
     where = one_line(where)
     shown = [f"  - {problem}" for problem in problems[:MAX_PROBLEMS_SHOWN]]
     if len(problems) > MAX_PROBLEMS_SHOWN:
         shown.append(f"  ... and {len(problems) - MAX_PROBLEMS_SHOWN} more")
-    plural = "problem" if len(problems) == 1 else "problems"
-    return "\n".join([f"{where}: {len(problems)} {plural}", *shown])
+    return "\n".join([f"{where}: {counted(len(problems), 'problem')}", *shown])
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

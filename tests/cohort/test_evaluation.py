@@ -16,6 +16,8 @@ from fleetune.cohort import engine as engine_module
 from fleetune.cohort import evaluation
 from fleetune.cohort.engine import Engine
 from fleetune.cohort.evaluation import evaluation_passes
+from fleetune.cohort.owned import Owned
+from fleetune.cohort.trial import Rows
 from fleetune.seeds import stream
 from tests.cohort.test_isolation import HEAD, trial
 from tests.tiny import tiny_model
@@ -115,13 +117,18 @@ def test_who_cannot_share_a_pass_is_predicted_alone(family: str, method: str) ->
         np.testing.assert_allclose(found, alone, rtol=1e-12, atol=1e-12)
 
 
-def test_smaller_batches_are_tried_where_memory_does_not_suffice(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def one_trial() -> tuple[Engine, Owned, Rows, list[NDArray[Any]]]:
+    """An engine, a trial's state and rows there, and what it predicts of them."""
     engine = Engine(tiny_model("bert").double(), HEAD, dtype=torch.float64)
     given = trial("lora", 0, rows=13)
     owned, rows = engine.start(given), given.selection
-    expected = engine.predict([owned], [rows], [64])
+    return engine, owned, rows, engine.predict([owned], [rows], [64])
+
+
+def test_smaller_batches_are_tried_where_memory_does_not_suffice(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine, owned, rows, expected = one_trial()
     logits_of, tried, most = engine.logits_of, list[int](), 3
 
     def short(*words: Any) -> torch.Tensor:
@@ -142,10 +149,7 @@ def test_smaller_batches_are_tried_where_memory_does_not_suffice(
 def test_what_is_held_for_speed_gives_way_before_batches_become_smaller(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    engine = Engine(tiny_model("bert").double(), HEAD, dtype=torch.float64)
-    given = trial("lora", 0, rows=13)
-    owned, rows = engine.start(given), given.selection
-    expected = engine.predict([owned], [rows], [64])
+    engine, owned, rows, expected = one_trial()
     held, tried, predict = 1, list[int](), engine.predict
 
     def gives_way() -> bool:

@@ -20,7 +20,7 @@ from fleetune.backbone.sites import SiteMap, site_map
 from fleetune.backbone.weights import refuse_pickle, refuse_pickled
 from fleetune.data.metrics import metrics_of
 from fleetune.durable import sha256
-from fleetune.errors import DataError, RefusedError, SettingsError, reason
+from fleetune.errors import DataError, RefusedError, SettingsError, unreadable
 from fleetune.methods.base import LowRank, Method
 from fleetune.methods.table import METHODS, make_method
 
@@ -200,9 +200,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
         return {layout.own_name(n): t for n, t in safetensors.torch.load_file(path).items()}
     except (safetensors.SafetensorError, OSError) as error:
         refuse_pickled(path)
-        raise DataError(
-            str(path), [f"unreadable: {reason(error)}; restore it from a copy"]
-        ) from None
+        raise unreadable(path, error) from None
 
 
 def check_against(saved: SavedModel, sites: SiteMap) -> tuple[LowRank, ...]:
@@ -255,6 +253,4 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise DataError(
-            str(path), [f"unreadable: {reason(error)}; restore it from a copy"]
-        ) from None
+        raise unreadable(path, error) from None

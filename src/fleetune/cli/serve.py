@@ -9,7 +9,13 @@ from typing import Annotated
 import typer
 
 from fleetune.cli.options import Device, Dtype, out, say
-from fleetune.errors import DataError, EnvironmentProblem, RefusedError, SettingsError
+from fleetune.errors import (
+    DataError,
+    EnvironmentProblem,
+    RefusedError,
+    SettingsError,
+    counted,
+)
 
 TOKEN = "FLEETUNE_SERVE_TOKEN"
 _SHORTEST = 16
@@ -86,7 +92,7 @@ def serve(
         token=token, hosts=hosts, most_waiting=max_waiting, seconds=timeout
     )
     say(
-        f"{_count(len(opened), 'model')} on {_count(opened.backbones, 'backbone')}: {', '.join(opened.names)}; Ctrl-C ends it"
+        f"{counted(len(opened), 'model')} on {counted(opened.backbones, 'backbone')}: {', '.join(opened.names)}; Ctrl-C ends it"
     )
     shown = f"[{host}]" if ":" in host else host
     out(f"http://{shown}:{listening.getsockname()[1]}", flush=True)
@@ -111,7 +117,3 @@ def _token(file: Path | None) -> str | None:
         rule = f"a token must have {_SHORTEST} printable ASCII characters or more"
         raise SettingsError(where, [f"{rule}; make one with: openssl rand -hex 16"])
     return token
-
-
-def _count(n: int, noun: str) -> str:
-    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"

@@ -65,11 +65,11 @@ def groups(
     members: Sequence[T], method: Callable[[T], Method | type[Method]], family: Family
 ) -> list[Group[T]]:
     """Those that share the backbone as one group, each of the others alone; in the order given."""
-    sharing = [m for m in members if why_alone(method(m), family) is None]
-    alone = [(m, why_alone(method(m), family)) for m in members]
+    judged = [(m, why_alone(method(m), family)) for m in members]
+    sharing = tuple(m for m, why in judged if why is None)
     return [
-        *([Group(tuple(sharing), None)] if sharing else []),
-        *(Group((member,), why) for member, why in alone if why is not None),
+        *([Group(sharing, None)] if sharing else []),
+        *(Group((member,), why) for member, why in judged if why is not None),
     ]
 
 

@@ -18,7 +18,7 @@ import safetensors.numpy
 from numpy.typing import NDArray
 
 from fleetune.artifact import layout
-from fleetune.errors import DataError, EnvironmentProblem, FleetuneError
+from fleetune.errors import EnvironmentProblem, FleetuneError, unreadable
 from fleetune.stats.rank import effective_rank
 
 Tensors = dict[str, NDArray[Any]]
@@ -111,7 +111,7 @@ def _adapter(folder: Path, trial: dict[str, Any]) -> Tensors:
     try:
         return {layout.own_name(n): t for n, t in safetensors.numpy.load_file(path).items()}
     except (safetensors.SafetensorError, KeyError) as error:
-        raise DataError(str(path), [f"unreadable: {error}; restore it from a copy"]) from None
+        raise unreadable(path, error) from None
 
 
 def _backbone(facts: dict[str, Any]) -> Tensors:

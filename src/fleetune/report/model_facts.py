@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from fleetune.artifact import layout
 from fleetune.artifact.load import read_json
 from fleetune.data.base import Dataset, Split
-from fleetune.errors import DataError, FleetuneError
+from fleetune.errors import FleetuneError, unreadable
 from fleetune.report.stored import (
     damage_told,
     read_environment,
@@ -43,7 +43,7 @@ def model_facts(folder: Path, facts: dict[str, Any], trial: dict[str, Any]) -> d
         names = [str(name) for name in record["label_names"]]
         name, ids, labels, logits = _predictions(place / layout.PREDICTIONS)
     except (KeyError, TypeError, ValueError) as error:
-        raise DataError(str(place), [f"unreadable: {error}; restore it from a copy"]) from None
+        raise unreadable(place, error) from None
     texts = _texts(folder, facts, trial["task"], name) if len(labels) else {}
     common = {
         "set": name,

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from fleetune.artifact.load import read_json
 from fleetune.data.parquet import check_promised
-from fleetune.errors import DataError, FleetuneError, reason
+from fleetune.errors import DataError, FleetuneError, unreadable
 
 _RESTORE = "restore it from a copy"
 
@@ -29,7 +29,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
     try:
         found = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise DataError(str(path), [f"unreadable: {reason(error)}; {_RESTORE}"]) from None
+        raise unreadable(path, error) from None
     tables = found.get("data")
     tables = tables if isinstance(tables, list) else [tables]
     problems = [

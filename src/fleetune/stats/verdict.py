@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from typing import Literal, Protocol
 
+from fleetune.errors import counted
+
 Verdict = Literal["better", "worse", "equivalent", "cannot tell"]
 
 # The sign-flip test over 5 pairs cannot reach 5 % at all; below that no claim about a method is worth its words.
@@ -34,10 +36,9 @@ def decide(
     sides; None where the claim is not about trainings (two saved models). varies: whether there was any variation to go by.
     """
     if seeds is not None and seeds < MIN_SEEDS:
-        plural = "training" if seeds == 1 else "trainings"
         return (
             "cannot tell",
-            f"{seeds} {plural} on a side, and no verdict is given below {MIN_SEEDS}: run more seeds",
+            f"{counted(seeds, 'training')} on a side, and no verdict is given below {MIN_SEEDS}: run more seeds",
         )
     if not varies:
         return (
