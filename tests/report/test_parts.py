@@ -13,8 +13,9 @@ from scipy import stats
 
 from fleetune.report import inside_facts, model_facts, page_facts
 from fleetune.report.again import again
-from fleetune.report.charts import style
+from fleetune.report.charts import rank, style
 from fleetune.report.facts import run_facts
+from fleetune.report.model_charts import singular_values
 from fleetune.report.page_facts import search_facts
 from fleetune.report.svg import Picture, printable, short
 from fleetune.report.tables import labels
@@ -88,10 +89,59 @@ def test_singular_values_are_those_of_the_whole_product(write: Write) -> None:
 def test_movement_is_read_against_the_backbone(made: Made) -> None:
     """Of a real run: as many biases moved as BitFit trains in the encoder, and none of them by nothing."""
     facts = run_facts(made.run)
-    found = inside_facts.movement(made.run, facts)
-    assert found is not None and found["layers"] == [0, 1, 2] and found["trials"] == 2
+    tasks = [page_facts.task_facts(facts, facts["study"]["data"]["task"])]
+    (found,) = inside_facts.movement(made.run, facts, tasks)
+    assert found["layers"] == [0, 1, 2] and found["trials"] == found["of"] == 2
     assert all(cell["change"] > 0 for cell in found["cells"])
     assert {"attention.self.query", "intermediate.dense", "output.LayerNorm"} <= set(found["roles"])
+
+
+def test_settings_are_not_pooled_inside(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two settings of one method on one task are two records, each of its own trials and no more than are read."""
+    facts = run_facts(made.run)
+    ids = [t["id"] for t in facts["trials"] if t["method"] == "lora"]
+    groups = [
+        {"name": name, "estimate": {"method": "lora", "trials": of}}
+        for name, of in (("wide", ids), ("none", []), ("narrow", ids[1:]))
+    ]
+    tasks = [{"task": "a", "groups": groups}, {"task": "b", "groups": groups[:1]}]
+    monkeypatch.setattr(inside_facts, "_MOST_TRIALS", 1)
+    found = inside_facts.singular_values(made.run, facts, tasks)
+    told = [(f["task"], f["name"], f["trials"], f["of"]) for f in found]
+    assert told == [("a", "wide", 1, 2), ("a", "narrow", 1, 1), ("b", "wide", 1, 2)]
+    wide, narrow, again = (f["median"] for f in found)
+    assert wide == again != narrow
+    picture = singular_values(found[:2], "spectrum")
+    assert isinstance(picture, Picture) and "wide: " in picture.note and "narrow: " in picture.note
+    assert "Of each setting the first 1 trial at most" in picture.note
+
+
+def test_each_rank_study_is_one_line() -> None:
+    """Two studies of one method, and a setting in neither: three lines, each by the name that the study gives it."""
+
+    def group(name: str, rank: int, encoder: int) -> dict[str, Any]:
+        parameters = {"encoder": encoder, "head": 9}
+        told = {
+            "method": "lora",
+            "value": 0.6,
+            "low": 0.5,
+            "high": 0.7,
+            "failed_seeds": 0,
+            "optimistic": False,
+        }
+        own = {"hyperparameters": {"r": rank}, "trainable_parameters": parameters}
+        return {"name": name, "seeds": [], "estimate": {**told, **own}}
+
+    def study(name: str | None, *labels: str) -> dict[str, Any]:
+        return {"name": name, "method": "lora", "ranks": [{"label": w, "r": 1, "train": None} for w in labels]}  # fmt: skip
+
+    sizes = {"a1": (1, 1000), "a8": (8, 8000), "b1": (1, 2000), "b8": (8, 16000), "c": (2, 2000)}
+    groups = [group(name, *told) for name, told in sizes.items()]
+    task = {"task": "rte", "metric": "accuracy", "groups": groups}
+    found = rank(task, "rank", [study("query", "a1", "a8"), study(None, "b1", "b8")])
+    assert isinstance(found, Picture)
+    assert all(f">{name}<" in found.svg for name in ("query", "lora-1", "lora-2"))
+    assert "1k to 2k" in found.svg and "8k to 16k" in found.svg
 
 
 def test_the_command_does_the_same_run_again(made: Made) -> None:

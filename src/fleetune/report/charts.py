@@ -29,6 +29,7 @@ from fleetune.report.words import (
     points,
     size,
 )
+from fleetune.study.settings import names_of
 
 Facts = dict[str, Any]
 # More methods than colours: then all settings of one method look alike.
@@ -205,40 +206,34 @@ def rank(task: Facts, name: str, studied: Sequence[Facts] = ()) -> Drawn:
     if len(ranks) < 2:
         return Absent("Rank against score", "it takes a low-rank method with two ranks or more")
 
+    lines = _rank_lines(groups, studied)
+
     def plot(axes: Any) -> None:
-        methods = list(dict.fromkeys(g["estimate"]["method"] for g in groups))
-        for i, method in enumerate(methods):
-            mine = sorted((g for g in groups if g["estimate"]["method"] == method), key=_rank)
-            _with_intervals(axes, [_rank(g) for g in mine], mine, short(method), style(i))
-            if len(mine) == len({_rank(g) for g in mine}):
+        for i, (told, mine, fitted) in enumerate(lines):
+            look, at = style(i), [_rank(g) for g in mine]
+            _with_intervals(axes, at, mine, short(told), look)
+            if len(at) == len(set(at)):
+                scores = [100 * g["estimate"]["value"] for g in mine]
+                axes.plot(at, scores, color=look["color"], linewidth=1, alpha=0.6)
+            if fitted:
                 axes.plot(
-                    [_rank(g) for g in mine],
-                    [100 * g["estimate"]["value"] for g in mine],
-                    color=style(i)["color"],
+                    [r for r, _ in fitted],
+                    [100 * v for _, v in fitted],
+                    color=look["color"] if len(studied) > 1 else MUTED,
+                    linestyle="--",
+                    marker="s",
+                    markerfacecolor="none",
+                    markersize=5,
                     linewidth=1,
-                    alpha=0.6,
+                    label="on train",
                 )
-        for study in studied:
-            fitted = [(r["r"], r["train"]) for r in study["ranks"] if r["train"] is not None]
-            axes.plot(
-                [r for r, _ in fitted],
-                [100 * v for _, v in fitted],
-                color=MUTED,
-                linestyle="--",
-                marker="s",
-                markerfacecolor="none",
-                markersize=5,
-                linewidth=1,
-                label="on train",
-            )
         axes.set_xscale("log", base=2)
-        parameters = {_rank(g): g["estimate"]["trainable_parameters"]["encoder"] for g in groups}
-        axes.set_xticks(ranks, [f"{r}\n{size(parameters[r])}" for r in ranks])
+        axes.set_xticks(ranks, [f"{r}\n{_sizes(groups, r)}" for r in ranks])
         axes.minorticks_off()
         axes.set_xlabel("rank r, and trainable parameters in the encoder")
         axes.set_ylabel(axis_name(task["metric"]))
-        if len(methods) > 1 or studied:
-            legend(axes, [*methods, "on train"])
+        if len(lines) > 1 or studied:
+            legend(axes, [*(told for told, *_ in lines), "on train"])
 
     told = "; ".join(
         f"{g['name']}: {percent(g['estimate']['value'])} {interval(g['estimate'])} with "
@@ -267,6 +262,32 @@ _COSTS = {
     "time": ("seconds a training", "all of them took the same time"),
     "memory": ("memory of a trial's own training, MiB", "all of them hold the same"),
 }
+
+
+def _rank_lines(
+    groups: Sequence[Facts], studied: Sequence[Facts]
+) -> list[tuple[str, list[Facts], list[tuple[int, float]]]]:
+    """One line a rank study, and one for what else a method trained: name, groups by rank, (rank, score on train)."""
+    of = {r["label"]: i for i, study in enumerate(studied) for r in study["ranks"]}
+    lines: dict[tuple[str, str | None, int], list[Facts]] = {}
+    for g in sorted(groups, key=_rank):
+        method, place = g["estimate"]["method"], of.get(g["name"], -1)
+        named = studied[place]["name"] if place >= 0 else None
+        lines.setdefault((method, named, place), []).append(g)
+    names = names_of((method, named) for method, named, _ in lines)
+    fitted = [
+        [(r["r"], r["train"]) for r in studied[place]["ranks"] if r["train"] is not None]
+        if place >= 0
+        else []
+        for *_, place in lines
+    ]
+    return list(zip(names, lines.values(), fitted, strict=True))
+
+
+def _sizes(groups: Sequence[Facts], rank: int) -> str:
+    """The encoder's parameters under a rank: a range where methods train different places."""
+    found = [g["estimate"]["trainable_parameters"]["encoder"] for g in groups if _rank(g) == rank]
+    return " to ".join(dict.fromkeys(size(n) for n in (min(found), max(found))))
 
 
 def cost(task: Facts, what: str, name: str) -> Drawn:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,73 +23,90 @@ from fleetune.stats.rank import effective_rank
 
 Tensors = dict[str, NDArray[Any]]
 _LAYER = re.compile(r"\.(\d+)\.")
-# Updates of so many trials of one rank are read; more change the picture little and take long.
+# So many trials of one setting are read; more change the picture little and take long.
 _MOST_TRIALS = 10
 
 
-def movement(folder: Path, facts: dict[str, Any]) -> dict[str, Any] | None:
-    """Mean absolute change of the encoder's biases by layer and place, averaged over BitFit's trials.
+def movement(
+    folder: Path, facts: Mapping[str, Any], tasks: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """Mean absolute change of the encoder's biases by layer and place: one record a task and setting of BitFit.
 
-    Source: Ben Zaken et al. 2022, figure 2: |b0 - bF| / width. None where no trial of BitFit is done.
-    Raises EnvironmentProblem where the backbone is not at hand.
+    tasks: `page_facts.task_facts` of each task. Source: Ben Zaken et al. 2022, figure 2: |b0 - bF| / width. Raises
+    EnvironmentProblem where the backbone is not at hand.
     """
-    trials = _reported(facts, "bitfit")[:_MOST_TRIALS]
-    if not trials:
-        return None
-    start = _backbone(facts)
+    found: list[dict[str, Any]] = []
+    start: Tensors | None = None
+    for said, trials in _groups(facts, tasks, "bitfit"):
+        start = _backbone(facts) if start is None else start
+        cells = _changes(folder, trials, start)
+        if not cells:
+            continue
+        told = [
+            {"layer": layer, "role": role, "change": float(np.mean(values))}
+            for (layer, role), values in sorted(cells.items())
+        ]
+        roles = list(dict.fromkeys(role for _, role in cells))
+        layers = sorted({layer for layer, _ in cells})
+        found.append({**said, "layers": layers, "roles": roles, "cells": told})
+    return found
+
+
+def _changes(
+    folder: Path, trials: Sequence[dict[str, Any]], start: Tensors
+) -> dict[tuple[int, str], list[float]]:
+    """By layer and place, what each trial changed there."""
     cells: dict[tuple[int, str], list[float]] = {}
     for trial in trials:
         for name, value in _adapter(folder, trial).items():
             before = _start(start, name)
             if before is None or before.shape != value.shape:
                 continue
-            layer, role = _place(name)
             change = float(np.abs(value.astype(np.float64) - before).mean())
-            cells.setdefault((layer, role), []).append(change)
-    if not cells:
-        return None
-    roles = list(dict.fromkeys(role for _, role in cells))
-    return {
-        "layers": sorted({layer for layer, _ in cells}),
-        "roles": roles,
-        "cells": [
-            {"layer": layer, "role": role, "change": float(np.mean(values))}
-            for (layer, role), values in sorted(cells.items())
-        ],
-        "trials": len(trials),
-    }
+            cells.setdefault(_place(name), []).append(change)
+    return cells
 
 
-def singular_values(folder: Path, facts: dict[str, Any]) -> list[dict[str, Any]]:
-    """One record a rank: the singular values of scale * B A over sites and trials, and their effective rank.
+def singular_values(
+    folder: Path, facts: Mapping[str, Any], tasks: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """The singular values of scale * B A over sites and trials, and their effective rank: one record a task and setting of
+    LoRA, by rank.
 
-    Effective rank: the entropy rank of `stats.rank`, between 1 and r.
+    tasks: `page_facts.task_facts` of each task. Effective rank: the entropy rank of `stats.rank`, between 1 and r.
     """
-    trials = _reported(facts, "lora")
     found: list[dict[str, Any]] = []
-    for rank in sorted({int(t["hyperparameters"]["r"]) for t in trials}):
-        mine = [t for t in trials if t["hyperparameters"]["r"] == rank][:_MOST_TRIALS]
-        rows = np.array([row for t in mine for row in _spectra(folder, t)])
+    for said, trials in _groups(facts, tasks, "lora"):
+        rows = np.array([row for t in trials for row in _spectra(folder, t)])
         if rows.size == 0:
             continue
         found.append(
             {
-                "r": rank,
+                **said,
+                "r": int(trials[0]["hyperparameters"]["r"]),
                 "median": np.median(rows, 0).tolist(),
                 "low": np.quantile(rows, 0.1, axis=0).tolist(),
                 "high": np.quantile(rows, 0.9, axis=0).tolist(),
                 "effective_rank": float(np.mean([effective_rank(row).entropy for row in rows])),
                 "updates": len(rows),
-                "trials": len(mine),
             }
         )
-    return found
+    return sorted(found, key=lambda record: record["r"])
 
 
-def _reported(facts: dict[str, Any], method: str) -> list[dict[str, Any]]:
-    """The trials of a method behind the estimates."""
-    named = {ident for e in facts["estimates"] if e["method"] == method for ident in e["trials"]}
-    return [t for t in facts["trials"] if t["id"] in named]
+def _groups(
+    facts: Mapping[str, Any], tasks: Sequence[Mapping[str, Any]], method: str
+) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
+    """Each setting of a method: which it is and how many of its trainings are read, and those."""
+    by_id = {t["id"]: t for t in facts["trials"]}
+    for task in tasks:
+        for group in task["groups"]:
+            if group["estimate"]["method"] != method:
+                continue
+            idents = group["estimate"]["trials"]
+            read = [by_id[ident] for ident in idents[:_MOST_TRIALS]]
+            said = {"task": task["task"], "name": group["name"]}
+            yield {**said, "trials": len(read), "of": len(idents)}, read
 
 
 def _spectra(folder: Path, trial: dict[str, Any]) -> Iterator[NDArray[Any]]:
@@ -114,7 +131,7 @@ def _adapter(folder: Path, trial: dict[str, Any]) -> Tensors:
         raise unreadable(path, error) from None
 
 
-def _backbone(facts: dict[str, Any]) -> Tensors:
+def _backbone(facts: Mapping[str, Any]) -> Tensors:
     """The backbone's biases by the names in its file."""
     import torch
 

@@ -101,7 +101,7 @@ def calibration(model: Facts, name: str) -> Drawn:
 
 
 def movement(found: Facts | None, name: str, why: str = "") -> Drawn:
-    """How far biases moved, by place and layer."""
+    """How far biases moved under one setting, by place and layer."""
     title = "How far BitFit moved the biases"
     if not found:
         return Absent(title, why or "it takes a trial of bitfit that has ended")
@@ -133,17 +133,19 @@ def movement(found: Facts | None, name: str, why: str = "") -> Drawn:
         told,
         plot,
         height=70 + 24 * len(roles),
-        note=f"Mean absolute change of a bias, over {plural(found['trials'], 'trial')}. The darkest cell is {most:.2g}; no "
+        note=f"Mean absolute change of a bias, over {_read(found)}. The darkest cell is {most:.2g}; no "
         "colour is no change. emb: the embeddings.",
     )
 
 
 def singular_values(found: Sequence[Facts], name: str, why: str = "") -> Drawn:
-    """Singular values of the updates, one line a rank."""
+    """Singular values of the updates on one task, one line a setting."""
     title = "Singular values of LoRA's updates"
     shown = list(found)[-_MOST_RANKS:]
     if not shown:
         return Absent(title, why or "it takes a trial of lora that has ended")
+    apart = len({f["r"] for f in found}) == len(found)
+    names = [f"r={f['r']}" if apart else f["name"] for f in shown]
 
     def plot(axes: Any) -> None:
         for i, f in enumerate(shown):
@@ -152,7 +154,7 @@ def singular_values(found: Sequence[Facts], name: str, why: str = "") -> Drawn:
                 axes.fill_between(
                     at, f["low"], f["high"], color=look["color"], alpha=0.13, linewidth=0
                 )
-            axes.plot(at, f["median"], label=f"r={f['r']}", markersize=4.5, **look)
+            axes.plot(at, f["median"], label=short(names[i]), markersize=4.5, **look)
         if all(min(f["median"]) > 0 for f in shown):
             axes.set_yscale("log")
             drawn = [v for f in shown for key in ("low", "median", "high") for v in f[key] if v > 0]
@@ -160,21 +162,33 @@ def singular_values(found: Sequence[Facts], name: str, why: str = "") -> Drawn:
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set_xlabel("place of the singular value")
         axes.set_ylabel("singular value")
-        legend(axes, [f"r={f['r']}" for f in shown])
+        legend(axes, names)
 
     told = "; ".join(
-        f"rank {f['r']}: effective rank {f['effective_rank']:.2f} on average over {plural(f['updates'], 'update')}"
-        for f in shown
+        f"{named}: effective rank {f['effective_rank']:.2f} on average over {plural(f['updates'], 'update')} of {_read(f)}"
+        for named, f in zip(names, shown, strict=True)
     )
-    effective = "; ".join(f"r={f['r']}: {f['effective_rank']:.2f}" for f in shown)
+    effective = "; ".join(
+        f"{named}: {f['effective_rank']:.2f}" for named, f in zip(names, shown, strict=True)
+    )
+    left = f" Drawn: the {len(shown)} highest of {len(found)}." if len(shown) < len(found) else ""
+    if any(f["trials"] < f["of"] for f in shown):
+        left += f" Of each setting the first {plural(max(f['trials'] for f in shown), 'trial')} at most."
     return draw(
         name,
         title,
         told,
         plot,
         note="Of scale x B A: median over layers and trials, band from the 10th to the 90th percentile. Values that fall off "
-        f"steeply say that a smaller rank would do. Effective rank: {effective}.",
+        f"steeply say that a smaller rank would do. Effective rank: {effective}.{left}",
     )
+
+
+def _read(found: Facts) -> str:
+    """Of how many trials a record tells."""
+    if found["trials"] < found["of"]:
+        return f"the first {found['trials']} of {plural(found['of'], 'trial')}"
+    return plural(found["trials"], "trial")
 
 
 def _cell(axes: Any, x: float, y: float, share: float) -> None:

@@ -53,9 +53,9 @@ def page_facts(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
         "winner": _winner(best, tasks, model),
         "search": searched,
         "timeline": timeline(events, facts),
-        "movement": tried("movement", lambda: inside_facts.movement(folder, facts)),
+        "movement": tried("movement", lambda: inside_facts.movement(folder, facts, tasks)) or [],
         "singular_values": tried(
-            "singular_values", lambda: inside_facts.singular_values(folder, facts)
+            "singular_values", lambda: inside_facts.singular_values(folder, facts, tasks)
         )
         or [],
         "again": again(facts),

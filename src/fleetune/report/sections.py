@@ -12,9 +12,10 @@ from fleetune.report.training_charts import NO_SEARCH
 
 Facts = dict[str, Any]
 
-# A page has room for so many tasks and searched methods in full.
+# A page has room for so many tasks, searched methods and settings of BitFit in full.
 _MOST_TASKS = 9
 _MOST_SEARCHED = 8
+_MOST_MOVED = 6
 
 
 def lead(facts: Facts, page: Facts) -> Picture | None:
@@ -91,13 +92,21 @@ def _errors(page: Facts) -> list[Drawn]:
 
 
 def _inside(page: Facts) -> list[Drawn]:
-    why = page["why"]
-    return [
-        model_charts.movement(page["movement"], "movement", why.get("movement", "")),
-        model_charts.singular_values(
-            page["singular_values"], "spectrum", why.get("singular_values", "")
-        ),
-    ]
+    why, moved, spectra = page["why"], page["movement"], page["singular_values"]
+    drawn: list[Drawn] = []
+    for i, record in enumerate(moved[:_MOST_MOVED], start=1):
+        picture: Drawn = model_charts.movement(record, f"movement{i}")
+        if isinstance(picture, Picture) and len({r["name"] for r in moved}) > 1:
+            picture = replace(picture, title=f"{picture.title}, {record['name']}")
+        drawn.append(_named(picture, record["task"], page))
+    if not moved:
+        drawn.append(model_charts.movement(None, "movement", why.get("movement", "")))
+    for i, task in enumerate(dict.fromkeys(r["task"] for r in spectra), start=1):
+        mine = [r for r in spectra if r["task"] == task]
+        drawn.append(_named(model_charts.singular_values(mine, f"spectrum{i}"), task, page))
+    if not spectra:
+        drawn.append(model_charts.singular_values([], "spectrum", why.get("singular_values", "")))
+    return drawn
 
 
 def _section(key: str, title: str, drawn: Sequence[Drawn]) -> dict[str, Any]:
