@@ -1,4 +1,4 @@
-"""Pictures that compare methods: differences, seeds, rank, and score against cost. Facts in, pictures out.
+"""Pictures that compare methods: differences, seeds, and score against cost. Facts in, pictures out.
 
 A function whose facts are not there says what is missing (`Absent`). Scores are drawn in percent.
 """
@@ -29,7 +29,6 @@ from fleetune.report.words import (
     points,
     size,
 )
-from fleetune.study.settings import names_of
 
 Facts = dict[str, Any]
 # More methods than colours: then all settings of one method look alike.
@@ -196,64 +195,6 @@ def _failed(e: Facts) -> str:
     return f", and {plural(e['failed_seeds'], 'failed training')} at {percent(e['failed_score'])}"
 
 
-def rank(task: Facts, name: str, studied: Sequence[Facts] = ()) -> Drawn:
-    """Score against rank, with the encoder's parameters under each rank.
-
-    studied: the task's rank studies, whose scores on the training rows show where a rank fits more than it learns.
-    """
-    groups = [g for g in task["groups"] if isinstance(_rank(g), int)]
-    ranks = sorted({_rank(g) for g in groups})
-    if len(ranks) < 2:
-        return Absent("Rank against score", "it takes a low-rank method with two ranks or more")
-
-    lines = _rank_lines(groups, studied)
-
-    def plot(axes: Any) -> None:
-        for i, (told, mine, fitted) in enumerate(lines):
-            look, at = style(i), [_rank(g) for g in mine]
-            _with_intervals(axes, at, mine, short(told), look)
-            if len(at) == len(set(at)):
-                scores = [100 * g["estimate"]["value"] for g in mine]
-                axes.plot(at, scores, color=look["color"], linewidth=1, alpha=0.6)
-            if fitted:
-                axes.plot(
-                    [r for r, _ in fitted],
-                    [100 * v for _, v in fitted],
-                    color=look["color"] if len(studied) > 1 else MUTED,
-                    linestyle="--",
-                    marker="s",
-                    markerfacecolor="none",
-                    markersize=5,
-                    linewidth=1,
-                    label="on train",
-                )
-        axes.set_xscale("log", base=2)
-        axes.set_xticks(ranks, [f"{r}\n{_sizes(groups, r)}" for r in ranks])
-        axes.minorticks_off()
-        axes.set_xlabel("rank r, and trainable parameters in the encoder")
-        axes.set_ylabel(axis_name(task["metric"]))
-        if len(lines) > 1 or studied:
-            legend(axes, [*(told for told, *_ in lines), "on train"])
-
-    told = "; ".join(
-        f"{g['name']}: {percent(g['estimate']['value'])} {interval(g['estimate'])} with "
-        f"{count(g['estimate']['trainable_parameters']['encoder'])} encoder parameters"
-        for g in sorted(groups, key=_rank)
-    )
-    return draw(
-        name,
-        "Rank against score",
-        told,
-        plot,
-        note="Vertical lines: 95% intervals. To choose the rank with the highest dot is to choose partly by luck."
-        + (
-            " On train: the score on the training rows; the gap is what a rank memorises."
-            if studied
-            else ""
-        ),
-    )
-
-
 _COSTS = {
     "parameters": (
         "trainable parameters, encoder and head",
@@ -317,7 +258,7 @@ def cost(task: Facts, what: str, name: str) -> Drawn:
             linestyle="--",
         )
         for g, (told, look) in zip(groups, looks, strict=True):
-            _with_intervals(axes, [_cost(g, what)], [g], short(told), look)
+            with_intervals(axes, [_cost(g, what)], [g], short(told), look)
         if max(costs) >= _LOG_FROM * min(costs):
             axes.set_xscale("log")
             axes.set_xlim(min(costs) / 1.5, max(costs) * 1.5)
@@ -347,9 +288,10 @@ def cost(task: Facts, what: str, name: str) -> Drawn:
     return draw(name, title, told, plot, note=note)
 
 
-def _with_intervals(
+def with_intervals(
     axes: Any, at: Sequence[Any], groups: Sequence[Facts], told: str, look: dict[str, Any]
 ) -> None:
+    """Scores as points with their intervals, in percent."""
     values = [100 * g["estimate"]["value"] for g in groups]
     below, above = (
         [
@@ -372,10 +314,6 @@ def _with_intervals(
 
 def _finite(value: Any) -> bool:
     return isinstance(value, int | float) and abs(value) < float("inf")
-
-
-def _rank(group: Facts) -> Any:
-    return group["estimate"]["hyperparameters"].get("r")
 
 
 def _cost(group: Facts, what: str) -> float | None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from fleetune.report import charts, model_charts, training_charts, words
+from fleetune.report import charts, model_charts, rank_chart, training_charts, words
 from fleetune.report.svg import Absent, Drawn, Picture
 from fleetune.report.training_charts import NO_SEARCH
 
@@ -45,7 +45,7 @@ def sections(facts: Facts, page: Facts) -> list[dict[str, Any]]:
         found = [
             charts.differences(_of_task(facts, task), f"differences{i}"),
             charts.seeds(task, f"seeds{i}"),
-            charts.rank(
+            rank_chart.rank(
                 task, f"rank{i}", [s for s in facts.get("rank", []) if s["task"] == task["task"]]
             ),
             *(charts.cost(task, what, f"{what}{i}") for what in ("parameters", "time", "memory")),
