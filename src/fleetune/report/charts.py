@@ -205,32 +205,6 @@ _COSTS = {
 }
 
 
-def _rank_lines(
-    groups: Sequence[Facts], studied: Sequence[Facts]
-) -> list[tuple[str, list[Facts], list[tuple[int, float]]]]:
-    """One line a rank study, and one for what else a method trained: name, groups by rank, (rank, score on train)."""
-    of = {r["label"]: i for i, study in enumerate(studied) for r in study["ranks"]}
-    lines: dict[tuple[str, str | None, int], list[Facts]] = {}
-    for g in sorted(groups, key=_rank):
-        method, place = g["estimate"]["method"], of.get(g["name"], -1)
-        named = studied[place]["name"] if place >= 0 else None
-        lines.setdefault((method, named, place), []).append(g)
-    names = names_of((method, named) for method, named, _ in lines)
-    fitted = [
-        [(r["r"], r["train"]) for r in studied[place]["ranks"] if r["train"] is not None]
-        if place >= 0
-        else []
-        for *_, place in lines
-    ]
-    return list(zip(names, lines.values(), fitted, strict=True))
-
-
-def _sizes(groups: Sequence[Facts], rank: int) -> str:
-    """The encoder's parameters under a rank: a range where methods train different places."""
-    found = [g["estimate"]["trainable_parameters"]["encoder"] for g in groups if _rank(g) == rank]
-    return " to ".join(dict.fromkeys(size(n) for n in (min(found), max(found))))
-
-
 def cost(task: Facts, what: str, name: str) -> Drawn:
     """Score against `parameters`, `time` or `memory`, with the frontier: where nothing cheaper is as good."""
     title, (unit, missing) = f"Score against {what}", _COSTS[what]
