@@ -158,6 +158,15 @@ def test_any_name_survives_a_writer_that_dies(tmp_path: Path, name: str, point: 
     assert tree(tmp_path) == before
 
 
+@pytest.mark.parametrize("name", ["c++", "a+"])
+def test_half_a_folder_whose_name_ends_in_a_plus_is_no_old_one(tmp_path: Path, name: str) -> None:
+    half = tmp_path / left(a_dead_process(), name)
+    half.mkdir()
+    (half / "config.json").write_text("{}")
+    durable.remove_leftovers(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("mask", [0o022, 0o077])
 def test_modes_follow_the_umask(tmp_path: Path, mask: int) -> None:
     before = os.umask(mask)

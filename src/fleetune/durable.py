@@ -32,7 +32,7 @@ from typing import Any
 TEMPORARY = ".tmp-"
 # Six hexadecimal digits of the writer's process and six of chance, then "-" and the name that is meant; with "+" it is a folder
 # in which a replaced one waits under its own name.
-_OURS = re.compile(rf"{re.escape(TEMPORARY)}([0-9a-f]{{6}})[0-9a-f]{{6}}[-+].*", re.DOTALL)
+_OURS = re.compile(rf"{re.escape(TEMPORARY)}([0-9a-f]{{6}})[0-9a-f]{{6}}([-+]).*", re.DOTALL)
 # What threads of this process are writing.
 _open: set[Path] = set()
 # The longest name that a file may have on common file systems is 255 bytes.
@@ -225,7 +225,8 @@ def _runs(process: int) -> bool:
 
 def _remove_folder(aside: Path) -> None:
     """Delete a temporary folder; if it is one for what was replaced, and nothing took its place, that comes back first."""
-    if aside.name.endswith("+"):
+    named = _OURS.fullmatch(aside.name)
+    if named is not None and named[2] == "+":
         for old in list(aside.iterdir()):
             if not os.path.lexists(aside.parent / old.name):
                 os.rename(old, aside.parent / old.name)
