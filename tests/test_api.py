@@ -47,8 +47,8 @@ def found(made: Made) -> fleetune.Result:
 @pytest.fixture(scope="module")
 def trained(made: Made, tmp_path_factory: pytest.TempPathFactory) -> fleetune.Result:
     """Two methods with settings of their own, on a list of dicts; its test rows are among those it trains on, which is told."""
-    with pytest.warns(UserWarning, match="24 of the 24 rows of test stand in train too"):
-        return fleetune.train(
+    with pytest.warns(UserWarning, match="24 of the 24 rows of test stand in train too") as warned:
+        result = fleetune.train(
             rows(60),
             {"lora": {"r": 2, "learning_rate": 2e-2}, "head": {}},
             test_data=rows(24),
@@ -57,6 +57,8 @@ def trained(made: Made, tmp_path_factory: pytest.TempPathFactory) -> fleetune.Re
             backbone=made.backbone,
             **SHORT,
         )
+    assert {one.filename for one in warned} == {__file__}, "a warning points at who called"
+    return result
 
 
 # --- the package itself
@@ -247,6 +249,11 @@ def test_data_that_cannot_be_used_says_why(
         ({"methods": {"lora": {"rank": 3}}}, "rank"),
         ({"lr": 1e-3}, "use learning_rate"),
         ({"seeds": 0}, "`seeds >= 1` must hold"),
+        (
+            {"seeds": 1.5},
+            "seeds must be a whole number or a list of them|must be a whole number or a list of them.*got 1.5",
+        ),
+        ({"seeds": "12"}, "must be a whole number or a list of them.*got '12'"),
         ({"device": "gpu"}, 'device "gpu" is not known'),
     ],
 )
@@ -499,6 +506,36 @@ def test_a_run_stands_for_its_winners_method(found: fleetune.Result, made: Made)
 def test_other_test_rows_are_refused(found: fleetune.Result, trained: fleetune.Result) -> None:
     with pytest.raises(DataError, match="different labels or metrics"):
         fleetune.compare(found["lora"], trained["lora"])
+
+
+def test_a_name_stands_before_a_method(
+    monkeypatch: pytest.MonkeyPatch, found: fleetune.Result
+) -> None:
+    """A study may call one of two LoRAs "lora"."""
+    named = {name: fleetune.api.Trainings(name, "lora", ()) for name in ("lora", "large")}
+    monkeypatch.setattr("fleetune.api._trainings", lambda result: named)
+    assert found["lora"] is named["lora"] and found["large"] is named["large"]
+
+
+def test_a_run_that_lost_what_its_winner_said_is_no_side(
+    found: fleetune.Result, made: Made, tmp_path: Path
+) -> None:
+    run = shutil.copytree(made.run, tmp_path / "run")
+    best = found.winner
+    assert best is not None
+    (other,) = [f for f in found[best.name.rpartition("-s")[0]].folders if f.name != best.name]
+    (run / "trials" / other.name / "predictions.parquet").unlink()
+    with pytest.raises(DataError, match=f"trials/{other.name}/predictions.parquet is missing"):
+        fleetune.compare(run, found["head"])
+
+
+def test_whole_numbers_of_numpy_are_seeds(made: Made, tmp_path: Path) -> None:
+    common: dict[str, Any] = {"methods": "head", "backbone": made.backbone, **SHORT}
+    for seeds, wanted in ((np.arange(3, 5), [3, 4]), (np.int64(1), [7])):
+        result = fleetune.train(
+            rows(60), seeds=seeds, seed=7, output_dir=tmp_path / str(wanted), **common
+        )
+        assert list(result.trials.seed) == wanted
 
 
 def test_a_method_that_was_not_trained_is_named(found: fleetune.Result) -> None:

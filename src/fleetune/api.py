@@ -11,6 +11,7 @@ told every event of the training (cohort/train.py). What is heavy is imported by
 from __future__ import annotations
 
 import os
+import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from fleetune.errors import SettingsError, did_you_mean
+from fleetune.errors import DataError, SettingsError, did_you_mean
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -88,7 +89,8 @@ class Result:
     def __getitem__(self, name: str) -> Trainings:
         """All trainings of one method, by its name or, where that is not enough, by its row in the table ("lora r=8")."""
         named = _trainings(self)
-        found = [t for label, t in named.items() if name in (label, t.method)]
+        exact = [t for label, t in named.items() if label == name]
+        found = exact or [t for t in named.values() if t.method == name]
         if len(found) != 1:
             what = "stands for several" if found else "is not there"
             raise SettingsError(
@@ -274,10 +276,21 @@ def _run(
     with kept_rows(folder, rows or {}) as held:
         prepared = prepare(settings, device=device)
         for note in (note for task in prepared.tasks for note in notes_on(task.dataset)):
-            warnings.warn(note, stacklevel=4)
+            warnings.warn(note, stacklevel=_level_of_caller())
         with in_python(prepared, folder, device, report_to=writers, **told) as watch:
             Run(folder, prepared, device, save_steps=save_steps).train(watch, held=held)
     return Result(folder)
+
+
+def _level_of_caller() -> int:
+    """Of `warnings.warn` in the function that asks: the first frame that is not Fleetune's."""
+    frame, level = sys._getframe(1), 1
+    while (
+        frame.f_back
+        and frame.f_globals.get("__name__", "").partition(".")[0] == __name__.partition(".")[0]
+    ):
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def _method_tables(methods: Methods) -> list[dict[str, Any]]:
@@ -317,13 +330,12 @@ def _place(model: Place | Result) -> Path:
 
 def _trainings(result: Result) -> dict[str, Trainings]:
     """By the name of each row of the table; with several tasks the task stands before it."""
-    from fleetune.report.tables import labels
+    from fleetune.report.tables import labels, main_estimates
 
     facts, found = result.facts, dict[str, Trainings]()
     tasks = list(dict.fromkeys(e["task"] for e in facts["estimates"]))
     for task in tasks:
-        mine = [e for e in facts["estimates"] if e["task"] == task]
-        main = [e for e in mine if (e["set"], e["metric"]) == (mine[0]["set"], mine[0]["metric"])]
+        main = main_estimates(facts, task)
         for label, e in zip(labels(main), main, strict=True):
             name = f"{task}: {label}" if len(tasks) > 1 else label
             folders = tuple(result.folder / "trials" / ident for ident in e["trials"])
@@ -347,7 +359,13 @@ def _side(given: Place | Result | Trainings) -> Side:
         )  # fmt: skip
     if folder == _place(given):
         return Side((folder,), a_file=True)
-    return _side(next(t for t in _trainings(Result(_place(given))).values() if folder in t.folders))
+    result = Result(_place(given))
+    for trainings in _trainings(result).values():
+        if folder in trainings.folders:
+            return _side(trainings)
+    from fleetune.report.tables import lost_told
+
+    raise DataError(str(result.folder), [lost_told(record) for record in result.facts["lost"]])
 
 
 # --- frames

@@ -78,6 +78,14 @@ def one_line(text: str) -> str:
     if len(text) > MAX_PROBLEM_LENGTH:
         half = MAX_PROBLEM_LENGTH // 2
         text = f"{text[:half]} ... {text[-half:]}"
+    return printable(text)
+
+
+def printable(text: str) -> str:
+    """The text with what does not print as escapes: it may not move a cursor, forge a line, or reorder what stands around it.
+
+    XML has no place for most control characters either.
+    """
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 

@@ -141,7 +141,7 @@ def test_a_folder_in_place_of_rows_is_called_one(made: Made, tmp_path: Path) -> 
 def test_doctor_shows_no_secret(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from huggingface_hub import constants
 
-    monkeypatch.setattr(doctor, "_rate", lambda *given: 100.0)
+    monkeypatch.setattr(doctor, "matrix_rate", lambda *given: 100e9)
     monkeypatch.setenv("HF_ENDPOINT", "https://me:hunter2@hub.example/")
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
         monkeypatch.delenv(name, raising=False)
@@ -156,6 +156,14 @@ def test_doctor_shows_no_secret(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     assert hub().startswith("https://hub.example/, ") and hub().endswith("no token")
     (tmp_path / "token").write_text("hf_mine")  # what `hf auth login` leaves
     assert hub().endswith("a token is set")
+
+
+def test_doctor_names_a_package_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "matrix_rate", lambda *given: 100e9)
+    monkeypatch.setattr(doctor, "PACKAGES", ("torch", "no-such-package"))
+    found = run_cli("doctor")
+    assert found.code == 5 and "no-such-package is missing" in found.out
+    assert "install fleetune again" in found.err and "Traceback" not in found.err
 
 
 def test_a_length_without_room_for_a_word_is_told(made: Made, tmp_path: Path) -> None:

@@ -403,7 +403,7 @@ def test_methods_as_table_and_json(made: Made) -> None:
 
 
 def test_doctor_reports_what_is_missing(monkeypatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(doctor, "_rate", lambda *given: 100.0)
+    monkeypatch.setattr(doctor, "matrix_rate", lambda *given: 100e9)
     found = run_cli("doctor", "--json")
     assert found.code == 0, found.err
     records = json.loads(found.out)

@@ -23,6 +23,18 @@ def test_what_a_frame_lacks_is_null(missing: Any) -> None:
     ]
 
 
+def test_a_column_that_is_not_asked_for_may_hold_anything() -> None:
+    """Names that JSON has no form for, and a cell that holds itself."""
+    circle: list[Any] = []
+    circle.append(circle)
+    given = [
+        {"text": "a", "label": np.int64(1), "note": note} for note in ({(1, 2): 3}, circle, {4})
+    ]
+    lines = [json.loads(line) for line in as_jsonl(given).splitlines()]
+    assert [(line["text"], line["label"]) for line in lines] == [("a", 1)] * 3
+    assert [line["note"] for line in lines] == [{"type": name} for name in ("dict", "list", "set")]
+
+
 def test_a_column_name_stands_once() -> None:
     frame = pd.DataFrame([["a", 1, 2]], columns=["text", "label", "label"])
     with pytest.raises(DataError, match="column label: this name stands twice"):

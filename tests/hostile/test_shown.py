@@ -13,8 +13,7 @@ from rich.text import Text
 
 from fleetune.cli.options import visible_lines
 from fleetune.data.sources import read_file
-from fleetune.errors import DataError, RefusedError, SettingsError
-from fleetune.report.tables import visible
+from fleetune.errors import DataError, RefusedError, SettingsError, printable
 from fleetune.report.trial_tables import cell
 from fleetune.study import journal
 from tests.hostile.names import FORGED, FORMULAS, MARKUP
@@ -77,7 +76,7 @@ def test_written_csv_holds_no_formula(labelled: Path) -> None:
     assert list(rows[0]) == ["label", "probability"] and len(rows) == 3 * len(EVERY)
     for row in rows:
         assert not row["label"].startswith(LEADERS)
-        assert row["label"].removeprefix("'") in {visible(text) for text in EVERY}
+        assert row["label"].removeprefix("'") in {printable(text) for text in EVERY}
         assert 0 <= float(row["probability"]) <= 1
     for words in ((), ("head-s42",)):
         shown = run_cli("show", labelled / "run", *words, "--csv")
@@ -99,14 +98,14 @@ def test_a_cell_is_shown_and_not_run(text: str) -> None:
     written = io.StringIO()
     csv.writer(written).writerow([cell(text), cell(-1.5), cell("x")])
     (row,) = csv.reader(io.StringIO(written.getvalue()))
-    assert row == [f"'{visible(text)}", "-1.5", "x"]
+    assert row == [f"'{printable(text)}", "-1.5", "x"]
 
 
 def test_terminal_tables_and_messages_show_labels_as_they_are(labelled: Path) -> None:
     table = run_cli("predict", labelled / "run", *(w for t in EVERY for w in ("--text", f"w1 {t}")))
     check_stream(table.out)
     for text in EVERY:
-        assert visible(f"w1 {text}") in table.out
+        assert printable(f"w1 {text}") in table.out
     (labelled / "other.csv").write_text("text,label\nw1,nothing\n")
     wrong = run_cli("evaluate", labelled / "run", "--data", labelled / "other.csv")
     assert wrong.code == 4
@@ -121,7 +120,7 @@ def test_terminal_tables_and_messages_show_labels_as_they_are(labelled: Path) ->
 def test_rich_prints_markup_as_text(text: str) -> None:
     """The way in which the live view puts names on the screen (live/screen.py)."""
     console = Console(file=io.StringIO(), force_terminal=True, width=200, color_system=None)
-    console.print(Text(visible(text)))
+    console.print(Text(printable(text)))
     assert console.file.getvalue().rstrip("\n") == text  # type: ignore[attr-defined]
 
 

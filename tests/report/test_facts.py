@@ -27,6 +27,15 @@ TRAINING = {
     "metric_for_best_model": "accuracy",
     "greater_is_better": True,
 }
+ENVIRONMENT = {
+    "fleetune": "0",
+    "commit": None,
+    "python": "3.11",
+    "packages": {"torch": "2"},
+    "machine": {"processor": "one", "cores": 2},
+    "data": {"task": "toy", "source": "toy", "checksum": "0", "rows": {"test": 5}, "truncated": {}},
+    "backbone": {"name": "tiny", "source": "tiny", "revision": None, "checksum": "0"},
+}
 # Labels, and who says 1: head errs once, lora's two seeds err twice and thrice.
 LABELS = [0, 1, 1, 0, 1]
 SAID = {
@@ -87,7 +96,7 @@ def make_run(folder: Path, *, done: tuple[str, ...] = tuple(SAID), end: str = "r
     (folder / "study.toml").write_text(
         'seeds = [0, 1]\n[data]\ntask = "toy"\nprotocol = "holdout"\n[backbone]\nname = "tiny"\n'
     )
-    write_json(folder / "environment.json", {"fleetune": "0"})
+    write_json(folder / "environment.json", ENVIRONMENT)
     book = Journal(folder / journal.NAME)
     book.append("run-started", trials=[*SAID, "full-s0", "never-s0"], waiting=5)
     for ident in (*SAID, "full-s0"):
@@ -157,7 +166,7 @@ def test_study_exactly(facts: dict[str, Any]) -> None:
     assert study["status"] == "done" and study["optimistic"] is False
     assert study["seeds"] == [0, 1] and study["backbone"] == {"name": "tiny"}
     assert (study["data"]["task"], study["data"]["protocol"]) == ("toy", "holdout")
-    assert study["environment"] == {"fleetune": "0"}
+    assert study["environment"] == ENVIRONMENT
 
 
 def wilson(share: float, n: int) -> tuple[float, float]:
@@ -349,6 +358,23 @@ def test_what_a_run_has_lost_is_named(tmp_path: Path) -> None:
     (run / "journal.jsonl").write_bytes(b"")
     found = run_cli("report", run)
     assert found.code == 6 and not (run / "report.html").exists()
+
+
+def test_what_a_run_has_lost_inside_a_file_is_named(tmp_path: Path) -> None:
+    """A key that the facts do not need and the pages do."""
+    run = make_run(tmp_path / "run")
+    study, environment = (run / name for name in ("study.toml", "environment.json"))
+    whole = study.read_text(), environment.read_text()
+    study.write_text("".join(line for line in whole[0].splitlines(True) if "protocol" not in line))
+    told = json.loads(whole[1])
+    wrong = {"study.toml": "must name task and protocol", "environment.json": "machine: must have"}
+    for name, words in wrong.items():
+        for command in ("show", "report"):
+            found = run_cli(command, run)
+            assert found.code == 4 and name in found.err and words in found.err, found.err
+        study.write_text(whole[0])
+        environment.write_text(json.dumps({**told, "machine": {}}))
+    assert not (run / "report.html").exists()
 
 
 def test_a_run_that_lost_every_model_still_has_its_trials(tmp_path: Path) -> None:

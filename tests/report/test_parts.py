@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from fleetune.errors import printable
 from fleetune.report import inside_facts, model_facts, page_facts
 from fleetune.report.again import again
 from fleetune.report.charts import style
@@ -18,7 +19,7 @@ from fleetune.report.facts import run_facts
 from fleetune.report.model_charts import singular_values
 from fleetune.report.page_facts import search_facts
 from fleetune.report.rank_chart import rank
-from fleetune.report.svg import Picture, printable, short
+from fleetune.report.svg import Picture, short
 from fleetune.report.tables import labels
 from fleetune.report.training_charts import budget
 from tests.report.conftest import Written

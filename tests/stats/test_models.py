@@ -75,6 +75,7 @@ def test_identical_files() -> None:
     assert (few.verdict, many.verdict) == ("cannot tell", "equivalent")
     assert few.p_value == 1.0 and few.high == -few.low
     assert (1 - few.high) ** 50 == pytest.approx(0.025)
+    assert few.how.startswith("95% exact bound over examples") and "bootstrap" not in few.how
 
 
 @pytest.mark.parametrize(("only_a", "only_b"), [(10, 22), (40, 60), (0, 5), (0, 6), (3, 14)])

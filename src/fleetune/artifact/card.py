@@ -16,6 +16,8 @@ from typing import Any
 from fleetune.artifact.layout import ModelRecord
 from fleetune.artifact.scores import Scored
 from fleetune.data.glue_table import GLUE
+from fleetune.errors import printable
+from fleetune.methods.table import method_class
 from fleetune.records import Estimate
 
 EVAL_RESULTS = ".eval_results"
@@ -74,10 +76,11 @@ def _front(record: ModelRecord, scores: Scored, optimistic: bool) -> str:
     values: dict[str, Any] = {}
     if is_hub_id(record.backbone_source):
         values |= {"base_model": base, "base_model_relation": "adapter"}
+    in_peft = _in_peft(record)
     values |= {
-        "library_name": "peft" if record.method == "lora" else "fleetune",
+        "library_name": "peft" if in_peft else "fleetune",
         "pipeline_tag": "text-classification",
-        "tags": ["fleetune", "text-classification", record.method, *(["peft"] if record.method == "lora" else [])],
+        "tags": ["fleetune", "text-classification", record.method, *(["peft"] if in_peft else [])],
     }  # fmt: skip
     if on_hub:
         values["datasets"] = [_GLUE_ID]
@@ -206,6 +209,11 @@ def _training(record: ModelRecord, metrics: Mapping[str, Any]) -> str:
     return "\n".join([head, *(f"| {key} | {value} |" for key, value in rows)])
 
 
+def _in_peft(record: ModelRecord) -> bool:
+    """Whether stock peft loads what was saved."""
+    return method_class(record.method).abilities.peft_format
+
+
 def load_section(record: ModelRecord) -> str:
     """How a saved trial is loaded: what stands below `LOAD_HEADING`."""
     pair = len(record.text_columns) == 2
@@ -215,7 +223,7 @@ def load_section(record: ModelRecord) -> str:
         f"In the folder of this file, with fleetune:\n\n```sh\nfleetune predict . {given}\n```",
         f"```python\n{_FLEETUNE.format(texts=texts)}```",
     ]
-    if record.method == "lora":
+    if _in_peft(record):
         show = (
             "print(logits[:, 0].tolist())"
             if record.regression
@@ -296,7 +304,7 @@ def _plain(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:g}"
     if isinstance(value, str):
-        return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in value)
+        return printable(value)
     if isinstance(value, Sequence):
         return ", ".join(map(_plain, value))
     return _plain(json.dumps(value, ensure_ascii=False))

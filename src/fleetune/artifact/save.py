@@ -24,7 +24,6 @@ from fleetune.backbone.sites import SiteMap
 from fleetune.data.base import Split
 from fleetune.durable import as_json, new_folder, put, sha256
 from fleetune.methods.base import LowRank, Method
-from fleetune.methods.lora import Lora
 
 
 def save_trial(
@@ -65,19 +64,12 @@ def adapter_config(record: ModelRecord, method: Method, sites: SiteMap) -> dict[
         "inference_mode": True,
         "modules_to_save": head_modules(sites),
     }
-    if not isinstance(method, Lora):
+    tuner = method.peft_tuner(sites)
+    if tuner is None:
         return {"peft_type": f"FLEETUNE_{method.name.upper()}", **common}
-    from peft import LoraConfig
+    from peft import get_peft_config
 
-    config = LoraConfig(
-        r=method.r,
-        lora_alpha=method.lora_alpha,  # type: ignore[arg-type]
-        lora_dropout=method.lora_dropout,
-        use_rslora=method.use_rslora,
-        target_modules=target_modules(method, sites),
-        bias="none",
-        **common,
-    )
+    config = get_peft_config({"peft_type": tuner.kind, **tuner.settings, **common})
     return json.loads(json.dumps(config.to_dict(), default=_plain))
 
 
@@ -93,14 +85,6 @@ def head_modules(sites: SiteMap) -> list[str]:
                 break
         names.append(prefix)
     return list(dict.fromkeys(names))
-
-
-def target_modules(method: Lora, sites: SiteMap) -> list[str]:
-    """Short names where they mean exactly the same layers to PEFT, whole paths otherwise."""
-    targets = {site.name for site in method.targets(sites)}
-    short = sorted({name.rpartition(".")[2] for name in targets})
-    meant = {s.name for s in sites if s.kind == "linear" and s.name.rpartition(".")[2] in short}
-    return short if meant == targets else sorted(targets)
 
 
 def _write_card(

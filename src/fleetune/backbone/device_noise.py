@@ -124,7 +124,7 @@ def noise_on(device: torch.device, keys: Sequence[NoiseKey]) -> Noise:
 
 
 def _of_rows(rows: BatchRows, width: int) -> tuple[NDArray[np.int64], ...]:
-    """Trial, start, low and high of each row of activations; padding takes no number."""
+    """Micro-batch, start, low and high of each row of activations; padding takes no number."""
     count = rows.bounds[-1]
     trial, place = np.zeros(count, dtype=np.int64), np.zeros(count, dtype=np.int64)
     high = np.full(count, width, dtype=np.int64)
@@ -141,5 +141,5 @@ def _of_rows(rows: BatchRows, width: int) -> tuple[NDArray[np.int64], ...]:
 
 
 def _drawn(values: Sequence[NDArray[np.int64]], device: torch.device) -> Drawn:
-    """Of trial, start, low and high of each row."""
+    """Of micro-batch, start, low and high of each row."""
     return Drawn(*(send(one, device) for one in values))

@@ -32,7 +32,7 @@ class Drawn:
     """Which numbers of which streams the rows of a matrix take."""
 
     trial: Tensor
-    """Whose stream, [N], int64."""
+    """Which of the pass's streams, [N], int64."""
     start: Tensor
     """What number of the stream column 0 would take, [N], int64; column c takes the c-th after it."""
     low: Tensor
@@ -43,14 +43,14 @@ class Drawn:
 
 @dataclass(frozen=True, slots=True)
 class Streams:
-    """The streams of a pass's trials at one site."""
+    """The streams of a pass's M micro-batches, each of one trial and step, at one site."""
 
     keys: Tensor
-    """[K], int64."""
+    """[M], int64."""
     thresholds: Tensor
-    """A number of 16 bits below it is dropped, [K], int64."""
+    """A number of 16 bits below it is dropped, [M], int64."""
     scales: Tensor
-    """What is kept is multiplied by it, [K], in the dtype of what is multiplied."""
+    """What is kept is multiplied by it, [M], in the dtype of what is multiplied."""
 
 
 def multiply(out: Tensor, drawn: Drawn, streams: Streams) -> None:

@@ -14,8 +14,7 @@ import typer
 
 from fleetune.cli import shell
 from fleetune.config import TrainingSettings
-from fleetune.errors import SettingsError, counted, did_you_mean
-from fleetune.report.tables import visible
+from fleetune.errors import SettingsError, counted, did_you_mean, printable
 
 Task = Annotated[
     str | None,
@@ -280,7 +279,7 @@ def visible_lines(text: str) -> str:
             told.append(line)
         else:
             told[-1] += f"\n{line}"
-    return "\n".join(visible(line) for line in told)
+    return "\n".join(printable(line) for line in told)
 
 
 def visible_json(text: str) -> str:

@@ -33,6 +33,7 @@ def show(
     """
     from fleetune.report import tables, trial_tables
     from fleetune.report.facts import run_facts
+    from fleetune.report.stored import damage_told
 
     if as_json and as_csv:
         raise SettingsError("show", ["give --json or --csv, and not both"])
@@ -48,7 +49,8 @@ def show(
             place = _quoted(run / "trials" / chosen["id"])
             say(f"next: fleetune predict {place} {tables.texts_of(facts, chosen)}")
     else:
-        _all(run, facts)
+        with damage_told(run):
+            _all(run, facts)
 
 
 def _all(run: Path, facts: dict[str, Any]) -> None:

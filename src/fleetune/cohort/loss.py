@@ -1,6 +1,6 @@
 """Losses of many trials at once, and what a selection split says of one.
 
-Notation: K trials, B sequences of all of them end to end, C classes.
+Notation: M micro-batches of a pass, whole ones or parts, each of one trial; B sequences of all of them end to end, C classes.
 Source: the losses of transformers' classification models (cross-entropy with label smoothing, mean squared error).
 """
 
@@ -22,20 +22,20 @@ from fleetune.data import metrics
 
 @dataclass(frozen=True, slots=True)
 class Targets:
-    """What a pass is held against: whole or partial micro-batches of K trials."""
+    """What a pass is held against."""
 
     labels: NDArray[Any]
     """Of every sequence, [B]."""
     counts: tuple[int, ...]
-    """Sequences of each trial in this pass, [K]."""
+    """Sequences of each micro-batch in this pass, [M]."""
     totals: tuple[int, ...]
-    """Those of its whole micro-batch."""
+    """Those of the whole one that it is, or is a part of, [M]."""
     group_sizes: tuple[int, ...]
-    """Micro-batches in its accumulation group."""
+    """Micro-batches in its accumulation group, [M]."""
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """labels; weights: what each sequence's loss weighs in its trial's gradient, 1 / (totals * group sizes), [B]; counts,
-        totals."""
+        totals, [M]."""
         each = 1.0 / (np.asarray(self.totals) * np.asarray(self.group_sizes))
         return {
             "labels": self.labels,
@@ -48,9 +48,10 @@ class Targets:
 def sequence_losses(
     logits: Tensor, labels: Tensor, counts: Sequence[int], given: Sequence[TrialInput]
 ) -> Tensor:
-    """The loss of every sequence, [B]; logits [B, C], labels [B], `counts[k]` of them trial k's.
+    """The loss of every sequence, [B]; logits [B, C], labels [B], `counts[m]` of them micro-batch m's.
 
-    Trials with equal settings are computed together: what a sequence gets depends on its own logits alone.
+    given: the trial of each micro-batch, [M]. Those with equal settings are computed together: what a sequence gets depends on
+    its own logits alone.
     """
     kinds: dict[tuple[bool, float], list[int]] = {}
     for k, one in enumerate(given):
@@ -70,7 +71,7 @@ def sequence_losses(
 
 
 def sums(losses: Tensor, counts: Tensor) -> Tensor:
-    """The sum of each trial's losses, [K], of the losses [B] of all sequences; counts: sequences of each, [K]."""
+    """The sum of each micro-batch's losses, [M], of the losses [B] of all sequences; counts: sequences of each, [M]."""
     # "unsafe": nobody looks whether the lengths fit, for which a GPU would have to wait.
     return torch.segment_reduce(losses.detach(), "sum", lengths=counts, unsafe=True)
 

@@ -39,7 +39,7 @@ from fleetune.cohort.passes import (
     balanced,
     fits_round,
 )
-from fleetune.cohort.trial import Rows, TrialInput, eval_tokens, rows_within
+from fleetune.cohort.trial import Rows, TrialInput, eval_tokens, rows_within, typical_tokens
 from fleetune.data.packing import Packed, pack
 from fleetune.data.tokens import TokenTable
 from fleetune.methods.base import count_parameters
@@ -161,7 +161,7 @@ def needs(
 ) -> Needs:
     """What these trials take, so many at once, in passes of so many tokens; parked: how many more keep their states."""
     states = sorted((state_bytes(given, engine) for given in inputs), reverse=True)
-    batches = sorted((_batch_tokens(given) for given in inputs), reverse=True)[:trials]
+    batches = sorted((round(typical_tokens(given)) for given in inputs), reverse=True)[:trials]
     padding = padding_share(engine, inputs)
     passes, shared_by = _passes_of(engine, inputs, batches, tokens)
     lanes = engine.lanes.count
@@ -253,12 +253,6 @@ def padding_share(engine: Engine, inputs: Sequence[TrialInput]) -> float:
         return 1.0
     lengths = np.concatenate([g.train.table.lengths[g.train.rows] for g in inputs])
     return float(lengths.max() / lengths.mean())
-
-
-def _batch_tokens(given: TrialInput) -> int:
-    own = given.train
-    n = min(given.settings.per_device_train_batch_size, len(own))
-    return round(n * float(own.table.lengths[own.rows].mean()))
 
 
 def _bytes(tensor: Tensor) -> int:

@@ -58,6 +58,13 @@ class TrialInput:
     """End after so many epochs of a schedule that is laid out for more; None: train to its end."""
 
 
+def typical_tokens(given: TrialInput) -> float:
+    """Tokens of a training micro-batch on the average."""
+    own = given.train
+    rows = min(given.settings.per_device_train_batch_size, len(own))
+    return rows * float(own.table.lengths[own.rows].mean())
+
+
 def eval_rows(given: TrialInput, max_tokens: int) -> int:
     """Rows of one evaluation batch: as many as set, fewer where they would pass the limit."""
     return rows_within(given.selection, given.settings.per_device_eval_batch_size, max_tokens)
@@ -104,7 +111,7 @@ class Trial:
         lengths = given.train.table.lengths[given.train.rows]
         self.longest = int(lengths.max(initial=1))
         """Tokens of its longest training row."""
-        self.typical = given.settings.per_device_train_batch_size * float(lengths.mean())
+        self.typical = typical_tokens(given)
         """Tokens of its micro-batches on the average."""
 
     @property
@@ -238,7 +245,7 @@ class Trial:
         return tensors, numbers
 
     def restore(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
-        """Go on from what `checkpoint` gave. KeyError, TypeError or ValueError for what no checkpoint of this trial is."""
+        """Go on from what `checkpoint` gave. IndexError, KeyError, TypeError or ValueError for what is no checkpoint of it."""
         self._refuse_misfits(tensors)
         self.owned.restore([tensors[f"flat.{i}"] for i in range(len(self.owned.flats))])
         self.best = [tensors[f"best.{i}"].clone() for i in range(len(self.owned.flats))]

@@ -40,7 +40,12 @@ def as_jsonl(rows: Iterable[Mapping[str, Any]]) -> bytes:
                 ],
             )
         cells = {name: None if _is_missing(cell) else cell for name, cell in given.items()}
-        lines.append(json.dumps(cells, ensure_ascii=True, default=_plain))
+        try:
+            lines.append(json.dumps(cells, ensure_ascii=True, default=_plain))
+        except (TypeError, ValueError, RecursionError):
+            # A cell inside a cell that JSON has no form for, in a column that may be asked for or not: cell by cell.
+            plain = {name: _as_json(cell) for name, cell in cells.items()}
+            lines.append(json.dumps(plain, ensure_ascii=True))
     if not lines:
         raise DataError("data", ["there are no rows; give at least some of each label"])
     return ("\n".join(lines) + "\n").encode()
@@ -52,6 +57,14 @@ def _is_missing(cell: Any) -> bool:
         return bool(cell != cell)
     except (TypeError, ValueError):
         return type(cell).__name__ == "NAType"
+
+
+def _as_json(cell: Any) -> Any:
+    """A cell as JSON would have it, or the name of its type where there is no such form."""
+    try:
+        return json.loads(json.dumps(cell, default=_plain))
+    except (TypeError, ValueError, RecursionError):
+        return _plain(cell)
 
 
 def _plain(value: Any) -> Any:

@@ -20,6 +20,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,7 +92,7 @@ def tokenize(
         raise SettingsError("settings", [f"{rule}, but got {max_length}"])
     if cache_dir is None:
         return _make(split, tokenizer, max_length)
-    key = json.dumps([_LAYOUT, split.checksum, fingerprint, max_length])
+    key = json.dumps([_LAYOUT, version("tokenizers"), split.checksum, fingerprint, max_length])
     path = cache_dir / f"{hashlib.sha256(key.encode()).hexdigest()}.safetensors"
     found = _read(path, len(split), max_length)
     if found is None:

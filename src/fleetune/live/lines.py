@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 from fleetune.cohort.events import EpochDone, Event, Started, TrialDone, TrialFailed, TrialStopped
 from fleetune.cohort.trial import Trial
+from fleetune.errors import printable
 from fleetune.live.state import State, clock, epoch_of, loss_of, scores_of
-from fleetune.report.tables import visible
 
 
 class Lines:
@@ -26,17 +26,17 @@ class Lines:
         if isinstance(event, Started):
             self._cohort()
         for sentence in self.state.news(event):
-            self.write(visible(sentence))
+            self.write(printable(sentence))
         line = self._line(event)
         if line:
-            self.write(visible(line))
+            self.write(printable(line))
 
     def _cohort(self) -> None:
         """Once, when a task or a phase begins."""
         now = (self.state.task, self.state.phase)
         if now != self.told:
             self.told = now
-            self.write(visible(f"{now[0]}: {now[1]}"))
+            self.write(printable(f"{now[0]}: {now[1]}"))
 
     def _line(self, event: Event) -> str:
         count = f"({self.state.ended}/{self.state.plan.trials} trials)"

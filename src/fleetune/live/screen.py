@@ -18,8 +18,8 @@ from rich.text import Text
 
 from fleetune.cohort.events import Event, TrialFailed
 from fleetune.cohort.trial import Trial
+from fleetune.errors import printable
 from fleetune.live.state import State, clock, epoch_of, loss_of, scores_of
-from fleetune.report.tables import visible
 
 # A person reads no faster than this.
 SECONDS_BETWEEN = 0.5
@@ -62,9 +62,9 @@ class Screen:
         """Take an event in, and draw if it is time."""
         self.state.follow(event)
         if isinstance(event, TrialFailed):
-            self.console.print(Text(visible(f"{event.trial.id} failed: {event.reason}")))
+            self.console.print(Text(printable(f"{event.trial.id} failed: {event.reason}")))
         for sentence in self.state.news(event):
-            self.console.print(Text(visible(sentence)))
+            self.console.print(Text(printable(sentence)))
         now = self.state.clock()
         if now >= self.due:
             self.live.refresh()
@@ -162,7 +162,7 @@ def _foot(state: State, width: int) -> list[RenderableType]:
 
 def _cut(text: str, room: int) -> str:
     """A name in at most so many cells, and in a few where there is less room."""
-    cut = Text(visible(text))
+    cut = Text(printable(text))
     cut.truncate(max(room, FEWEST), overflow="ellipsis")
     return cut.plain
 

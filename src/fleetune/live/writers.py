@@ -22,8 +22,7 @@ from typing import Any, Protocol
 
 from fleetune.artifact import layout
 from fleetune.cohort.events import EpochDone, Event, Started, TrialDone, TrialFailed, TrialStopped
-from fleetune.errors import EnvironmentProblem, SettingsError, did_you_mean
-from fleetune.report.tables import visible
+from fleetune.errors import EnvironmentProblem, SettingsError, did_you_mean, printable
 from fleetune.study import journal
 from fleetune.study.folder import TRIALS
 from fleetune.study.results import epochs
@@ -226,4 +225,4 @@ def test_tags(facts: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _say(text: str) -> None:
-    sys.stderr.write(f"{visible(text)}\n")
+    sys.stderr.write(f"{printable(text)}\n")

@@ -8,9 +8,9 @@ method is one file and one row of the table.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -48,6 +48,16 @@ class Abilities:
     """Whether stock `PeftModel.from_pretrained` can load what it saves."""
 
 
+@dataclass(frozen=True, slots=True)
+class PeftTuner:
+    """What peft calls a method, and its settings there."""
+
+    kind: str
+    """One of `peft.PeftType`."""
+    settings: Mapping[str, Any]
+    """Fields of that tuner's config, but those that every tuner has."""
+
+
 class Method(BaseModel):
     """A way to fine-tune. Fields are its hyperparameters, under the names that peft gives them."""
 
@@ -65,6 +75,10 @@ class Method(BaseModel):
     @abstractmethod
     def ownership(self, sites: SiteMap) -> Ownership:
         """What a trial owns on this backbone. SettingsError where the method cannot be used on it."""
+
+    def peft_tuner(self, sites: SiteMap) -> PeftTuner | None:
+        """What peft has for it on this backbone; None where `abilities.peft_format` is False."""
+        return None
 
     def head_parameters(self, sites: SiteMap) -> tuple[str, ...]:
         """Every parameter of the head: all methods train it in full."""

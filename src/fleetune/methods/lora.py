@@ -12,13 +12,14 @@ frozen. (3) `all-linear` never includes the head.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator
 
 from fleetune.backbone.sites import Site, SiteMap
 from fleetune.errors import SettingsError, did_you_mean
-from fleetune.methods.base import Abilities, LowRank, Method, Ownership
+from fleetune.methods.base import Abilities, LowRank, Method, Ownership, PeftTuner
 
 
 class Lora(Method):
@@ -82,6 +83,13 @@ class Lora(Method):
         )
         return Ownership(self.head_parameters(sites), low_rank=factors)
 
+    def peft_tuner(self, sites: SiteMap) -> PeftTuner:
+        """peft's LoraConfig."""
+        told = ("r", "lora_alpha", "lora_dropout", "use_rslora")
+        settings = {name: getattr(self, name) for name in told}
+        names = _peft_names(self.targets(sites), sites)
+        return PeftTuner("LORA", {**settings, "target_modules": names, "bias": "none"})
+
     def targets(self, sites: SiteMap) -> tuple[Site, ...]:
         """The linear sites of the encoder that get factors."""
         linear = self._layers(sites)
@@ -124,3 +132,11 @@ class Lora(Method):
 def _matches(name: str, target: str) -> bool:
     """peft's rule for a list of names: the whole path, or its end after a dot."""
     return name == target or name.endswith(f".{target}")
+
+
+def _peft_names(targets: Sequence[Site], sites: SiteMap) -> list[str]:
+    """Short names where they mean exactly the same layers to PEFT, whole paths otherwise."""
+    names = {site.name for site in targets}
+    short = sorted({name.rpartition(".")[2] for name in names})
+    meant = {s.name for s in sites if s.kind == "linear" and s.name.rpartition(".")[2] in short}
+    return short if meant == names else sorted(names)

@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fleetune.config import TrainingSettings
+from fleetune.errors import printable
 from fleetune.report.model_facts import tables
-from fleetune.report.svg import printable
 
 # A named task knows its columns.
 _TASK_FLAGS = (("data_dir", "--data-dir"),)

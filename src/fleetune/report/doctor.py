@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-import time
 from importlib import metadata
 from typing import Any
 
@@ -17,6 +16,7 @@ from fleetune.backbone.hub import is_offline, without_password
 from fleetune.backbone.load import find_backbone
 from fleetune.data.tokens import default_cache_dir
 from fleetune.errors import FleetuneError
+from fleetune.study.estimate import matrix_rate
 from fleetune.study.machine import PACKAGES, hardware
 from fleetune.study.prepare import resolve_dtype
 
@@ -46,7 +46,12 @@ def _found(
 
 def _versions() -> dict[str, Any]:
     told = [f"fleetune {__version__}", f"python {sys.version.split()[0]}"]
-    return _found("versions", ", ".join(told + [f"{p} {metadata.version(p)}" for p in PACKAGES]))
+    found = {package: _version(package) for package in PACKAGES}
+    told += [f"{package} {version or 'is missing'}" for package, version in found.items()]
+    whole = all(version is not None for version in found.values())
+    return _found(
+        "versions", ", ".join(told), whole, "install fleetune again, with all it needs: pip install --upgrade fleetune", True
+    )  # fmt: skip
 
 
 def _machine() -> dict[str, Any]:
@@ -56,27 +61,11 @@ def _machine() -> dict[str, Any]:
 
 
 def _speed() -> dict[str, Any]:
-    """Matrix rates, measured here and now for about a second."""
-    rates = {
-        name: _rate(dtype)
-        for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16))
-    }
-    told = ", ".join(f"{name} {rate:.0f} GFLOP/s" for name, rate in rates.items())
+    """Matrix rates, measured here and now in a moment."""
+    told = ", ".join(
+        f"{name} {matrix_rate(name, 'cpu') / 1e9:.0f} GFLOP/s" for name in ("float32", "bfloat16")
+    )
     return _found("matrix rate", f"{told}; --dtype auto takes {resolve_dtype('auto')}")
-
-
-def _rate(dtype: torch.dtype, device: str = "cpu") -> float:
-    """GFLOP/s of one matrix product, over 0.4 seconds."""
-    a = torch.ones(1024, 768, dtype=dtype, device=device)
-    b = torch.ones(768, 768, dtype=dtype, device=device)
-    float(torch.mm(a, b)[0, 0])  # waits for the device
-    start, runs = time.perf_counter(), 0
-    while time.perf_counter() - start < 0.4:
-        torch.mm(a, b)
-        runs += 1
-    if device != "cpu":
-        torch.cuda.synchronize()
-    return 2 * 1024 * 768 * 768 * runs / (time.perf_counter() - start) / 1e9
 
 
 def _gpu() -> dict[str, Any]:
@@ -89,10 +78,10 @@ def _gpu() -> dict[str, Any]:
         )
         return _found("gpu", f"none ({why}); training runs on the processor")
     free, total = torch.cuda.mem_get_info(0)
-    rate = _rate(torch.bfloat16, "cuda")
+    rate = matrix_rate("bfloat16", "cuda")
     told = (
         f"{torch.cuda.get_device_name(0)}, {free / 2**30:.0f} of {total / 2**30:.0f} GiB free, CUDA {torch.version.cuda}, "
-        f"bfloat16 {rate / 1000:.0f} TFLOP/s"
+        f"bfloat16 {rate / 1e12:.0f} TFLOP/s"
     )
     return _found("gpu", f"{told}; use it with --device cuda")
 
@@ -117,15 +106,19 @@ _OPTIONAL = {
 
 def _extras() -> dict[str, Any]:
     """Optional packages; nobody needs them until they are named."""
-    told = [f"{name} {_version(name, extra)}" for name, extra in _OPTIONAL.items()]
+    told = [
+        f"{name} {_version(name) or f'not installed (pip install fleetune[{extra}])'}"
+        for name, extra in _OPTIONAL.items()
+    ]
     return _found("optional", ", ".join(told))
 
 
-def _version(package: str, extra: str) -> str:
+def _version(package: str) -> str | None:
+    """None where the package is not installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
-        return f"not installed (pip install 'fleetune[{extra}]')"
+        return None
 
 
 def _cache() -> dict[str, Any]:

@@ -6,7 +6,6 @@ the run's checksum; nothing is fetched.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 
 from fleetune.artifact import layout
 from fleetune.errors import EnvironmentProblem, FleetuneError, unreadable
+from fleetune.methods.lora import Lora
 from fleetune.stats.rank import effective_rank
 
 Tensors = dict[str, NDArray[Any]]
@@ -111,8 +111,7 @@ def _groups(
 
 def _spectra(folder: Path, trial: dict[str, Any]) -> Iterator[NDArray[Any]]:
     """The r singular values of each update, largest first; from two small matrices instead of the whole product."""
-    own = trial["hyperparameters"]
-    scale = own["lora_alpha"] / (math.sqrt(own["r"]) if own.get("use_rslora") else own["r"])
+    scale = Lora(**trial["hyperparameters"]).scale
     tensors = _adapter(folder, trial)
     for name, down in tensors.items():
         if not name.endswith(".lora_A"):

@@ -19,13 +19,13 @@ import jinja2
 from markupsafe import Markup
 
 from fleetune.durable import write_bytes
-from fleetune.errors import RefusedError
+from fleetune.errors import RefusedError, printable
 from fleetune.report import sections, words
 from fleetune.report.facts import run_facts
 from fleetune.report.model_facts import datasets, tables
 from fleetune.report.page_facts import page_facts
+from fleetune.report.stored import damage_told
 from fleetune.report.study_tables import chosen
-from fleetune.report.svg import printable
 from fleetune.report.tables import floors, lost_told, texts_of
 
 NAME = "report.html"
@@ -55,9 +55,14 @@ def write_report(folder: Path, output: Path | None = None) -> Path:
     """
     _refuse_other(output or folder / NAME)
     facts = run_facts(folder)
-    page = render(facts, page_facts(folder, facts))
+    page = page_facts(folder, facts)
+    with damage_told(folder):
+        try:
+            text = render(facts, page)
+        except jinja2.UndefinedError as error:
+            raise LookupError(str(error)) from error
     path = output or folder / NAME
-    write_bytes(path, page.encode("utf-8", "backslashreplace"))
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))
     return path
 
 

@@ -18,7 +18,7 @@ from fleetune.report import inside_facts, model_facts
 from fleetune.report.again import again
 from fleetune.report.facts import winner
 from fleetune.report.stored import damage_told
-from fleetune.report.tables import labels
+from fleetune.report.tables import labels, main_estimates
 from fleetune.stats.budget import expected_best
 from fleetune.study import journal
 from fleetune.study.propose import PROPOSED
@@ -74,8 +74,7 @@ def _tasks(facts: dict[str, Any]) -> list[str]:
 
 def task_facts(facts: dict[str, Any], task: str) -> dict[str, Any]:
     """The main metric on the main test set of a task: one group a method and setting, with its seeds and curves."""
-    mine = [e for e in facts["estimates"] if e["task"] == task]
-    main = [e for e in mine if (e["set"], e["metric"]) == (mine[0]["set"], mine[0]["metric"])]
+    main = main_estimates(facts, task)
     trials = {t["id"]: t for t in facts["trials"]}
     groups = [
         {

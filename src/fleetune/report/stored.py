@@ -21,6 +21,13 @@ from fleetune.data.parquet import check_promised
 from fleetune.errors import DataError, FleetuneError, unreadable
 
 _RESTORE = "restore it from a copy"
+# The tables of environment.json, and what of each is read (study/machine.py writes them).
+_ENVIRONMENT = {
+    "packages": (),
+    "machine": ("processor", "cores"),
+    "data": ("task", "source", "rows"),
+    "backbone": ("name", "source", "checksum"),
+}
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
@@ -33,9 +40,10 @@ def read_settings(folder: Path) -> dict[str, Any]:
     tables = found.get("data")
     tables = tables if isinstance(tables, list) else [tables]
     problems = [
-        "[data]: must name the task of each table"
+        "[data]: must name task and protocol of each table"
         for table in tables
-        if not isinstance(table, dict) or not isinstance(table.get("task"), str)
+        if not isinstance(table, dict)
+        or not all(isinstance(table.get(key), str) for key in ("task", "protocol"))
     ]
     backbone = found.get("backbone")
     if not isinstance(backbone, dict) or not isinstance(backbone.get("name"), str):
@@ -52,9 +60,17 @@ def read_environment(folder: Path) -> dict[str, Any]:
     """environment.json of a run."""
     path = folder / "environment.json"
     found = read_json(path)
-    parts = ("packages", "machine", "data", "backbone")
-    if not isinstance(found, dict) or not all(isinstance(found.get(p, {}), dict) for p in parts):
-        raise DataError(str(path), [f"must hold tables named {', '.join(parts)}; {_RESTORE}"])
+    if not isinstance(found, dict) or not all(isinstance(found.get(p), dict) for p in _ENVIRONMENT):
+        raise DataError(
+            str(path), [f"must hold tables named {', '.join(_ENVIRONMENT)}; {_RESTORE}"]
+        )
+    problems = [
+        f"{part}: must have {', '.join(keys)}; {_RESTORE}"
+        for part, keys in _ENVIRONMENT.items()
+        if not found[part].keys() >= set(keys)
+    ]
+    if problems:
+        raise DataError(str(path), problems)
     return found
 
 

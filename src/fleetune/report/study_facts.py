@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fleetune.data.metrics import metrics_of
-from fleetune.report.tables import labels
+from fleetune.report.tables import labels, main_estimates
 from fleetune.report.trainings import Outputs
 from fleetune.stats.compare import MARGIN, Comparison, compare
 from fleetune.stats.failed import failed_as
@@ -166,6 +166,9 @@ def _verdict(
         "high": member.simultaneous_high,
         "unadjusted_low": c.low,
         "unadjusted_high": c.high,
+        "bootstrap_low": c.bootstrap_low,
+        "bootstrap_high": c.bootstrap_high,
+        "bootstrap_agrees": c.bootstrap_agrees,
         "p_value": c.p_value,
         "p_adjusted": member.p_holm,
         "comparisons": len(family.members),
@@ -186,8 +189,7 @@ def _groups(facts: Mapping[str, Any]) -> list[dict[str, dict[str, Any]]]:
     arm_of = {i: a["arm"] for a in facts["arms"] for i in a["confirm"]["trials"]}
     found: list[dict[str, dict[str, Any]]] = []
     for task in dict.fromkeys(e["task"] for e in facts["estimates"]):
-        mine = [e for e in facts["estimates"] if e["task"] == task]
-        main = [e for e in mine if (e["set"], e["metric"]) == (mine[0]["set"], mine[0]["metric"])]
+        main = main_estimates(facts, task)
         named = zip(labels(main), main, strict=True)
         found.append(
             {

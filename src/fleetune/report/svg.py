@@ -16,6 +16,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from fleetune.errors import printable
+
 WIDTH = 400
 """Width of every picture in its own units; at 340 pixels of a phone its text is still about 9 pixels high."""
 
@@ -163,11 +165,6 @@ def clean(source: str, name: str, title: str, about: str) -> str:
         told.text = printable(text)
         root.insert(place, told)
     return ET.tostring(root, encoding="unicode")
-
-
-def printable(text: str) -> str:
-    """The text with what does not print as escapes: XML has no place for most control characters."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _strip(parent: ET.Element) -> None:

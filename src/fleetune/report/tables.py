@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fleetune.errors import counted
+from fleetune.errors import counted, printable
 
 OPTIMISTIC = "optimistic"
 # A sentence names so many files.
@@ -14,7 +14,7 @@ _MOST_NAMED = 3
 
 def grid(header: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:
     """Aligned columns under a ruled header; `right` names the columns that hold numbers."""
-    clean = [[visible(cell) for cell in row] for row in (header, *rows)]
+    clean = [[printable(cell) for cell in row] for row in (header, *rows)]
     widths = [max(len(row[i]) for row in clean) for i in range(len(header))]
 
     def line(row: Sequence[str]) -> str:
@@ -207,6 +207,7 @@ def _percent(estimate: dict[str, Any], key: str) -> str:
     return f"{100 * estimate[key]:.2f}"
 
 
-def visible(text: str) -> str:
-    """Control characters as escapes: a name may not move the cursor or forge a line."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+def main_estimates(facts: Mapping[str, Any], task: str) -> list[dict[str, Any]]:
+    """Those of a task by its main metric on its main test set, which are its first."""
+    mine = [e for e in facts["estimates"] if e["task"] == task]
+    return [e for e in mine if (e["set"], e["metric"]) == (mine[0]["set"], mine[0]["metric"])]

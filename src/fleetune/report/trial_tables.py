@@ -14,8 +14,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fleetune.errors import SettingsError, did_you_mean
-from fleetune.report.tables import OPTIMISTIC, duration, grid, visible
+from fleetune.errors import SettingsError, did_you_mean, printable
+from fleetune.report.tables import OPTIMISTIC, duration, grid
 
 _NUMBER = re.compile(r"[-+]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
@@ -132,7 +132,7 @@ def cell(value: Any) -> str:
         return json.dumps(value) if isinstance(value, bool) else repr(value)
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     runs = text.startswith(_FORMULA) and _NUMBER.fullmatch(text) is None
-    return visible(f"'{text}" if runs else text)
+    return printable(f"'{text}" if runs else text)
 
 
 def _selection_names(trial: Mapping[str, Any]) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from fleetune.report.tables import duration as duration
 from fleetune.report.tables import labels, span
+from fleetune.stats.verdict import MIN_SEEDS
 
 Facts = dict[str, Any]
 
@@ -22,8 +23,6 @@ _SENTENCES = {
 }
 # The first screen has room for so many sentences; the table of verdicts has all of them.
 _MOST_ANSWERS = 6
-# stats/verdict.py gives no verdict below; the page says so where a run has fewer.
-LEAST_SEEDS = 5
 
 
 # --- numbers
@@ -170,7 +169,7 @@ def verdict_records(facts: Facts) -> list[Facts]:
     return [
         {
             **{key: v.get(key) for key in (*optional, *more)},
-            **(dict.fromkeys(tested) if (v.get("seeds") or LEAST_SEEDS) < LEAST_SEEDS else {}),
+            **(dict.fromkeys(tested) if (v.get("seeds") or MIN_SEEDS) < MIN_SEEDS else {}),
             "name": _name(v["method"], names),
             "reference": _name(v["reference"], names),
             **{key: v[key] for key in ("verdict", "difference", "low", "high")},
@@ -253,8 +252,8 @@ def _sentence(v: Facts, several: bool) -> str:
     p = v["p_adjusted"] if v["p_adjusted"] is not None else v["p_value"]
     if p is not None:
         text += f", {p_equals(p, 'p' if v['p_adjusted'] is None else 'adjusted p')}"
-    if v["seeds"] and v["seeds"] < LEAST_SEEDS:
-        text += f". Below {LEAST_SEEDS} seeds no verdict is given"
+    if v["seeds"] and v["seeds"] < MIN_SEEDS:
+        text += f". Below {MIN_SEEDS} seeds no verdict is given"
     elif v["verdict"] == "cannot tell" and v["detectable"] is not None:
         seen = f"{percent(v['detectable'])} points"
         text += f". A run like this finds a difference of {seen} four times out of five, and a smaller one less often"
@@ -335,11 +334,11 @@ def untold(facts: Facts) -> list[str]:
             "How good the models are on new examples: the epoch was chosen on the reported examples themselves, "
             "so every score here is optimistic."
         )
-    seeds = min((e["seeds"] for e in facts["estimates"]), default=LEAST_SEEDS)
-    if seeds < LEAST_SEEDS:
+    seeds = min((e["seeds"] for e in facts["estimates"]), default=MIN_SEEDS)
+    if seeds < MIN_SEEDS:
         found.append(
             f"How much of a difference is luck of the seed: an estimate here rests on {plural(seeds, 'seed')}, "
-            f"and {LEAST_SEEDS} are the least for a verdict."
+            f"and {MIN_SEEDS} are the least for a verdict."
         )
     found += _never_confirmed(facts)
     if failed := [t for t in trials if t["status"] == "failed"]:

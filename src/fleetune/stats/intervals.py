@@ -34,8 +34,8 @@ def accuracy_estimate(correct: NDArray[np.bool_], *, optimistic: bool = False) -
     Satterthwaite's degrees of freedom, where s2_seeds is the variance of the seeds' means and s2_examples that of the
     examples' means; it counts the residual variance twice and so errs on the wide side. Its middle and its variances are those of
     four examples more, two right and two wrong in every training, as Agresti and Coull (1998) have it for one share: without
-    them 95 % are 82 to 93 % where nearly all is right, or wrong, on up to 300 examples. Where all seeds agree on all
-    examples, nothing varies, and Wilson's interval over examples stands in.
+    them 95 % are 82 to 93 % where nearly all is right, or wrong, on up to 300 examples. Where every answer
+    is right, or every one is wrong, nothing varies, and Wilson's interval over examples stands in.
     Misleads: with fewer than five seeds the spread between seeds is hardly known, and the interval is wide or lucky.
     """
     if correct.ndim != 2 or 0 in correct.shape:

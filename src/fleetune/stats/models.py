@@ -66,8 +66,9 @@ def compare_models(
     correct_a, correct_b: boolean [n]. p: exact McNemar (1947), the binomial test of `only_b` out of `only_a + only_b` at one
     half; the interval: paired percentile bootstrap over examples, drawn as multinomial counts of the three kinds of examples,
     which is the same distribution, or where that is wider the interval that belongs to McNemar's test (Clopper and Pearson 1934,
-    of the share of `only_b`), so that interval and p say the same about 0. Equivalence: the share of resamples at or beyond the
-    margin on the worse side, with one added to both counts (Davison and Hinkley 1997), of rows to which one of each kind that
+    of the share of `only_b`), so that interval and p say the same about 0. Where no row tells the models apart: the exact bound
+    on the share of rows that do and were not met (Hanley and Lippman-Hand 1983). Equivalence: the share of resamples at or beyond
+    the margin on the worse side, with one added to both counts (Davison and Hinkley 1997), of rows to which one of each kind that
     differs is added, and never below the p of n rows that all agree: a few rows do not feign it.
     Assumes: rows are independent and neither model was chosen on them.
     Misleads: about methods. Two trainings of one method, compared so, differ "significantly" in 15 to 50 % of cases.
@@ -96,6 +97,11 @@ def compare_models(
     verdict, reason = decide(
         difference, p_value, equivalence_p, alpha=1 - level, seeds=None, margin=margin
     )
+    how = (
+        f"exact McNemar; {100 * level:g}% paired bootstrap over examples or McNemar's, the wider"
+        if differ
+        else f"{100 * level:g}% exact bound over examples, since both files say the same of every one"
+    )
     return ModelComparison(
         difference=difference,
         low=low,
@@ -111,7 +117,7 @@ def compare_models(
         n=n,
         verdict=verdict,
         reason=reason,
-        how=f"exact McNemar; {100 * level:g}% paired bootstrap over examples or McNemar's, the wider; about {ABOUT}",
+        how=f"{how}; about {ABOUT}",
     )
 
 

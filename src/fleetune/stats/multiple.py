@@ -252,6 +252,6 @@ def replicability(p_values: Mapping[str, float], *, alpha: float = ALPHA) -> Rep
     adjusted = dict(zip(p_values, holm(list(p_values.values())), strict=True))
     m = len(adjusted)
     # Holm's adjusted p is this partial-conjunction p, made monotone.
-    count = sum(p <= alpha for p in adjusted.values())
-    named = tuple(name for name, p in adjusted.items() if p <= alpha)
+    count = sum(p < alpha for p in adjusted.values())
+    named = tuple(name for name, p in adjusted.items() if p < alpha)
     return Replicability(count, m, named, f"partial conjunction over {m} tasks, Bonferroni")

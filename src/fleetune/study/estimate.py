@@ -1,8 +1,9 @@
 """What a run will train and what it will cost, before anything is written.
 
-Trials, epochs and parameters are exact (but for trials that fail, and for repeats of a setting in a batch, which go on
-together). Time, memory and disk are estimates with their reasons in `assumptions`; expect a factor of two. Nothing here looks at
-a label of a test row, and nothing is written.
+Trials, epochs and parameters are exact (but for trials that fail, for repeats of a setting in a batch, which go on together, and
+for the epochs of the last phase under protocol "cv", which the folds choose: they are the most). Time, memory and disk are
+estimates with their reasons in `assumptions`; expect a factor of two. Nothing here looks at a label of a test row, and nothing
+is written.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import torch
 from fleetune.backbone.families import family_of
 from fleetune.backbone.sites import SiteMap
 from fleetune.cohort.kernels import keep_few_kernels
+from fleetune.cohort.memory import COPIES
 from fleetune.cohort.plan import default_limits, groups
 from fleetune.errors import counted
 from fleetune.methods.base import count_parameters
@@ -32,10 +34,11 @@ from fleetune.study.space import Arm
 
 # Of the machine's matrix rate: 58 % was seen on two cores with RTE and MiniLM (DESIGN.md, section 8: limit 120, reached 70).
 EFFICIENCY = 0.5
-# A parameter, its gradient, AdamW's two moments and the best weights, in float32.
-COPIES = 5
 # Python with torch, transformers and peft loaded.
 LIBRARIES_BYTES = 600 * 2**20
+
+
+_CV_EPOCHS = "epochs: under protocol cv those of the last phase are the most; the folds choose how many are trained"
 
 
 def search_epochs(budget: Budget, epochs: int) -> int:
@@ -83,6 +86,7 @@ def estimate(prepared: Prepared, device: str = "cpu") -> dict[str, Any]:
             "disk_bytes": _disk(prepared, arms, at_once, largest),
         },
         "assumptions": [
+            *(_CV_EPOCHS for task in prepared.tasks[:1] if task.rows.protocol == "cv"),
             f"time: {rate / 1e9:.0f} GFLOP/s in a matrix product just now, of which half is reached; what else the machine "
             "does comes on top",
             "memory: libraries, four copies of the encoder's weights, five numbers for each trainable parameter of "
@@ -107,12 +111,14 @@ def _arm(prepared: Prepared, task: PreparedTask, arm: Arm, budget: Budget) -> di
         settings.phase: {"trials": len(settings.seeds), "epochs": len(settings.seeds) * epochs},
     }
     whole = length_of(probe) / epochs  # below 1 where the last epoch is not a whole one
-    for phase in found.values():
-        phase["tokens"] = round(phase["epochs"] * whole * kept)
+    for name, phase in found.items():
+        # Under "cv" the last phase trains on all of train, and has nothing to be judged on.
+        of = int(lengths.sum()) if folds > 1 and name != SEARCH else kept
+        phase["tokens"] = round(phase["epochs"] * whole * of)
     per_token = 2 * _linear_weights(task.sites)
     backward = 1 if counted.encoder else 0
     trained = sum(phase["tokens"] for phase in found.values())
-    judged = sum(phase["epochs"] for phase in found.values()) * held
+    judged = sum(found[name]["epochs"] for name in (found if folds == 1 else (SEARCH,))) * held
     tests = sum(int(t.lengths.sum()) for t in task.test_tables.values()) * len(settings.seeds)
     return {
         "task": rows.task.name,

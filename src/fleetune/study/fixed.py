@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from operator import index
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +32,24 @@ def fixed_settings(
         raise SettingsError(
             "methods", [f"a method may be named once, but got {', '.join(names)}; use a study"]
         )
-    if isinstance(seeds, int):
-        if not 1 <= seeds <= MOST_TRIALS:
-            rule = f"`seeds {'>= 1' if seeds < 1 else f'<= {MOST_TRIALS}'}` must hold"
-            raise SettingsError("seeds", [f"{rule}, but got {seeds}"])
-        seeds = range(seed, seed + seeds)
     return Settings(
-        data=data, methods=tuple(methods), seeds=tuple(seeds), training=training, **encoder
+        data=data, methods=tuple(methods), seeds=_seeds(seeds, seed), training=training, **encoder
     )
+
+
+def _seeds(seeds: int | Iterable[int], first: int) -> tuple[int, ...]:
+    """The seeds themselves, or so many from the first on; numpy's whole numbers become Python's."""
+    try:
+        if isinstance(seeds, Iterable):
+            return tuple(index(seed) for seed in seeds)
+        count, first = index(seeds), index(first)
+    except TypeError:
+        rule = "must be a whole number or a list of them, and seed a whole number"
+        raise SettingsError("seeds", [f"{rule}, but got {seeds!r} and {first!r}"]) from None
+    if not 1 <= count <= MOST_TRIALS:
+        rule = f"`seeds {'>= 1' if count < 1 else f'<= {MOST_TRIALS}'}` must hold"
+        raise SettingsError("seeds", [f"{rule}, but got {count}"])
+    return tuple(range(first, first + count))
 
 
 def misplaced(data: DataSettings, *, columns: bool = False) -> list[str]:

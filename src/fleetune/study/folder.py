@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fleetune.durable import TEMPORARY, make_folder
-from fleetune.errors import DataError, EnvironmentProblem, RefusedError
+from fleetune.errors import DataError, EnvironmentProblem, RefusedError, reason
 from fleetune.study import journal
 from fleetune.study.settings import PLACES
 
@@ -104,10 +104,10 @@ def refuse_changes(path: Path, text: str) -> None:
     """RefusedError with the difference where a run has other settings; DataError where they cannot be read."""
     try:
         old = _flat(tomllib.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(
             str(path),
-            [f"unreadable ({error}); restore it from a copy, or give another --output-dir"],
+            [f"unreadable ({reason(error)}); restore it from a copy, or give another --output-dir"],
         ) from None
     new = _flat(tomllib.loads(text))
     changed = [

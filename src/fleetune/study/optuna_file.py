@@ -29,6 +29,7 @@ def export_optuna(run: Path, output: Path) -> int:
     Raises SettingsError where the run has searched nothing, RefusedError where `output` is there already.
     """
     import optuna
+    from sqlalchemy import URL
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     events = journal.read(run / journal.NAME)
@@ -44,7 +45,9 @@ def export_optuna(run: Path, output: Path) -> int:
     arms = {arm.name: arm for arm in arms_of(settings.methods, settings.training)}
     count = 0
     with new_file(output) as temporary:
-        storage = optuna.storages.RDBStorage(f"sqlite:///{temporary}")
+        # As a URL's part: a path may hold what a URL reads as something else.
+        place = URL.create("sqlite", database=str(temporary)).render_as_string()
+        storage = optuna.storages.RDBStorage(place)
         for task, name in dict.fromkeys((e["task"], e["arm"]) for e in proposed):
             own = [e for e in proposed if (e["task"], e["arm"]) == (task, name)]
             count += _study(storage, events, f"{task}/{name}", arms[name], own)

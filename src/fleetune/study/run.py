@@ -20,7 +20,6 @@ from typing import Any
 import tomli_w
 
 from fleetune.backbone.families import family_of
-from fleetune.cohort.events import Advanced as Advanced
 from fleetune.cohort.plan import groups
 from fleetune.cohort.room import Returned
 from fleetune.cohort.schedule import FixedList, Resumable

@@ -12,8 +12,6 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 PROTOCOLS = ("holdout", "cv", "paper")
-SAMPLERS = ("grid", "random", "tpe")
-PRUNERS = ("halving", "none")
 TRAIN, SEARCH, CONFIRM = "train", "search", "confirm"
 """The phases that a trial may belong to."""
 FIRST_CONFIRM_SEED = 1000
@@ -86,7 +84,7 @@ class SearchSettings:
     sampler: str = "tpe"
     pruner: str = "halving"
     batch: int | None = None
-    """So many settings are proposed at once, and compete with one another; None: see `search.batch_size`."""
+    """So many settings are proposed at once, and compete with one another; None: see `plan.batch_size`."""
     seed: int = 0
     """The first seed of the search: of its draws, and of its trials."""
 

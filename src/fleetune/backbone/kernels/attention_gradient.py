@@ -149,7 +149,7 @@ def to_key_value(
     heads: tl.constexpr, width: tl.constexpr, d: tl.constexpr, m: tl.constexpr, n: tl.constexpr,
     window: tl.constexpr, first: tl.constexpr, biased: tl.constexpr, drops: tl.constexpr, rounds: tl.constexpr,
 ):  # fmt: skip
-    """Of the same, after `_to_query`."""
+    """Of the same, after `to_query`."""
     sequence, head, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     start = tl.load(offsets + sequence)
     end = tl.load(offsets + sequence + 1)
