@@ -165,8 +165,8 @@ def test_halving_keeps_the_best_setting_of_each_batch() -> None:
         batch = [f"head-{n}-0" for n in range(start, start + 4)]
         best = max(batch, key=lambda i: quality(toy.rates[i]))
         assert toy.ends[best] == "done"
-    (lane,) = toy.search.lanes
-    found = choose(lane, fixed_epochs=False)
+    (one_arm,) = toy.search.arms
+    found = choose(one_arm, fixed_epochs=False)
     assert found.picks["learning_rate"] == max(toy.rates.values(), key=quality)
     assert (found.tried, found.stopped, found.failed, found.epochs) == (12, 6, 0, None)
 
@@ -217,16 +217,16 @@ def test_a_grid_goes_around_again_with_further_seeds() -> None:
 
 def test_a_failed_trial_is_counted_and_its_batch_goes_on() -> None:
     toy = Toy(Budget(8, 4, True), arms=1, fails={"head-1-0", "head-6-0"}).run(2)
-    (lane,) = toy.search.lanes
-    found = choose(lane, fixed_epochs=False)
+    (one_arm,) = toy.search.arms
+    found = choose(one_arm, fixed_epochs=False)
     assert (found.tried, found.failed) == (8, 2) and len(toy.ends) == 8
     assert list(toy.ends.values()).count("failed") == 2
 
 
 def test_where_every_trial_fails_nothing_is_chosen() -> None:
     toy = Toy(Budget(4, 2, True), arms=1, fails={f"head-{n}-0" for n in range(4)}).run(3)
-    (lane,) = toy.search.lanes
-    found = choose(lane, fixed_epochs=False)
+    (one_arm,) = toy.search.arms
+    found = choose(one_arm, fixed_epochs=False)
     assert found.picks is None and (found.tried, found.failed) == (4, 4)
 
 
@@ -240,7 +240,7 @@ def test_folds_of_a_setting_stand_and_fall_together(size: int) -> None:
                 assert ends <= {"failed", "stopped", None}
             else:
                 assert len(ends) == 1
-    found = choose(toy.search.lanes[1], fixed_epochs=True)
+    found = choose(toy.search.arms[1], fixed_epochs=True)
     assert found.epochs == 9 and len(found.trials) == 5  # the toy's scores rise to the end
 
 
@@ -316,11 +316,11 @@ class Scripted:
             state = json.loads(json.dumps(self.search.state()))
             self.search = self.make()
             self.search.restore(state)
-        assert not parked and self.search.lanes[0].over
+        assert not parked and self.search.arms[0].over
         return self
 
     def choose(self, *, fixed_epochs: bool = False):
-        return choose(self.search.lanes[0], fixed_epochs=fixed_epochs)
+        return choose(self.search.arms[0], fixed_epochs=fixed_epochs)
 
 
 def flat(score: float, epochs: int = 9) -> list[float | None]:
@@ -382,22 +382,22 @@ def test_the_best_setting_goes_on_with_more_repeats_than_there_are_places() -> N
 def test_a_repeat_that_another_batch_stopped_counts_with_what_its_mates_gained() -> None:
     """Alone its lucky seed would win; a stopped one at its early score would lose for that alone."""
     search = Scripted({1e-3: [flat(0.7)], 1e-2: [flat(0.7)], 3e-2: [flat(0.5)]}).run().search
-    (lane,) = search.lanes
+    (one_arm,) = search.arms
     for number, (rate, curve, stopped) in enumerate(
         ((1e-2, [0.70, 0.76], False), (1e-2, [0.62], True), (1e-3, [0.69, 0.74], False))
     ):
-        c = lane.candidates[number]
+        c = one_arm.candidates[number]
         c.picks, c.stopped, c.curves = (
             {"learning_rate": rate},
             stopped,
             {next(iter(c.units)): curve},
         )
         c.done = set() if stopped else set(c.units)
-    found = choose(lane, fixed_epochs=False)
+    found = choose(one_arm, fixed_epochs=False)
     # 0.01: 0.76, and 0.62 + 0.06.
     assert found.picks == {"learning_rate": 1e-3} and found.score == pytest.approx(0.74)
-    lane.candidates[2].curves = {next(iter(lane.candidates[2].units)): [0.69, 0.71]}
-    found = choose(lane, fixed_epochs=True)
+    one_arm.candidates[2].curves = {next(iter(one_arm.candidates[2].units)): [0.69, 0.71]}
+    found = choose(one_arm, fixed_epochs=True)
     assert found.picks == {"learning_rate": 1e-2} and found.score == pytest.approx(0.72)
     assert found.epochs == 2 and len(found.trials) == 2
 

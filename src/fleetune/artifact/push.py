@@ -117,7 +117,7 @@ def _explained(error: Exception, repo: str, shown: str) -> FleetuneError:
         return EnvironmentProblem(
             f"no token is set to write to {repo} with; log in with `hf auth login`, or set HF_TOKEN"
         )
-    said = hub.reason(error).replace(hub.endpoint(), shown)
+    said = hub.network_reason(error).replace(hub.endpoint(), shown)
     return EnvironmentProblem(
         f"could not send {repo} to {shown}: {said}; connect to the network and run the same command again"
     )

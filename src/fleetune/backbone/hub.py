@@ -145,7 +145,7 @@ class _Model:
         """The failure as one of ours."""
         answer = next((e for e in _chain(error) if isinstance(e, errors.HfHubHTTPError)), None)
         if answer is None:
-            return self.unreachable(reason(error).replace(self.endpoint, self._shown))
+            return self.unreachable(network_reason(error).replace(self.endpoint, self._shown))
         status = answer.response.status_code
         code = answer.response.headers.get("X-Error-Code")
         if isinstance(answer, errors.RevisionNotFoundError):
@@ -235,7 +235,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def reason(error: Exception) -> str:
+def network_reason(error: Exception) -> str:
     """What the system said. The HTTP library may quote headers: of its errors the kind alone."""
     if isinstance(error, UnicodeEncodeError):
         return "HF_TOKEN holds characters that no request can carry"

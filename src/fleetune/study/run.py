@@ -141,7 +141,7 @@ class Run:
                 ],
             )
         if self.journal.repaired:
-            told = f"{journal.NAME}: {self.journal.repaired} bytes of a line that was not finished were cut off"
+            told = f"{journal.NAME}: {self.journal.repaired} bytes of a last line that is unfinished or damaged were cut off"
             self._mended("journal-repaired", told, bytes=self.journal.repaired)
         if changed:
             told = f"going on elsewhere ({'; '.join(changed)}): numbers may differ in their last digits"
@@ -223,12 +223,12 @@ class Run:
             for e in self.journal.events
             if e["kind"] == "chosen" and e["task"] == name
         }
-        lanes = plan.budgets(self.prepared)
-        for arm, budget in lanes:
+        arms = plan.budgets(self.prepared)
+        for arm, budget in arms:
             if budget.trials == 0 and arm.name not in found:
                 found[arm.name] = Chosen(arm.name, {}, None, None)
                 self.journal.append("chosen", task=name, **asdict(found[arm.name]))
-        searched = [arm for arm, budget in lanes if budget.trials]
+        searched = [arm for arm, budget in arms if budget.trials]
         for number, group in enumerate(groups(searched, plan.method, self.family)):
             if all(arm.name in found for arm in group.members):
                 continue
@@ -237,11 +237,11 @@ class Run:
             finish = partial(_searched, self.prepared.optimistic)
             stage = f"{name}/search/{number}"
             self._stage(stage, task, search, sample, finish, watch, group.why)
-            for lane in search.lanes:
-                if lane.arm.name in found:
+            for one_arm in search.arms:
+                if one_arm.arm.name in found:
                     continue  # a cut came between the arms of a group
-                best = choose(lane, fixed_epochs=self.prepared.settings.data.protocol == "cv")
-                found[lane.arm.name] = best
+                best = choose(one_arm, fixed_epochs=self.prepared.settings.data.protocol == "cv")
+                found[one_arm.arm.name] = best
                 self.journal.append("chosen", task=name, **asdict(best))
         return found
 

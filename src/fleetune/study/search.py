@@ -94,7 +94,7 @@ class Budget:
     halving: bool
 
 
-class Lane:
+class ArmSearch:
     """One arm's search."""
 
     def __init__(self, arm: Arm, budget: Budget) -> None:
@@ -133,9 +133,9 @@ class Search:
     """The search of some arms in one cohort; see `cohort.schedule.Resumable`."""
 
     def __init__(self, arms: Sequence[tuple[Arm, Budget]], propose: Propose, make: Make) -> None:
-        self.lanes = [Lane(arm, budget) for arm, budget in arms]
+        self.arms = [ArmSearch(arm, budget) for arm, budget in arms]
         self._propose, self._make = propose, make
-        self._places: dict[str, tuple[Lane, Candidate]] = {}
+        self._places: dict[str, tuple[ArmSearch, Candidate]] = {}
         self._turn = 0
         self._called: deque[str] = deque()
         self._dropped: list[str] = []
@@ -145,13 +145,13 @@ class Search:
     def next(self) -> TrialInput | None:
         if self._called:
             return self.given(self._called.popleft())
-        for _ in self.lanes:
-            lane = self.lanes[self._turn]
-            self._turn = (self._turn + 1) % len(self.lanes)
-            if not lane.waiting and lane.batch_over and not lane.over:
-                self._next_batch(lane)
-            if lane.waiting:
-                return self.given(lane.waiting.popleft())
+        for _ in self.arms:
+            one_arm = self.arms[self._turn]
+            self._turn = (self._turn + 1) % len(self.arms)
+            if not one_arm.waiting and one_arm.batch_over and not one_arm.over:
+                self._next_batch(one_arm)
+            if one_arm.waiting:
+                return self.given(one_arm.waiting.popleft())
         return None
 
     def observe(self, ident: str, result: EpochResult) -> None:
@@ -162,22 +162,22 @@ class Search:
             curve.append(score if given.higher_is_better else -score)
 
     def parks(self, ident: str, result: EpochResult) -> bool:
-        lane, candidate = self._places[ident]
+        one_arm, candidate = self._places[ident]
         if not candidate.in_play:  # another fold of the same setting has failed
             self._dropped.append(ident)
             return True
-        if lane.rung is None or result.epoch < lane.rung:
+        if one_arm.rung is None or result.epoch < one_arm.rung:
             return False
-        self._settle(lane)
+        self._settle(one_arm)
         return True
 
     def left(self, ident: str, *, failed: bool) -> None:
-        lane, candidate = self._places[ident]
+        one_arm, candidate = self._places[ident]
         candidate.done.add(ident)
         if failed:
             candidate.failed = True
-            self._give_up(lane, candidate)
-        self._settle(lane)
+            self._give_up(one_arm, candidate)
+        self._settle(one_arm)
 
     def dropped(self) -> Sequence[str]:
         found, self._dropped = self._dropped, []
@@ -185,44 +185,44 @@ class Search:
 
     # --- how it decides
 
-    def _next_batch(self, lane: Lane) -> None:
-        lane.start, lane.level = len(lane.candidates), 0
-        count = min(lane.budget.batch, lane.budget.trials - lane.start)
-        for picks in self._propose(lane.arm, [c.tried for c in lane.candidates], count):
-            candidate = self._add(lane, picks)
-            lane.waiting.extend(candidate.units)
+    def _next_batch(self, one_arm: ArmSearch) -> None:
+        one_arm.start, one_arm.level = len(one_arm.candidates), 0
+        count = min(one_arm.budget.batch, one_arm.budget.trials - one_arm.start)
+        for picks in self._propose(one_arm.arm, [c.tried for c in one_arm.candidates], count):
+            candidate = self._add(one_arm, picks)
+            one_arm.waiting.extend(candidate.units)
 
-    def _add(self, lane: Lane, picks: Mapping[str, Any]) -> Candidate:
-        number = len(lane.candidates)
-        before = sum(_key(c.picks) == _key(picks) for c in lane.candidates)
-        units = self._make(lane.arm, picks, number, before)
+    def _add(self, one_arm: ArmSearch, picks: Mapping[str, Any]) -> Candidate:
+        number = len(one_arm.candidates)
+        before = sum(_key(c.picks) == _key(picks) for c in one_arm.candidates)
+        units = self._make(one_arm.arm, picks, number, before)
         candidate = Candidate(number, picks, units)
-        lane.candidates.append(candidate)
-        self._places.update({ident: (lane, candidate) for ident in candidate.units})
+        one_arm.candidates.append(candidate)
+        self._places.update({ident: (one_arm, candidate) for ident in candidate.units})
         return candidate
 
-    def _settle(self, lane: Lane) -> None:
+    def _settle(self, one_arm: ArmSearch) -> None:
         """Where the whole batch has come to its rung: who goes on, and who is stopped."""
-        racing = [c for c in lane.batch if c.in_play]
-        if lane.rung is None or not all(c.reached(lane.rung) for c in racing):
+        racing = [c for c in one_arm.batch if c.in_play]
+        if one_arm.rung is None or not all(c.reached(one_arm.rung) for c in racing):
             return
-        lane.level += 1
-        going = _best(lane.batch, math.ceil(len(lane.batch) / ETA**lane.level))
+        one_arm.level += 1
+        going = _best(one_arm.batch, math.ceil(len(one_arm.batch) / ETA**one_arm.level))
         for candidate in (c for c in racing if not c.ended):  # who has ended waits for nothing
             on = candidate in going
             candidate.stopped = not on
             waiting = (i for i in candidate.units if i not in candidate.done)
             (self._called if on else self._dropped).extend(waiting)
 
-    def _give_up(self, lane: Lane, candidate: Candidate) -> None:
+    def _give_up(self, one_arm: ArmSearch, candidate: Candidate) -> None:
         """The other folds of a setting that has failed: those that wait are not trained any further."""
         own = set(candidate.units)
         self._dropped.extend(i for i in self._called if i in own)
-        if lane.rung is not None:
-            parked = (i for i, c in candidate.curves.items() if len(c) >= lane.rung)
+        if one_arm.rung is not None:
+            parked = (i for i, c in candidate.curves.items() if len(c) >= one_arm.rung)
             self._dropped.extend(i for i in parked if i not in candidate.done)
         self._called = deque(i for i in self._called if i not in own)
-        lane.waiting = deque(i for i in lane.waiting if i not in own)
+        one_arm.waiting = deque(i for i in one_arm.waiting if i not in own)
 
     # --- after a cut
 
@@ -236,9 +236,9 @@ class Search:
             "dropped": list(self._dropped),
             "lanes": [
                 {
-                    "start": lane.start,
-                    "level": lane.level,
-                    "waiting": list(lane.waiting),
+                    "start": one_arm.start,
+                    "level": one_arm.level,
+                    "waiting": list(one_arm.waiting),
                     "candidates": [
                         {
                             "picks": c.picks,
@@ -247,24 +247,24 @@ class Search:
                             "failed": c.failed,
                             "stopped": c.stopped,
                         }
-                        for c in lane.candidates
+                        for c in one_arm.candidates
                     ],
                 }
-                for lane in self.lanes
+                for one_arm in self.arms
             ],
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         self._turn, self._dropped = state["turn"], list(state["dropped"])
         self._called = deque(state["called"])
-        for lane, was in zip(self.lanes, state["lanes"], strict=True):
+        for one_arm, was in zip(self.arms, state["lanes"], strict=True):
             for one in was["candidates"]:
-                candidate = self._add(lane, one["picks"])
+                candidate = self._add(one_arm, one["picks"])
                 candidate.curves = {ident: list(c) for ident, c in one["curves"].items()}
                 candidate.done = set(one["done"])
                 candidate.failed, candidate.stopped = one["failed"], one["stopped"]
-            lane.start, lane.level = was["start"], was["level"]
-            lane.waiting = deque(was["waiting"])
+            one_arm.start, one_arm.level = was["start"], was["level"]
+            one_arm.waiting = deque(was["waiting"])
 
 
 def _key(picks: Mapping[str, Any]) -> str:
@@ -326,23 +326,23 @@ class Chosen:
     """Of all of the arm's search trials."""
 
 
-def choose(lane: Lane, *, fixed_epochs: bool) -> Chosen:
+def choose(one_arm: ArmSearch, *, fixed_epochs: bool) -> Chosen:
     """The best setting of an arm, by its mean over the seeds it was tried with.
 
     A setting of which a repeat failed is chosen only where one of every setting did: then the one that failed least often. After
     that, one that trained to its end stands before those that halving stopped, which are chosen where all that went on failed.
     """
     nothing = Chosen(
-        lane.arm.name,
+        one_arm.arm.name,
         picks=None,
         score=None,
         epochs=None,
-        tried=len(lane.candidates),
-        stopped=sum(c.stopped for c in lane.candidates),
-        failed=sum(c.failed for c in lane.candidates),
-        epochs_trained=sum(len(s) for c in lane.candidates for s in c.curves.values()),
+        tried=len(one_arm.candidates),
+        stopped=sum(c.stopped for c in one_arm.candidates),
+        failed=sum(c.failed for c in one_arm.candidates),
+        epochs_trained=sum(len(s) for c in one_arm.candidates for s in c.curves.values()),
     )
-    settings = [g for g in _settings(lane.candidates) if _failures(g) < len(g)]
+    settings = [g for g in _settings(one_arm.candidates) if _failures(g) < len(g)]
     if not settings:
         return nothing
     # min keeps the first of equals, and they stand in the order of their first proposals.
