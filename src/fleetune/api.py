@@ -82,9 +82,10 @@ class Result:
     def winner(self) -> Path | None:
         """The folder of the model to use, chosen on selection rows; None where no trial has ended."""
         from fleetune.report.facts import winner
+        from fleetune.study.folder import trial_folder
 
         best = winner(self.facts)
-        return None if best is None else self.folder / "trials" / best["id"]
+        return None if best is None else trial_folder(self.folder, best["id"])
 
     def __getitem__(self, name: str) -> Trainings:
         """All trainings of one method, by its name or, where that is not enough, by its row in the table ("lora r=8")."""
@@ -152,9 +153,18 @@ def train(
     """Train one setting of each method with any number of seeds, and measure it: `fleetune train`.
 
     data: a task's name, a file, a pandas frame or a list of dicts; columns that are not named are guessed. Rows from memory
-    are kept in the run's folder. max_train_samples: rows of train to take at most, a stratified draw. seeds: how many, from
-    `seed` on, or the seeds themselves. training: settings for all methods under the names of
-    `transformers.TrainingArguments` (docs/settings.md).
+    are kept in the run's folder. methods: one name, several, or names with their settings (`Methods`). output_dir: the run's
+    folder; where it holds this same run, that goes on. seeds: how many, from `seed` on, or the seeds themselves.
+    test_data: as data, for the rows that the scores are about; without it a tenth of own rows. data_dir: the folder of a named
+    task. text_column (two for pairs), label_column, groups_column (rows of one group are never divided): of own rows.
+    max_train_samples: rows of train to take at most, a stratified draw. protocol: "holdout" or "paper" (docs/statistics.md).
+    backbone, revision: "minilm", a folder, or a hub id and its commit. dtype: "auto", "bfloat16", "float32" or "float64", of the
+    encoder. max_length: in tokens. device: "cpu" or "cuda". report_to: "tensorboard" or "trackio". save_steps: cohort steps
+    between snapshots, besides those by time. progress: plain lines on stderr. watch: is told every event. training: settings for
+    all methods under the names of `transformers.TrainingArguments` (docs/settings.md).
+
+    Raises SettingsError for what cannot be trained as asked, DataError for rows that cannot be used, EnvironmentProblem for what
+    this machine lacks, RefusedError where the folder holds another run. A trial that fails raises nothing; its record says why.
     """
     from fleetune.study.file import method_entries
     from fleetune.study.fixed import fixed_settings
@@ -207,7 +217,7 @@ def study(
     """Search each method with an equal budget, confirm with fresh seeds, and say what differs: `fleetune study`.
 
     study: a study file, or its content as a dict of tables (docs/studies.md). overrides: "training.num_train_epochs=5", as
-    --set of the command; for files.
+    --set of the command; for files. All else, and what is raised, as of `train`.
     """
     from fleetune.study.file import parse_study, read_study
     from fleetune.study.folder import has_begun
@@ -227,7 +237,11 @@ def study(
 
 
 def load(model: Place | Result, *, dtype: str | None = None, device: str = "cpu") -> Predictor:
-    """A saved model, ready to predict. model: a trial's folder, an exported one, or a run, which stands for its winner."""
+    """A saved model, ready to predict.
+
+    model: a trial's folder, an exported one, or a run, which stands for its winner. dtype: of the encoder, by default that of the
+    training. Raises what `Predictor` does.
+    """
     from fleetune.serve.predictor import Predictor
 
     return Predictor(_place(model), dtype=dtype, device=device)
@@ -331,6 +345,7 @@ def _place(model: Place | Result) -> Path:
 def _trainings(result: Result) -> dict[str, Trainings]:
     """By the name of each row of the table; with several tasks the task stands before it."""
     from fleetune.report.tables import labels, main_estimates
+    from fleetune.study.folder import trial_folder
 
     facts, found = result.facts, dict[str, Trainings]()
     tasks = list(dict.fromkeys(e["task"] for e in facts["estimates"]))
@@ -338,7 +353,7 @@ def _trainings(result: Result) -> dict[str, Trainings]:
         main = main_estimates(facts, task)
         for label, e in zip(labels(main), main, strict=True):
             name = f"{task}: {label}" if len(tasks) > 1 else label
-            folders = tuple(result.folder / "trials" / ident for ident in e["trials"])
+            folders = tuple(trial_folder(result.folder, ident) for ident in e["trials"])
             found[name] = Trainings(name, e["method"], folders, e["failed_seeds"])
     return found
 

@@ -34,6 +34,7 @@ def show(
     from fleetune.report import tables, trial_tables
     from fleetune.report.facts import run_facts
     from fleetune.report.stored import damage_told
+    from fleetune.study.folder import trial_folder
 
     if as_json and as_csv:
         raise SettingsError("show", ["give --json or --csv, and not both"])
@@ -46,7 +47,7 @@ def show(
     elif chosen is not None:
         out(trial_tables.one(chosen))
         if chosen["status"] == "done" and chosen["phase"] != "search":
-            place = _quoted(run / "trials" / chosen["id"])
+            place = _quoted(trial_folder(run, chosen["id"]))
             say(f"next: fleetune predict {place} {tables.texts_of(facts, chosen)}")
     else:
         with damage_told(run):
@@ -56,6 +57,7 @@ def show(
 def _all(run: Path, facts: dict[str, Any]) -> None:
     from fleetune.report import study_tables, tables
     from fleetune.report.facts import winner
+    from fleetune.study.folder import trial_folder
 
     study = facts["study"]
     data, backbone = study["data"], study["backbone"]["name"]
@@ -67,7 +69,7 @@ def _all(run: Path, facts: dict[str, Any]) -> None:
     best = winner(facts)
     if study["status"] != "done":
         say("not finished: the same command goes on where it stopped")
-    elif best is not None and (run / "trials" / best["id"]).is_dir():
+    elif best is not None and trial_folder(run, best["id"]).is_dir():
         texts = tables.texts_of(facts, best)
         say(f"next: fleetune predict {_quoted(run)} {texts}   (uses {best['id']})")
         say(f"      fleetune report {_quoted(run)}   (one HTML file with everything)")

@@ -198,6 +198,7 @@ def run(
     # Only now: statistics take a second to import, and training need not wait for them.
     from fleetune.report import study_tables, tables
     from fleetune.report.facts import run_facts, winner
+    from fleetune.study.folder import trial_folder
 
     facts = run_facts(output_dir)
     if as_json:
@@ -211,7 +212,7 @@ def run(
         if trial["status"] == "failed":
             say(f"{trial['id']} failed: {trial['reason']}")
     best = winner(facts)
-    if best is not None and (output_dir / "trials" / best["id"]).is_dir():
+    if best is not None and trial_folder(output_dir, best["id"]).is_dir():
         texts = tables.texts_of(facts, best)
         chosen = "test rows, OPTIMISTIC" if best["optimistic"] else "selection rows"
         say(

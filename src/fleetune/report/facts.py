@@ -93,9 +93,9 @@ def _facts(folder: Path, events: list[dict[str, Any]]) -> dict[str, Any]:
 def winner(facts: dict[str, Any]) -> dict[str, Any] | None:
     """The trial to use: of the method with the best mean selection score, its best one; of several tasks, on the first.
 
-    Test scores are not looked at.
-    A failed trial has no selection score, and what its selection rows would give to a constant answer is not kept: in the mean of
-    its method it counts as the worst there is (`data.metrics.worst`), or where a loss selects an infinite one.
+    Test scores are not looked at. A failed trial has no selection score, and what its selection rows would give to a constant
+    answer is not kept: in the mean of its method it counts as the worst there is (`data.metrics.worst`), or where a loss selects
+    an infinite one.
     """
     groups = [g for g in trainings.groups(facts["trials"]) if g.done]
     if not groups:

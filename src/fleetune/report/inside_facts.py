@@ -20,6 +20,7 @@ from fleetune.artifact import layout
 from fleetune.errors import EnvironmentProblem, FleetuneError, unreadable
 from fleetune.methods.lora import Lora
 from fleetune.stats.rank import effective_rank
+from fleetune.study.folder import trial_folder
 
 Tensors = dict[str, NDArray[Any]]
 _LAYER = re.compile(r"\.(\d+)\.")
@@ -123,7 +124,7 @@ def _spectra(folder: Path, trial: dict[str, Any]) -> Iterator[NDArray[Any]]:
 
 
 def _adapter(folder: Path, trial: dict[str, Any]) -> Tensors:
-    path = folder / "trials" / trial["id"] / layout.WEIGHTS
+    path = trial_folder(folder, trial["id"]) / layout.WEIGHTS
     try:
         return {layout.own_name(n): t for n, t in safetensors.numpy.load_file(path).items()}
     except (safetensors.SafetensorError, KeyError) as error:

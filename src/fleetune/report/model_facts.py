@@ -25,6 +25,7 @@ from fleetune.report.stored import (
     read_settings,
 )
 from fleetune.stats.intervals import wilson
+from fleetune.study.folder import trial_folder
 
 BINS = 10
 WORST = 20
@@ -37,7 +38,7 @@ _MOST_PARENTS = 3
 
 def model_facts(folder: Path, facts: dict[str, Any], trial: dict[str, Any]) -> dict[str, Any]:
     """What one saved trial gets wrong. Raises DataError where its files cannot be read."""
-    place = folder / "trials" / trial["id"]
+    place = trial_folder(folder, trial["id"])
     record = read_json(place / layout.RECORD)
     try:
         names = [str(name) for name in record["label_names"]]

@@ -21,6 +21,7 @@ from fleetune.report.stored import damage_told
 from fleetune.report.tables import labels, main_estimates
 from fleetune.stats.budget import expected_best
 from fleetune.study import journal
+from fleetune.study.folder import STUDY
 from fleetune.study.propose import PROPOSED
 
 # Below this many trials a share of importance is mostly noise (Hutter et al. 2014 fit forests to hundreds).
@@ -59,7 +60,7 @@ def page_facts(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
         )
         or [],
         "again": again(facts),
-        "study_file": (folder / "study.toml").read_text(encoding="utf-8"),
+        "study_file": (folder / STUDY).read_text(encoding="utf-8"),
         "why": why,
     }
 

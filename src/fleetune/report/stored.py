@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from fleetune.artifact.load import read_json
 from fleetune.data.parquet import check_promised
 from fleetune.errors import DataError, FleetuneError, unreadable
+from fleetune.study.folder import ENVIRONMENT, STUDY
 
 _RESTORE = "restore it from a copy"
 # The tables of environment.json, and what of each is read (study/machine.py writes them).
@@ -32,7 +33,7 @@ _ENVIRONMENT = {
 
 def read_settings(folder: Path) -> dict[str, Any]:
     """study.toml of a run."""
-    path = folder / "study.toml"
+    path = folder / STUDY
     try:
         found = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -58,7 +59,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
 
 def read_environment(folder: Path) -> dict[str, Any]:
     """environment.json of a run."""
-    path = folder / "environment.json"
+    path = folder / ENVIRONMENT
     found = read_json(path)
     if not isinstance(found, dict) or not all(isinstance(found.get(p), dict) for p in _ENVIRONMENT):
         raise DataError(

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from fleetune.artifact import layout
 from fleetune.report.stored import read_predictions
 from fleetune.stats.failed import with_failed
+from fleetune.study.folder import trial_folder
 
 Trial = dict[str, Any]
 Outputs = tuple[NDArray[Any], NDArray[Any]]
@@ -62,7 +63,7 @@ def setting(trial: Mapping[str, Any]) -> str:
 def outputs(folder: Path, group: Group, name: str) -> Outputs:
     """Labels and logits of one test set; failed trainings stand behind the others."""
     read = [
-        saved_predictions(folder / "trials" / t["id"], name) for t in group.done or [group.judged]
+        saved_predictions(trial_folder(folder, t["id"]), name) for t in group.done or [group.judged]
     ]
     _, labels, _ = read[-1]
     logits = np.stack([logits for _, _, logits in read])

@@ -30,7 +30,7 @@ from fleetune.errors import DataError, RefusedError, SettingsError
 from fleetune.report.facts import run_facts, winner
 from fleetune.report.tables import none_left
 from fleetune.study import journal
-from fleetune.study.folder import STUDY
+from fleetune.study.folder import STUDY, trial_folder
 from fleetune.study.prepare import DTYPES, check_compute, resolve_dtype
 
 BATCH = 64
@@ -68,8 +68,12 @@ class Opened:
 class Predictor:
     """One saved model, loaded and checked.
 
-    beside: models that are open already; where one stands on the same backbone, with the same dtype and device, this one
-    computes through the same frozen weights.
+    path: a trial's folder, an exported one, or a run (its winner). dtype: of the encoder, None for that of the training. device:
+    "cpu" or "cuda". beside: models that are open already; where one stands on the same backbone, with the same dtype and device,
+    this one computes through the same frozen weights.
+
+    Raises SettingsError for a folder that holds no model and for an unknown dtype or device, DataError for a damaged model,
+    RefusedError where the backbone at hand is not the one of the training, EnvironmentProblem where there is none at hand.
     """
 
     def __init__(
@@ -214,7 +218,7 @@ def model_folder(path: Path) -> Path:
 
 def _kept(run: Path, winner: str) -> Path:
     """The folder of a run's winner; DataError where its model is lost, which the scores of the run outlive."""
-    folder = run / "trials" / winner
+    folder = trial_folder(run, winner)
     if (folder / layout.RECORD).is_file():
         return folder
     others = sorted(p.parent for p in run.glob(f"trials/*/{layout.RECORD}"))

@@ -30,6 +30,11 @@ GIVEN = ("data.jsonl", "test.jsonl")
 """Rows that a Python program gave; there before the run is (given.py)."""
 
 
+def trial_folder(run: Path, ident: str) -> Path:
+    """Where a run keeps a trial's model and predictions."""
+    return run / TRIALS / ident
+
+
 def has_begun(folder: Path) -> bool:
     """Whether a study has been started in a folder."""
     return (folder / STUDY).is_file()

@@ -16,6 +16,7 @@ from fleetune.durable import new_file
 from fleetune.errors import RefusedError, SettingsError
 from fleetune.study import journal
 from fleetune.study.file import parse_study
+from fleetune.study.folder import STUDY
 from fleetune.study.propose import DONE, FAILED, PROPOSED, STOPPED, Tried, frozen
 from fleetune.study.results import epochs
 from fleetune.study.space import Arm, arms_of
@@ -40,8 +41,8 @@ def export_optuna(run: Path, output: Path) -> int:
         )
     if output.exists():
         raise RefusedError(f"{output}: is there already; give another --output")
-    stored = tomllib.loads((run / "study.toml").read_text(encoding="utf-8"))
-    settings = parse_study(stored, str(run / "study.toml"), begun=True)
+    stored = tomllib.loads((run / STUDY).read_text(encoding="utf-8"))
+    settings = parse_study(stored, str(run / STUDY), begun=True)
     arms = {arm.name: arm for arm in arms_of(settings.methods, settings.training)}
     count = 0
     with new_file(output) as temporary:
