@@ -6,6 +6,7 @@ import json
 import shutil
 import tomllib
 import weakref
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,13 @@ from fleetune.errors import RefusedError, SettingsError
 from fleetune.report import study_tables
 from fleetune.report.facts import run_facts, winner
 from fleetune.report.page_facts import page_facts
+from fleetune.study import journal
 from fleetune.study import run as study_run
 from fleetune.study.estimate import estimate
 from fleetune.study.file import parse_study
+from fleetune.study.journal import Journal
 from fleetune.study.keep import Workbench
+from fleetune.study.optuna_file import export_optuna
 from fleetune.study.rows import FOLDS
 from tests.runs import Made, run_cli, texts, write_csv
 from tests.study import studies
@@ -467,14 +471,47 @@ def test_export_to_optuna(ranks: Path, cv, tmp_path: Path) -> None:
             assert study.best_params == arm["chosen"]
         assert not list(tmp_path.glob(".tmp-*"))
     with pytest.raises(RefusedError, match="is there already"):
-        from fleetune.study.optuna_file import export_optuna
-
         export_optuna(ranks, tmp_path / "3.db")
 
 
-def test_nothing_to_export_is_said(made: Made, tmp_path: Path) -> None:
-    from fleetune.study.optuna_file import export_optuna
+def test_a_search_under_loss_is_minimised_before_a_trial_has_ended(
+    ranks: Path, tmp_path: Path
+) -> None:
+    """The direction is the metric's, and an Optuna study keeps what it was made with."""
+    import optuna
 
+    run = shutil.copytree(ranks, tmp_path / "run")
+    events = journal.read(run / journal.NAME)
+    (run / journal.NAME).unlink()
+    with closing(Journal(run / journal.NAME)) as book:
+        for e in events:
+            if e["kind"] in ("trial-done", "trial-stopped", "epoch"):
+                continue
+            told = {k: v for k, v in e.items() if k not in ("kind", "time")}
+            if e["kind"] == "trial-started":
+                told["training"] |= {"metric_for_best_model": "loss", "greater_is_better": False}
+            book.append(e["kind"], **told)
+    export_optuna(run, tmp_path / "early.db")
+    url = f"sqlite:///{tmp_path / 'early.db'}"
+    for name in optuna.get_all_study_names(url):
+        study = optuna.load_study(study_name=name, storage=url)
+        assert study.direction == optuna.study.StudyDirection.MINIMIZE and study.trials == []
+
+
+def test_a_search_with_nothing_to_search_is_told(made: Made, tmp_path: Path) -> None:
+    study = tmp_path / "study.toml"
+    study.write_text(
+        small(made, '[[methods]]\nmethod = "head"\n\n[search]\n\n[confirm]\nseeds = 1\n')
+    )
+    told = run_cli("study", study, "--dry-run")
+    assert told.code == 0 and "nothing is searched, since no method gives a list" in told.err
+    study.write_text(
+        study.read_text().replace('"head"\n', '"head"\nlearning_rate = [1e-3, 1e-2]\n')
+    )
+    assert "nothing is searched" not in run_cli("study", study, "--dry-run").err
+
+
+def test_nothing_to_export_is_said(made: Made, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="nothing was searched"):
         export_optuna(made.run, tmp_path / "study.db")
     assert not list(tmp_path.iterdir())

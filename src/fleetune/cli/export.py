@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from fleetune.cli.options import out, say
-from fleetune.errors import SettingsError, did_you_mean
+from fleetune.errors import SettingsError, counted, did_you_mean
 
 FORMATS = ("hf", "onnx", "optuna")
 
@@ -107,4 +107,4 @@ def _optuna(run: Path, output: Path) -> None:
         raise SettingsError(str(run), ["no run: give the --output-dir of a study"])
     count = export_optuna(run, output)
     out(str(output))
-    say(f"{count} trials; look at them with optuna-dashboard sqlite:///{output}")
+    say(f"{counted(count, 'trial')}; look at them with optuna-dashboard sqlite:///{output}")

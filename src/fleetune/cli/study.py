@@ -93,6 +93,10 @@ def _tell(prepared: Any, settings: Any, device: str) -> None:
     tell_lengths(prepared, settings, "backbone.max_length")
     for task in prepared.tasks:
         tell_notes(task.dataset)
+    if settings.search is not None and not any(arm.searched for arm in prepared.arms):
+        say(
+            "note: nothing is searched, since no method gives a list or a range; [search] changes nothing"
+        )
     if prepared.optimistic:
         say(
             "protocol paper: epochs and settings are chosen on the test rows: numbers are OPTIMISTIC"

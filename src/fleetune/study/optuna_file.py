@@ -66,12 +66,13 @@ def _study(
     import optuna
 
     trials: list[Any] = []
-    higher = True
+    own = {ident for e in proposed for ids in e["trials"] for ident in ids}
+    begun = (e["training"] for e in events if e["kind"] == "trial-started" and e["id"] in own)
+    higher = next((bool(training["greater_is_better"]) for training in begun), True)
     for e in proposed:
         for picks, ids in zip(e["settings"], e["trials"], strict=True):
-            found = _tried(events, ids, picks)
-            if found is not None:
-                one, higher = found
+            one = _tried(events, ids, picks)
+            if one is not None:
                 best = max(one.curve, default=None) if higher else min(one.curve, default=None)
                 trials.append(frozen(arm, one, value=best, trials=ids, state=one.state))
     study = optuna.create_study(
@@ -85,8 +86,8 @@ def _study(
 
 def _tried(
     events: Sequence[dict[str, Any]], ids: Sequence[str], picks: dict[str, Any]
-) -> tuple[Tried, bool] | None:
-    """What came of a setting in its metric's own direction, and whether higher is better; None where it is still open."""
+) -> Tried | None:
+    """What came of a setting, scores in their metric's own direction; None where it is still open."""
     ends = {e["id"]: _ENDS[e["kind"]] for e in events if e["kind"] in _ENDS and e["id"] in ids}
     begun = {e["id"]: e["training"] for e in events if e["kind"] == "trial-started"}
     own = [i for i in ids if i in begun]
@@ -97,10 +98,9 @@ def _tried(
         or (len(own) < len(ids) and FAILED not in ends.values())
     ):
         return None
-    training = begun[own[0]]
-    metric = training["metric_for_best_model"]
+    metric = begun[own[0]]["metric_for_best_model"]
     curves = [[e["selection"][metric] for e in epochs(events, i)] for i in own]
     means = tuple(sum(s) / len(s) for s in zip(*curves, strict=False))
     states = set(ends.values())
     state = FAILED if FAILED in states else STOPPED if STOPPED in states else DONE
-    return Tried(picks, means, state), bool(training["greater_is_better"])
+    return Tried(picks, means, state)
