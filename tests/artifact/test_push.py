@@ -7,11 +7,15 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from huggingface_hub import ModelCard, constants, parse_eval_result_entries
 
 from fleetune.artifact import layout
+from fleetune.artifact.load import load_saved, read_record
+from fleetune.durable import sha256
+from fleetune.serve.predictor import Predictor
 from tests.artifact.taking_hub import TOKEN, Repository, TakingHub
 from tests.runs import Made, Result, run_cli
 
@@ -43,7 +47,7 @@ def adapter(made: Made, tmp_path: Path) -> Path:
             (folder / path.name).write_bytes(path.read_bytes())
     record = json.loads((folder / layout.RECORD).read_text())
     record |= {"backbone": BASE, "backbone_source": BASE}
-    (folder / layout.RECORD).write_text(json.dumps(record))
+    (folder / layout.RECORD).write_text(json.dumps(layout.sealed(record)))
     results = folder / ".eval_results"
     results.mkdir()
     results.joinpath("glue.yaml").write_text(
@@ -73,6 +77,36 @@ def test_an_adapter_goes_into_a_private_repository(hub: TakingHub, adapter: Path
     (entry,) = parse_eval_result_entries(yaml.safe_load(sent[".eval_results/glue.yaml"]))
     assert (entry.dataset_id, entry.task_id, entry.value) == ("nyu-mll/glue", "rte", 0.7)
     assert hub.yaml == [sent["README.md"].decode()]
+
+
+@pytest.mark.parametrize("kind", ["adapter", "hf", "onnx"])
+def test_what_was_sent_is_a_whole_model(
+    hub: TakingHub, adapter: Path, made: Made, tmp_path: Path, kind: str
+) -> None:
+    """Fetched into an empty folder it is read as it was before it was sent: all that its record names is there."""
+    if kind == "onnx":
+        pytest.importorskip("onnxruntime")
+    trial = made.run / "trials" / "lora-s0"
+    sent_from = adapter if kind == "adapter" else tmp_path / "merged"
+    words = () if kind == "adapter" else ("--format", kind, "--output", sent_from)
+    found = push(adapter if kind == "adapter" else trial, *words)
+    assert found.code == 0, found.err
+    (repository,) = hub.repositories.values()
+    there = tmp_path / "there"
+    there.mkdir()
+    for name, content in repository.files.items():
+        (there / name).parent.mkdir(exist_ok=True)
+        (there / name).write_bytes(content)
+    _, sums = read_record(there)
+    assert set(sums) == {n for n in read_record(sent_from)[1] if n != layout.PREDICTIONS}
+    assert all(sha256(there / name) == expected for name, expected in sums.items())
+    if kind == "hf":
+        said = Predictor(there).logits(["w1 w2"])
+        assert np.array_equal(said, Predictor(sent_from).logits(["w1 w2"]))
+    if kind == "adapter":
+        saved, before = load_saved(there), load_saved(sent_from)
+        assert saved.record == before.record and saved.tensors.keys() == before.tensors.keys()
+    assert ("model.onnx" in sums) == (kind == "onnx")
 
 
 def test_public_only_when_asked(hub: TakingHub, adapter: Path) -> None:

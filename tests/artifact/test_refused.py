@@ -70,7 +70,7 @@ def reseal(folder: Path, **changes: object) -> None:
     for name in record["checksums"]:
         if (folder / name).exists():
             record["checksums"][name] = sha256(folder / name)
-    path.write_text(json.dumps(record))
+    path.write_text(json.dumps(layout.sealed(record)))
 
 
 def with_weights(change: Callable[[dict], dict]) -> Callable[[Path], None]:
@@ -122,7 +122,7 @@ def _eight_bits(tensors: dict) -> dict:
 def _sums(folder: Path, name: str) -> None:
     found = json.loads((folder / layout.RECORD).read_bytes())
     found["checksums"][name] = "0"
-    (folder / layout.RECORD).write_text(json.dumps(found))
+    (folder / layout.RECORD).write_text(json.dumps(layout.sealed(found)))
 
 
 def _headless(tensors: dict) -> dict:

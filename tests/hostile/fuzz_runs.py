@@ -118,7 +118,17 @@ def _reseal(trial: Path) -> None:
     record = json.loads(path.read_bytes())
     for name in (layout.CONFIG, layout.WEIGHTS):
         record["checksums"][name] = sha256(trial / name)
-    path.write_text(json.dumps(record))
+    path.write_text(json.dumps(layout.sealed(record)))
+
+
+def _sealed_record(value: Any) -> Any:
+    """A record with a checksum that fits, where it still is one that can have one."""
+    from fleetune.artifact import layout
+
+    try:
+        return layout.sealed(value)
+    except (AttributeError, ValueError, TypeError):
+        return value
 
 
 def _use(trial: Path, sites: Any) -> object:
@@ -149,7 +159,10 @@ def _model_file(name: str) -> Callable[[Path], Case]:
             (trial / "fleetune.json").write_bytes(record)
             content = damaged(sound, draws, (b'"F8_E4M3"', b'"BOOL"', b'"I64"', b'"C64"', b'"F64"'))
             if name.endswith(".json") and draws.random() < 0.7:
-                content = json.dumps(damaged_value(json.loads(sound), draws)).encode()
+                value = damaged_value(json.loads(sound), draws)
+                content = json.dumps(
+                    _sealed_record(value) if name == "fleetune.json" else value
+                ).encode()
             elif name.endswith(".safetensors") and draws.random() < 0.5:
                 content = _header_changed(sound, draws)
             (trial / name).write_bytes(content)
@@ -222,7 +235,10 @@ def _run_file(name: str) -> Callable[[Path], Case]:
         def one(draws: Any) -> object:
             content = damaged(sound, draws)
             if name.endswith(".json") and draws.random() < 0.5:
-                content = json.dumps(damaged_value(json.loads(sound), draws)).encode()
+                value = damaged_value(json.loads(sound), draws)
+                content = json.dumps(
+                    _sealed_record(value) if name == "fleetune.json" else value
+                ).encode()
             (run / name).write_bytes(content)
             facts = run_facts(run)
             return winner(facts), found(facts)
@@ -304,7 +320,10 @@ def _backbone_file(name: str) -> Callable[[Path], Case]:
         def one(draws: Any) -> object:
             content = damaged(sound, draws)
             if name.endswith(".json") and draws.random() < 0.7:
-                content = json.dumps(damaged_value(json.loads(sound), draws)).encode()
+                value = damaged_value(json.loads(sound), draws)
+                content = json.dumps(
+                    _sealed_record(value) if name == "fleetune.json" else value
+                ).encode()
             elif name.endswith(".safetensors") and draws.random() < 0.5:
                 content = _header_changed(sound, draws)
             (tiny / name).write_bytes(content)

@@ -164,11 +164,12 @@ def test_malicious_pickles_are_refused_and_never_run(
 
 
 def _reseal(trial: Path) -> None:
+    from fleetune.artifact import layout
     from fleetune.durable import sha256
 
     record = json.loads((trial / "fleetune.json").read_bytes())
     record["checksums"]["adapter_model.safetensors"] = sha256(trial / "adapter_model.safetensors")
-    (trial / "fleetune.json").write_text(json.dumps(record))
+    (trial / "fleetune.json").write_text(json.dumps(layout.sealed(record)))
 
 
 def test_pickles_beside_a_run_are_not_looked_at(made: Made, tmp_path: Path) -> None:

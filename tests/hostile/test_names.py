@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from fleetune.artifact import layout
 from fleetune.artifact.load import load_saved
 from fleetune.errors import DataError, FleetuneError, RefusedError
 from fleetune.report.facts import run_facts
@@ -82,10 +83,13 @@ def test_a_record_and_a_snapshot_name_no_file_outside_their_folder(
     (tmp_path / "x.1.safetensors").write_text("not ours")
     before = tree(tmp_path)
     for name in NAMES:
-        changed = {**record, "checksums": {**record["checksums"], name: "0"}}
+        changed = layout.sealed({**record, "checksums": {**record["checksums"], name: "0"}})
         (trial / "fleetune.json").write_text(json.dumps(changed))
-        with pytest.raises((RefusedError, DataError)):
-            load_saved(trial)
+        if not {"/", "\0"} & set(name) and name not in ("", ".", "..") and len(name) <= 60:
+            load_saved(trial)  # a file of this folder that nobody needs may be missing
+        else:
+            with pytest.raises((RefusedError, DataError)):
+                load_saved(trial)
         for file in (name, f"{name}.1.safetensors"):
             body = {
                 "number": 1,

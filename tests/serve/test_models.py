@@ -126,10 +126,12 @@ def test_a_changed_backbone_is_refused_beside_others_too(
     import json
     import shutil
 
+    from fleetune.artifact import layout
+
     shutil.copytree(places["lora"], tmp_path / "copy")
     record = json.loads((tmp_path / "copy/fleetune.json").read_text())
     record["backbone_checksum"] = "0" * 64
-    (tmp_path / "copy/fleetune.json").write_text(json.dumps(record))
+    (tmp_path / "copy/fleetune.json").write_text(json.dumps(layout.sealed(record)))
     with pytest.raises(RefusedError, match="the weights found now are"):
         Predictor(tmp_path / "copy", dtype="float64", beside=[models["lora"]])
 

@@ -78,7 +78,7 @@ def exporting(folder: Path, output: Path, kind: str) -> Generator[Merged]:
             file.chmod(plain_mode())  # safetensors makes files of mode 0600
         sums = {f.name: sha256(f) for f in sorted(staging.iterdir()) if f.is_file()}
         body: dict[str, Any] = {**record.as_json(), "exported": kind, "checksums": sums}
-        put(staging / layout.RECORD, as_json(body))
+        put(staging / layout.RECORD, as_json(layout.sealed(body)))
         card = folder / layout.CARD
         # Not among the checksums: a card is there to be written in.
         if card.is_file():

@@ -3,12 +3,15 @@
 adapter_config.json        PEFT's; for methods without a tuner in PEFT, the same fields with fleetune's name for it
 adapter_model.safetensors  every tensor that the trial owns, under PEFT's names: values, not differences
 README.md                  a model card
-fleetune.json              what PEFT's files do not say: method, labels, backbone checksum, lengths, file checksums
+fleetune.json              what PEFT's files do not say: method, labels, backbone checksums, lengths, file checksums, its own
 metrics.json, predictions.parquet
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -19,6 +22,8 @@ METRICS = "metrics.json"
 PREDICTIONS = "predictions.parquet"
 CARD = "README.md"
 GRAPH = "model.onnx"
+SEAL = "sha256"
+"""The key of the record under which the checksum of all its others stands."""
 PREFIX = "base_model.model."
 FORMAT = 1
 
@@ -48,7 +53,13 @@ class ModelRecord:
     fleetune_version: str
     format: int = FORMAT
     label_column: str | None = None
-    """As it was called in the training rows; None in models that were saved before this was kept."""
+    """As it was called in the training rows; None in models that were saved before this was kept, as of the next three."""
+    backbone_config: str | None = None
+    """`Backbone.config_checksum`."""
+    backbone_tokenizer: str | None = None
+    """`Backbone.tokenizer_checksum`."""
+    chosen_on: dict[str, str] | None = None
+    """Test sets that chose the epoch, with their checksums: under protocol "paper", and else none."""
 
     @property
     def num_labels(self) -> int:
@@ -56,6 +67,13 @@ class ModelRecord:
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What fleetune.json holds, with the checksum of all else under `SEAL`."""
+    rest = {key: value for key, value in record.items() if key != SEAL}
+    told = json.dumps(rest, sort_keys=True, allow_nan=False)
+    return {**rest, SEAL: hashlib.sha256(told.encode()).hexdigest()}
 
 
 def peft_name(name: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, Field, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -61,7 +61,7 @@ def open_saved(folder: Path) -> OnBackbone:
     saved = load_saved(folder)
     record = saved.record
     backbone = _find_backbone_of(record)
-    _check_backbone(record, backbone.checksum, folder)
+    _check_backbone(record, backbone, folder)
     check_length(record, backbone.max_length, folder)
     kind = "regression" if record.regression else "single_label_classification"
     model, fresh = backbone.classifier(record.num_labels, record.label_names, problem_type=kind)
@@ -76,7 +76,7 @@ def open_beside(
     Returns it with its low-rank factors; raises what `open_saved` raises of a trial.
     """
     saved = load_saved(folder)
-    _check_backbone(saved.record, backbone.checksum, folder)
+    _check_backbone(saved.record, backbone, folder)
     check_length(saved.record, backbone.max_length, folder)
     return saved, check_against(saved, sites)
 
@@ -91,21 +91,31 @@ def load_saved(folder: Path) -> SavedModel:
                 f"no trial: {layout.RECORD} lists no {layout.WEIGHTS}; give a folder such as RUN/trials/ID"
             ],
         )
-    for name, expected in sums.items():
-        path = folder / name
-        if path.name != name or name in ("", "..") or "\0" in name or len(name) > 60:
+    check_files(folder, sums, (layout.CONFIG, layout.WEIGHTS), "saved")
+    return SavedModel(folder, record, _method(record, folder), read_weights(folder))
+
+
+def check_files(folder: Path, sums: Mapping[str, str], needed: Iterable[str], done: str) -> None:
+    """Whether the files that a model cannot do without are as they were written; others may be missing, as they are where a
+    model was pushed to the hub.
+
+    sums: their sha256 by name, as fleetune.json says them. done: what was done with the model then, for the message. Raises
+    RefusedError for a changed file and for a name that is no file of this folder, DataError for a missing one.
+    """
+    for name in sums:
+        if Path(name).name != name or name in ("", "..") or "\0" in name or len(name) > 60:
             raise RefusedError(
                 f"{folder}: {layout.RECORD} names {name!r:.80}, which is no file of this folder"
             )
+    for name in needed:
+        path = folder / name
         if not path.is_file():
             refuse_pickle(str(folder), [file.name for file in folder.iterdir()])
             raise DataError(str(folder), [f"{name} is missing; copy the whole folder"])
-        if path.name in (layout.WEIGHTS, layout.CONFIG) and sha256(path) != expected:
+        if sha256(path) != sums[name]:
             raise RefusedError(
-                f"{path}: changed since it was saved (its sha256 is not the one in {layout.RECORD}); "
-                "restore it from a copy"
+                f"{path}: changed since it was {done} (its sha256 is not the one in {layout.RECORD}); restore it from a copy"
             )
-    return SavedModel(folder, record, _method(record, folder), read_weights(folder))
 
 
 def _method(record: ModelRecord, folder: Path) -> Method:
@@ -131,12 +141,15 @@ def read_record(folder: Path) -> tuple[ModelRecord, dict[str, str]]:
     try:
         if path.stat().st_size > _MAX_RECORD_BYTES:
             raise ValueError("too large")
-        found = json.loads(path.read_text(encoding="utf-8"))
-        sums = {str(k): str(v) for k, v in found.pop("checksums", {}).items()}
+        found: Any = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict) or not isinstance(found.get("checksums", {}), dict):
+            raise ValueError("must be a table, with a table of checksums")
+        sums = {str(k): str(v) for k, v in found.get("checksums", {}).items()}
         if found["format"] != layout.FORMAT:
             raise RefusedError(
-                f"{path}: written in format {found['format']}, this fleetune reads {layout.FORMAT}; update fleetune"
+                f"{path}: written in format {found['format']!r}, this fleetune reads {layout.FORMAT}; update fleetune"
             )
+        whole = layout.SEAL not in found or layout.sealed(found) == found
         record = ModelRecord(**{f.name: _value(found, f) for f in fields(ModelRecord)})
     except KeyError as error:
         raise DataError(
@@ -147,6 +160,10 @@ def read_record(folder: Path) -> tuple[ModelRecord, dict[str, str]]:
     problems = _wrong_fields(record)
     if problems:
         raise DataError(str(path), [f"damaged: {p}; restore it from a copy" for p in problems])
+    if not whole:
+        raise RefusedError(
+            f"{path}: changed since it was written (its own checksum does not fit); restore it from a copy"
+        )
     return record, sums
 
 
@@ -159,7 +176,7 @@ def _wrong_fields(record: Any) -> list[str]:
     """What a record says that no fleetune would have written; from JSON, a field may be of any type."""
     texts = ("method", "task", "backbone", "backbone_source", "backbone_checksum", "dtype")
     problems = [f"{n}: must be a text" for n in texts if not isinstance(getattr(record, n), str)]
-    for name in ("label_column", "backbone_revision"):
+    for name in ("label_column", "backbone_revision", "backbone_config", "backbone_tokenizer"):
         if not isinstance(getattr(record, name), str | None):
             problems.append(f"{name}: must be a text or null")
     for name in ("text_columns", "label_names", "metrics"):
@@ -168,6 +185,9 @@ def _wrong_fields(record: Any) -> list[str]:
             problems.append(f"{name}: must be a list of texts, but is {value!r}")
         elif len(set(value)) != len(value):
             problems.append(f"{name}: must differ from one another, but are {value!r}")
+    chose = {} if record.chosen_on is None else record.chosen_on
+    if not isinstance(chose, dict) or not all(isinstance(v, str) for v in chose.values()):
+        problems.append(f"chosen_on: must be a table of checksums or null, but is {chose!r}")
     if problems:
         return problems
     if len(record.text_columns) not in (1, 2):
@@ -239,13 +259,22 @@ def check_length(record: ModelRecord, limit: int, folder: Path) -> None:
         raise DataError(str(folder / layout.RECORD), [f"damaged: {rule}; restore it from a copy"])
 
 
-def _check_backbone(record: ModelRecord, checksum: str, folder: Path) -> None:
+def _check_backbone(record: ModelRecord, backbone: Backbone, folder: Path) -> None:
     """RefusedError where the backbone at hand is not the one that the model was trained on."""
-    if checksum != record.backbone_checksum:
+    if backbone.checksum != record.backbone_checksum:
         raise RefusedError(
             f"{folder}: trained on {record.backbone_source} with weights {record.backbone_checksum[:12]}..., "
-            f"but the weights found now are {checksum[:12]}...; use the same revision"
+            f"but the weights found now are {backbone.checksum[:12]}...; use the same revision"
         )
+    for what, then, now in (
+        ("config.json", record.backbone_config, lambda: backbone.config_checksum),
+        ("tokenizer", record.backbone_tokenizer, lambda: backbone.tokenizer_checksum),
+    ):
+        if then is not None and then != now():
+            raise RefusedError(
+                f"{folder}: trained on {record.backbone_source} with another {what} than the one found now in "
+                f"{backbone.folder}, so its answers would differ; restore that file"
+            )
 
 
 def read_json(path: Path) -> Any:

@@ -1,8 +1,8 @@
 """A saved model to the hub, where the user asked for it: into a private repository unless told otherwise.
 
-What goes: weights, settings, tokenizer, the card with its `.eval_results`. What stays: predictions, since they say something
-of every test row. The address comes from HF_ENDPOINT, the token from HF_TOKEN or `hf auth login`; huggingface_hub sends it to
-that address alone, and no message or file of ours holds it.
+What goes: weights or graph, settings, tokenizer, the card with its `.eval_results`. What stays: predictions, since they say
+something of every test row. The address comes from HF_ENDPOINT, the token from HF_TOKEN or `hf auth login`; huggingface_hub
+sends it to that address alone, and no message or file of ours holds it.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from huggingface_hub.utils import validate_repo_id
 from fleetune import __version__
 from fleetune.artifact import layout
 from fleetune.artifact.card import EVAL_RESULTS, is_hub_id
+from fleetune.artifact.load import read_record
 from fleetune.backbone import hub
 from fleetune.errors import EnvironmentProblem, FleetuneError, RefusedError, SettingsError
 
@@ -63,8 +64,11 @@ def _check_name(repo: str) -> None:
 
 
 def _files(folder: Path) -> list[Path]:
-    found = {path for pattern in FILES for path in folder.glob(pattern) if path.is_file()}
-    return sorted(found)
+    """What is sent: these by their names, and all else that was written as a part of the model."""
+    found = {path for pattern in FILES for path in folder.glob(pattern)}
+    _, sums = read_record(folder)
+    found |= {folder / name for name in sums if Path(name).name == name}
+    return sorted(path for path in found if path.is_file() and path.name != layout.PREDICTIONS)
 
 
 def _add(folder: Path, path: Path) -> CommitOperationAdd:
@@ -86,7 +90,9 @@ def _record(path: Path) -> bytes:
             )
         last = re.split(r"[/\\]", source.rstrip("/\\"))[-1]
         record |= {"backbone": last, "backbone_source": last}
-    return f"{json.dumps(record, indent=2, ensure_ascii=False)}\n".encode()
+    # What stays here is not missing there.
+    record["checksums"].pop(layout.PREDICTIONS, None)
+    return f"{json.dumps(layout.sealed(record), indent=2, ensure_ascii=False)}\n".encode()
 
 
 def _make(api: Any, repo: str, public: bool) -> None:

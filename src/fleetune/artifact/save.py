@@ -51,7 +51,8 @@ def save_trial(
         _write_card(staging, record, metrics, predictions)
         _write_predictions(staging / layout.PREDICTIONS, predictions)
         sums = {f.name: sha256(f) for f in sorted(staging.iterdir()) if f.is_file()}
-        put(staging / layout.RECORD, as_json({**record.as_json(), "checksums": sums}))
+        body = {**record.as_json(), "checksums": sums}
+        put(staging / layout.RECORD, as_json(layout.sealed(body)))
         checker.check(staging, tensors, low_rank, peft=method.abilities.peft_format)
 
 

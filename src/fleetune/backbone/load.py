@@ -9,10 +9,13 @@ Not covered: freezing and opening up the model (sites.py); how a method sets its
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
 import re
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +54,25 @@ _MODULES = re.compile(r"(layers|groups|group_num)$")
 MOST_LAYERS = 1_000
 # So many parameters are made whatever the weights hold; what is wrong with them is said more exactly afterwards.
 ALWAYS_MADE = 50_000_000
+# Keys of config.json that say who wrote it, or are of a head that is not used.
+_OF_HEAD = frozenset(
+    (
+        *("transformers_version", "_name_or_path", "architectures", "torch_dtype", "dtype"),
+        *(
+            "id2label",
+            "label2id",
+            "num_labels",
+            "problem_type",
+            "finetuning_task",
+            "task_specific_params",
+        ),
+    )
+)
+# What tokenizers differ by, beside their vocabulary: case, accents, marks, digits, blanks, scripts.
+_TRIED = (
+    "Not once in 3,000 years, she said; it's \u201cnaïve\u201d & co-written.",
+    "  Łódź\t東京 ①ﬁ\u200b\u00a0😀 don't C3PO's\r\nTHE END ",
+)
 # Assumption: where neither config nor tokenizer sets a limit (relative positions), longer sequences
 # than the usual ones were not seen in pre-training.
 DEFAULT_MAX_LENGTH = 512
@@ -75,6 +97,31 @@ class Backbone:
     """sha256 of model.safetensors; of the list of the sha256s where the weights are many files."""
     max_length: int
     """The most tokens that a sequence may have, special tokens among them."""
+
+    @cached_property
+    def config_checksum(self) -> str:
+        """sha256 (hex) of what config.json says, but for who wrote it and what its head was."""
+        told = {
+            k: v for k, v in read_json(self.folder / "config.json").items() if k not in _OF_HEAD
+        }
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+    @cached_property
+    def tokenizer_checksum(self) -> str:
+        """sha256 (hex) of the vocabulary and of what some texts become.
+
+        Other than `data.tokens.tokenizer_fingerprint`, which holds what the library knows of itself, it stays the same when that
+        is updated: a saved model goes on.
+        """
+        tokenizer: Any = self.tokenizer
+        told = {
+            "vocabulary": sorted(tokenizer.get_vocab().items()),
+            "special": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
+            "texts": [tokenizer(text)["input_ids"] for text in _TRIED],
+            "pair": tokenizer(*_TRIED[:2])["input_ids"],
+            "side": tokenizer.truncation_side,
+        }
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
     def classifier(
         self, num_labels: int, label_names: Sequence[str], *, problem_type: str | None = None
@@ -195,6 +242,10 @@ def _read_tokenizer(folder: Path, config: PreTrainedConfig) -> PreTrainedTokeniz
     if not tokenizer.is_fast:
         rule = "must have a fast tokenizer (tokenizer.json), and has none"
         raise SettingsError(str(folder), [f"{rule}; give another model"])
+    # transformers makes an empty one where its files are missing, and every word would be the unknown one.
+    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
+        rule = "must have the words of its tokenizer (tokenizer.json, or vocab.txt and the like), and has none"
+        raise SettingsError(str(folder), [f"{rule}; put the model's own there"])
     return tokenizer
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -68,11 +69,12 @@ def evaluate(
         raise SettingsError("evaluate", problems)
     predictor = Predictor(model, dtype=dtype, device=device)
     sets = _sets(predictor, task, data_dir, data, text_column, label_column)
-    seen = seen_by(predictor.folder, predictor.record.task)
+    seen, record = seen_by(predictor.folder, predictor.record.task), predictor.record
     found: list[dict[str, Any]] = []
     for name, split in sets:
-        chose = seen is not None and any(
-            overlaps_with(rows, {name: split}) for rows in seen.chose.values()
+        chose = split.checksum in (record.chosen_on or {}).values() or (
+            seen is not None
+            and any(overlaps_with(rows, {name: split}) for rows in seen.chose.values())
         )
         one = evaluate_rows(predictor, name, split, optimistic=chose)
         one["in_train"] = None
@@ -90,9 +92,13 @@ def evaluate(
             say(
                 f"note: rows of {name} chose this model's epoch, so its scores on them are OPTIMISTIC"
             )
-        tell_cut(one["truncated"], name, predictor.record.max_length)
+        elif seen is None and record.chosen_on != {} and (data is None or record.chosen_on):
+            say(
+                f"note: the run of this model is not at hand, so whether rows of {name} chose its epoch is not known"
+            )
+        tell_cut(one["truncated"], name, record.max_length)
         found.append(one)
-    for note in of_f1(predictor.record.metrics, predictor.record.label_names):
+    for note in of_f1(record.metrics, record.label_names):
         say(f"note: {note}")
     if as_json:
         dump({"model": str(predictor.folder), "task": task or str(data), "sets": found})
@@ -126,7 +132,11 @@ def _source(
 
         task, own = task_or_file(file)
         data = None if own is None else Path(own)
-    if (task is None) == (data is None):
+    if task is None and data is None:
+        raise SettingsError(
+            "evaluate", ["rows are needed: give a file of labelled rows, or --task"]
+        )
+    if task is not None and data is not None:
         raise SettingsError("evaluate", ["give either --task or --data, and not both"])
     return task, data
 
@@ -165,8 +175,13 @@ def _sets(
         raise DataError(
             task,
             [
-                f"its labels are {', '.join(dataset.task.label_names)}, but the model gives {', '.join(record.label_names)}"
+                f"{_labels(dataset.task.label_names, 'its labels are')}, but {_labels(record.label_names, 'the model gives')}"
             ],
         )
     check_columns(dataset.task.columns, record)
     return list(dataset.tests.items())
+
+
+def _labels(names: Sequence[str], told: str) -> str:
+    """Labels in words; a target that is a number has none."""
+    return f"{told} {', '.join(names) if names else 'numbers'}"

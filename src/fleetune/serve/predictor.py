@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from fleetune.artifact import layout
 from fleetune.artifact.layout import ModelRecord
-from fleetune.artifact.load import check_length, open_beside, open_saved, read_record
+from fleetune.artifact.load import check_files, check_length, open_beside, open_saved, read_record
 from fleetune.backbone.load import Backbone, find_backbone
 from fleetune.backbone.weights import refuse_pickle, refuse_pickled
 from fleetune.cohort.engine import Engine
@@ -266,10 +266,11 @@ def _from_export(
                 "an ONNX graph, which onnxruntime runs; its README.md says how; fleetune reads --format hf"
             ],
         )
+    check_files(folder, sums, sums, "exported")
     backbone = find_backbone(str(folder.resolve()))
     if backbone.checksum not in sums.values():
         raise RefusedError(
-            f"{folder}: its weights changed since it was exported (their sha256 is not in {layout.RECORD}); export it again"
+            f"{folder}: {layout.RECORD} has no sha256 of its weights, so nobody can say whether they changed; export it again"
         )
     check_length(record, backbone.max_length, folder)
     model, fresh = backbone.classifier(record.num_labels, record.label_names)

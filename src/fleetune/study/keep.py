@@ -107,7 +107,9 @@ def keep(
     ident, seed, method = given.spec.id, given.spec.seed, given.method
     save_trial(
         folder,
-        _record(bench, trained),
+        _record(
+            bench, trained, {n: s.checksum for n, (s, _) in tests.items()} if optimistic else {}
+        ),
         method,
         bench.engine.sites,
         trained.owned.state(),
@@ -145,7 +147,7 @@ def _train_scores(bench: Workbench, trained: Trained) -> dict[str, float]:
     return {**metrics.compute(given.metrics, logits, sample.labels[rows]), "n": len(rows)}
 
 
-def _record(bench: Workbench, trained: Trained) -> ModelRecord:
+def _record(bench: Workbench, trained: Trained, chosen_on: dict[str, str]) -> ModelRecord:
     spec, task, backbone = trained.given.spec, bench.task, bench.backbone
     return ModelRecord(
         method=spec.method,
@@ -166,4 +168,7 @@ def _record(bench: Workbench, trained: Trained) -> ModelRecord:
         best_epoch=trained.best_epoch,
         fleetune_version=__version__,
         label_column=task.label_column,
+        backbone_config=backbone.config_checksum,
+        backbone_tokenizer=backbone.tokenizer_checksum,
+        chosen_on=chosen_on,
     )
