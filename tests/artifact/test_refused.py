@@ -261,6 +261,58 @@ def test_another_backbone_is_refused(made: Made, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_another_config_or_tokenizer_is_refused(made: Made, tmp_path: Path) -> None:
+    """Beside the same weights, where numbers would come out without a word; what says who wrote a file may change."""
+    backbone = Path(shutil.copytree(made.backbone, tmp_path / "backbone"))
+    train(tmp_path / "run", settings(made.folder, backbone, ["lora"], seeds=[0]))
+    trial = tmp_path / "run/trials/lora-s0"
+
+    def change(name: str, how: Callable[[dict], object]) -> tuple[int, str, int]:
+        """What predict says, and how export ends, with a file changed."""
+        held = (backbone / name).read_bytes()
+        found = json.loads(held)
+        how(found)
+        (backbone / name).write_text(json.dumps(found))
+        told = run_cli("predict", trial, "--text", "w1 w2")
+        exported = run_cli("export", trial, "--output", tmp_path / "out").code
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
+        (backbone / name).write_bytes(held)
+        return told.code, told.err, exported
+
+    def swap(found: dict) -> None:
+        vocabulary = found["model"]["vocab"]
+        vocabulary["w1"], vocabulary["w2"] = vocabulary["w2"], vocabulary["w1"]
+
+    code, said, exported = change("config.json", lambda c: c.update(layer_norm_eps=0.5))
+    assert (code, exported) == (6, 6) and "with another config.json" in said
+    code, said, exported = change("tokenizer.json", swap)
+    assert (code, exported) == (6, 6) and "with another tokenizer" in said
+    for harmless in (
+        {"transformers_version": "9.9"},
+        {"id2label": {"0": "x"}, "label2id": {"x": 0}},
+    ):
+        assert change("config.json", lambda c, h=harmless: c.update(h))[::2] == (0, 0)
+
+
+def test_a_record_that_was_changed_is_refused(trial: Path) -> None:
+    """All labels turned round, or another scale than the one beside it: valid values, and wrong answers."""
+    path = trial / layout.RECORD
+    whole = json.loads(path.read_bytes())
+    own = whole["hyperparameters"]
+    for wrong in (
+        {"label_names": whole["label_names"][::-1]},
+        {"hyperparameters": {**own, "lora_alpha": 99}},
+    ):
+        path.write_text(json.dumps({**whole, **wrong}))
+        found = run_cli("predict", trial, "--text", "w1")
+        assert found.code == 6 and "its own checksum does not fit" in found.err
+    for wrong, told in (([], "must be a table"), ({**whole, "checksums": 5}, "a table of checksums"),
+                        ({**whole, "chosen_on": [1]}, "chosen_on: must be")):  # fmt: skip
+        path.write_text(json.dumps(wrong))
+        found = run_cli("predict", trial, "--text", "w1")
+        assert found.code == 4 and told in found.err, found.err
+
+
 def test_an_export_that_was_changed_is_refused(made: Made, tmp_path: Path) -> None:
     assert run_cli("export", made.run / "trials/head-s0", "--output", tmp_path / "m").code == 0
     path = tmp_path / "m/model.safetensors"
@@ -269,6 +321,18 @@ def test_an_export_that_was_changed_is_refused(made: Made, tmp_path: Path) -> No
     path.write_bytes(content)
     found = run_cli("predict", tmp_path / "m", "--text", "w1")
     assert found.code == 6 and "changed since it was exported" in found.err
+    content[-1] ^= 1
+    path.write_bytes(content)
+    assert run_cli("predict", tmp_path / "m", "--text", "w1").code == 0
+    for name in ("config.json", "tokenizer.json"):
+        held = (tmp_path / "m" / name).read_bytes()
+        (tmp_path / "m" / name).write_bytes(held + b" ")
+        found = run_cli("predict", tmp_path / "m", "--text", "w1")
+        assert found.code == 6 and f"{name}: changed since it was exported" in found.err
+        (tmp_path / "m" / name).unlink()
+        found = run_cli("predict", tmp_path / "m", "--text", "w1")
+        assert found.code == 4 and f"{name} is missing; copy the whole folder" in found.err
+        (tmp_path / "m" / name).write_bytes(held)
     path.unlink()
     (tmp_path / "m/pytorch_model.bin").write_bytes(pickle.dumps(Bomb(tmp_path / "mark")))
     assert run_cli("predict", tmp_path / "m", "--text", "w1").code in (2, 4, 6)

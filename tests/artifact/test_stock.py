@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import safetensors.torch
-from transformers import AutoModelForSequenceClassification
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from fleetune.artifact import layout
 from fleetune.study.prepare import MethodSettings
@@ -112,6 +114,31 @@ def test_every_method_exported_loads_with_stock_transformers(
     expected = own_logits(trial, TEXTS)
     np.testing.assert_allclose(stock_logits(model, output, TEXTS), expected, **CLOSE)
     np.testing.assert_allclose(own_logits(output, TEXTS), expected, **CLOSE)
+
+
+def test_an_export_cuts_texts_where_the_training_did(made: Made, tmp_path: Path) -> None:
+    """`truncation=True` without a length is what a pipeline does; the backbone's tokenizer has another limit, and a stray one."""
+    backbone = Path(shutil.copytree(made.backbone, tmp_path / "backbone"))
+    told = json.loads((backbone / "tokenizer_config.json").read_text())
+    told |= {"max_length": 11, "stride": 2}
+    (backbone / "tokenizer_config.json").write_text(json.dumps(told))
+    found = run_cli(
+        *("train", made.folder / "train.csv", "--test-data", made.folder / "test.csv", "--max-length", 6),
+        *("--backbone", backbone, "--method", "lora", "--max-steps", 3, "--learning-rate", 1e-1),
+        *("--dtype", "float32", "--output-dir", tmp_path / "run"),
+    )  # fmt: skip
+    assert found.code == 0, found.err
+    output = tmp_path / "model"
+    assert run_cli("export", tmp_path / "run", "--output", output).code == 0
+    tokenizer = AutoTokenizer.from_pretrained(output)
+    assert tokenizer.model_max_length == 6 and "max_length" not in tokenizer.init_kwargs
+    texts = [" ".join(f"w{(i * k) % 40}" for i in range(1, 12)) for k in range(1, 30)]
+    batch = tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
+    assert batch["input_ids"].shape[1] == 6
+    model = AutoModelForSequenceClassification.from_pretrained(output)
+    with torch.inference_mode():
+        said = model(**batch).logits.numpy()
+    np.testing.assert_allclose(said, own_logits(tmp_path / "run", texts), **CLOSE)
 
 
 def test_other_families_exported_load_with_stock_transformers(

@@ -444,6 +444,22 @@ def test_tokenizer_that_cannot_be_read(tiny: Path, text: str | None) -> None:
     assert str(tiny) in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "kept", [{"tokenizer_class": "BertTokenizer"}, {"tokenizer_class": "T5Tokenizer"}, None]
+)
+def test_a_folder_without_the_words_of_its_tokenizer(
+    tiny: Path, kept: dict[str, str] | None
+) -> None:
+    """transformers makes an empty tokenizer then, which reads every text as unknown words."""
+    (tiny / "tokenizer.json").unlink()
+    file = tiny / "tokenizer_config.json"
+    file.unlink() if kept is None else file.write_text(json.dumps(kept))
+    with pytest.raises(
+        SettingsError, match=r"must have the words of its tokenizer \(tokenizer.json"
+    ):
+        find_backbone(str(tiny))
+
+
 def test_backbone_is_a_record(tiny: Path) -> None:
     backbone: Any = find_backbone(str(tiny))
     assert isinstance(backbone, Backbone)

@@ -397,6 +397,15 @@ def test_rows_that_chose_the_epoch_are_optimistic_in_evaluate_too(
         assert {m["optimistic"] for m in metrics} == {stamped}
         assert ("chose this model's epoch" in told.err) == stamped
         assert ("accuracy (optimistic)" in run_cli("evaluate", tmp_path / "run", "--data", rows).out) == stamped  # fmt: skip
+    # Away from its run a model knows the sets that chose, whole, and of other rows says that it does not know.
+    assert run_cli("export", tmp_path / "run", "--output", tmp_path / "merged").code == 0
+    (trial,) = (tmp_path / "run/trials").iterdir()
+    for model in (tmp_path / "merged", shutil.copytree(trial, tmp_path / "alone/copy")):
+        for rows, stamped in ((chose, True), (fresh, False)):
+            told = run_cli("evaluate", model, "--data", rows, "--json")
+            metrics = json.loads(told.out)["sets"][0]["metrics"].values()
+            assert {m["optimistic"] for m in metrics} == {stamped}, told.err
+            assert ("chose its epoch is not known" in told.err) != stamped
 
 
 def test_evaluate_on_a_task(made: Made, tmp_path: Path) -> None:

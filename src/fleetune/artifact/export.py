@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 from collections.abc import Generator
@@ -42,6 +43,7 @@ class Merged:
     model: Any
     """A transformers classifier in float32."""
     tokenizer: Any
+    """Its own, with the length at which texts were cut in training as its limit."""
     record: ModelRecord
     staging: Path
 
@@ -66,7 +68,8 @@ def exporting(folder: Path, output: Path, kind: str) -> Generator[Merged]:
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise RefusedError(f"{output}: exists and is no empty folder; give --output a new folder")
     opened = open_saved(folder)
-    record, tokenizer = opened.saved.record, opened.backbone.tokenizer
+    record = opened.saved.record
+    tokenizer = _cutting_at(record.max_length, opened.backbone.tokenizer)
     model = merge_into(opened.model, opened.saved.tensors, opened.low_rank)
     model.config.name_or_path = ""
     if output.exists():
@@ -83,6 +86,17 @@ def exporting(folder: Path, output: Path, kind: str) -> Generator[Merged]:
         # Not among the checksums: a card is there to be written in.
         if card.is_file():
             put(staging / layout.CARD, exported_card(card.read_bytes(), record, kind))
+
+
+def _cutting_at(most: int, tokenizer: Any) -> Any:
+    """A tokenizer that by itself cuts where the model does, when it is asked to cut, and says nothing else of lengths."""
+    own = copy.deepcopy(tokenizer)
+    own.model_max_length = most
+    for name in ("max_length", "stride", "truncation_strategy", "padding_strategy"):
+        own.init_kwargs.pop(name, None)
+    own.backend_tokenizer.no_truncation()
+    own.backend_tokenizer.no_padding()
+    return own
 
 
 def probes(merged: Merged, count: int = len(_PROBES)) -> dict[str, Tensor]:

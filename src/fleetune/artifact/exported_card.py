@@ -60,14 +60,15 @@ def _front_of_plain(front: Sequence[str], library: str) -> list[str]:
 
 
 def _exported_load(record: ModelRecord, kind: str) -> str:
-    if kind == "hf":
-        told = "The adapter is merged: this is a plain transformers model, in float32."
-        return f"{told}\n\n```python\n{_PLAIN}```\n"
     pair = len(record.text_columns) == 2
-    code = _ONNX.format(
-        texts='["the first text"], ["the second text"]' if pair else '["a text", "another text"]',
-        most=record.max_length,
-    )
+    texts = '["the first text"], ["the second text"]' if pair else '["a text", "another text"]'
+    if kind == "hf":
+        told = (
+            "The adapter is merged: this is a plain transformers model, in float32. With `truncation=True` the tokenizer cuts "
+            f"texts where the training did, at {record.max_length} tokens."
+        )
+        return f"{told}\n\n```python\n{_PLAIN.format(texts=texts)}```\n"
+    code = _ONNX.format(texts=texts)
     told = (
         "The adapter is merged, and the whole is one graph for ONNX Runtime, in float32. It takes padded batches of any size "
         "and gives logits, in the order of id2label in config.json."
@@ -83,12 +84,16 @@ from transformers import AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained(".")
 session = onnxruntime.InferenceSession("model.onnx")
-batch = tokenizer({texts}, padding=True, truncation=True, max_length={most}, return_tensors="np")
+batch = tokenizer({texts}, padding=True, truncation=True, return_tensors="np")
 logits = session.run(["logits"], {{i.name: batch[i.name] for i in session.get_inputs()}})[0]
 """
 _PLAIN = """\
+import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 model = AutoModelForSequenceClassification.from_pretrained(".")
 tokenizer = AutoTokenizer.from_pretrained(".")
+batch = tokenizer({texts}, padding=True, truncation=True, return_tensors="pt")
+with torch.inference_mode():
+    logits = model(**batch).logits
 """

@@ -242,8 +242,8 @@ def _read_tokenizer(folder: Path, config: PreTrainedConfig) -> PreTrainedTokeniz
     if not tokenizer.is_fast:
         rule = "must have a fast tokenizer (tokenizer.json), and has none"
         raise SettingsError(str(folder), [f"{rule}; give another model"])
-    # transformers makes an empty one where its files are missing, and every word would be the unknown one.
-    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
+    # transformers makes an empty one (of T5 with a blank in it) where its files are missing: every word would be unknown.
+    if len(set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens)) < 2:
         rule = "must have the words of its tokenizer (tokenizer.json, or vocab.txt and the like), and has none"
         raise SettingsError(str(folder), [f"{rule}; put the model's own there"])
     return tokenizer
