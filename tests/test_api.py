@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 import fleetune
 from fleetune.errors import DataError, RefusedError, SettingsError
@@ -214,6 +215,9 @@ def test_rows_that_never_became_a_run_give_way(made: Made, tmp_path: Path) -> No
     with pytest.raises(DataError, match="only one class"):
         fleetune.train(one_class, "head", output_dir=folder, backbone=made.backbone, **SHORT)
     assert set(tree(folder)) <= {".lock"}
+    with pytest.raises(SettingsError, match="learning_rate"):
+        fleetune.train(rows(60), "head", lr=1, output_dir=folder, backbone=made.backbone)
+    assert set(tree(folder)) <= {".lock"}
     result = fleetune.train(rows(60), "head", output_dir=folder, backbone=made.backbone, **SHORT)
     assert kept_rows(result) == rows(60)
 
@@ -227,6 +231,7 @@ def test_a_named_task_takes_no_columns(made: Made, tmp_path: Path) -> None:
     ("data", "error", "told"),
     [
         ([], DataError, "there are no rows"),
+        (None, SettingsError, r"must be a task, a file, a frame or a list of dicts, but got None \(NoneType\)"),
         (["a text"], DataError, "row 1: must be a dict"),
         ([{"text": "w1", "label": 0}, {"text": None, "label": 1}], DataError, "the rows given: .*\n.*row 2, column text: null"),
         (pd.DataFrame({"text": ["w1", "w2"], "label": [0.0, 1.5]}), DataError, "label"),
@@ -244,6 +249,8 @@ def test_data_that_cannot_be_used_says_why(
 @pytest.mark.parametrize(
     ("given", "told"),
     [
+        ({"methods": None}, r"must be a method's name.* but got None \(NoneType\)"),
+        ({"methods": {"lora": 4}}, r"lora: must be a table such as .* but got 4 \(int\)"),
         ({"methods": "lara"}, 'there is no "lara", did you mean "lora"'),
         ({"methods": ["lora", "lora"]}, "named once"),
         ({"methods": {"lora": {"rank": 3}}}, "rank"),
@@ -396,6 +403,24 @@ def test_texts_may_come_as_list_array_or_series(found: fleetune.Result) -> None:
     expected = model.predict(given)
     for held in (tuple(given), np.array(given), pd.Series(given, index=[7, 5, 3, 1]), iter(given)):
         assert model.predict(held) == expected
+
+
+@pytest.mark.parametrize(
+    ("model", "named", "told"),
+    [
+        (None, {}, r"must be a folder or a Result, but got None \(NoneType\)"),
+        (5, {}, r"must be a folder or a Result, but got 5 \(int\)"),
+        ("lora", {}, "lora r=8 has 2 trainings, and a model is one of them"),
+        ("run", {"dtype": torch.float32}, 'dtype "torch.float32" is not known'),
+        ("run", {"device": 1.5}, 'device "1.5" is not known'),
+    ],
+)
+def test_what_is_no_model_is_refused(
+    found: fleetune.Result, model: Any, named: dict[str, Any], told: str
+) -> None:
+    given = {"lora": lambda: found["lora"], "run": lambda: found}.get(model, lambda: model)()
+    with pytest.raises(SettingsError, match=told):
+        fleetune.load(given, **named)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -62,21 +62,23 @@ class Result:
     @cached_property
     def trials(self) -> pd.DataFrame:
         """One row a trial: how it ended, its best epoch, its scores on selection and test rows, its settings."""
-        return _frame([_trial_row(t) for t in self.facts["trials"]], ("id", "task", "method"))
+        from fleetune.report import frames
+
+        return frames.trials(self.facts)
 
     @cached_property
     def estimates(self) -> pd.DataFrame:
         """One row a method, test set and metric: value with its 95 % interval, n, seeds, parameters, seconds."""
-        from fleetune.report.tables import labels
+        from fleetune.report import frames
 
-        found = self.facts["estimates"]
-        rows = [_estimate_row(label, e) for label, e in zip(labels(found), found, strict=True)]
-        return _frame(rows, ("name", "task", "set", "method", "metric", "value", "low", "high"))
+        return frames.estimates(self.facts)
 
     @cached_property
     def verdicts(self) -> pd.DataFrame:
         """One row a comparison with the study's reference, or the first method; `compare` does other pairs."""
-        return _frame(self.facts["verdicts"], ("task", "method", "reference", "verdict", "reason"))
+        from fleetune.report import frames
+
+        return frames.verdicts(self.facts)
 
     @property
     def winner(self) -> Path | None:
@@ -309,13 +311,23 @@ def _level_of_caller() -> int:
 
 def _method_tables(methods: Methods) -> list[dict[str, Any]]:
     """As a study file's [[methods]]."""
+    given: Any = methods
     if isinstance(methods, str):
         return [{"method": methods}]
     if isinstance(methods, Mapping):
+        for name, settings in dict[str, Any](methods).items():
+            if not isinstance(settings, Mapping):
+                told = (
+                    f'must be a table such as {{"learning_rate": 1e-3}}, but got {_shown(settings)}'
+                )
+                raise SettingsError("methods", [f"{name}: {told}"])
         return [
             {"name" if "method" in settings else "method": key, **settings}
             for key, settings in methods.items()
         ]
+    if not isinstance(given, Iterable):
+        rule = "must be a method's name, several, or names with their settings"
+        raise SettingsError("methods", [f"{rule}, but got {_shown(given)}"])
     return [{"method": name} for name in methods]
 
 
@@ -331,12 +343,27 @@ def _source(data: Any, place: Path, kept: dict[str, bytes]) -> tuple[str | None,
     if isinstance(data, str | os.PathLike):
         return task_or_file(os.fspath(data))
     rows = records_of(data) if hasattr(data, "columns") else data
+    if not isinstance(rows, Iterable):
+        told = "must be a task, a file, a frame or a list of dicts"
+        raise SettingsError("data", [f"{told}, but got {_shown(data)}"])
     kept[place.name] = as_jsonl(rows)
     return None, str(place)
 
 
-def _place(model: Place | Result) -> Path:
-    return model.folder if isinstance(model, Result) else Path(model)
+def _place(model: Any) -> Path:
+    """A run's folder or a model's; SettingsError for what names none."""
+    if isinstance(model, Result):
+        return model.folder
+    if isinstance(model, Trainings):
+        several = f"{model.name} has {len(model.folders)} trainings, and a model is one of them"
+        raise SettingsError("model", [f"{several}; give one of .folders"])
+    if not isinstance(model, str | os.PathLike):
+        raise SettingsError("model", [f"must be a folder or a Result, but got {_shown(model)}"])
+    return Path(model)
+
+
+def _shown(value: Any) -> str:
+    return f"{value!r:.60} ({type(value).__name__})"
 
 
 # --- what is compared
@@ -381,36 +408,3 @@ def _side(given: Place | Result | Trainings) -> Side:
     from fleetune.report.tables import lost_told
 
     raise DataError(str(result.folder), [lost_told(record) for record in result.facts["lost"]])
-
-
-# --- frames
-
-
-def _frame(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> pd.DataFrame:
-    """A frame; without rows it still has the columns that matter."""
-    import pandas as pd
-
-    return pd.DataFrame(list(rows)) if rows else pd.DataFrame(columns=list(columns))
-
-
-def _trial_row(trial: Mapping[str, Any]) -> dict[str, Any]:
-    metric = trial["training"]["metric_for_best_model"]
-    best = next((e for e in trial["epochs"] if e["epoch"] == trial["best_epoch"]), None)
-    test = {f"test_{name}": value for name, value in (trial["test"] or {}).items()}
-    told = ("id", "task", "method", "seed", "phase", "status", "reason", "best_epoch")
-    return {
-        **{key: trial[key] for key in told},
-        "selection": None if best is None else best["selection"].get(metric),
-        **test,
-        "optimistic": trial["optimistic"],
-        **trial["trainable_parameters"],
-        "seconds": trial["seconds"],
-        "learning_rate": trial["training"]["learning_rate"],
-        **trial["hyperparameters"],
-    }
-
-
-def _estimate_row(label: str, estimate: Mapping[str, Any]) -> dict[str, Any]:
-    nested = ("name", "hyperparameters", "training", "trainable_parameters", "trials")
-    flat = {key: value for key, value in estimate.items() if key not in nested}
-    return {"name": label, **flat, **estimate["trainable_parameters"], **estimate["training"]}

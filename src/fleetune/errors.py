@@ -14,6 +14,7 @@ and can be resumed, 130 and 143 ended by a signal.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Sequence
 
 DONE = 0
@@ -87,6 +88,16 @@ def printable(text: str) -> str:
     XML has no place for most control characters either.
     """
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+# What ends a line, and what turns the direction of all that follows it.
+_UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def safe_text(text: str) -> str:
+    """The text with what could move a cursor, forge a line or turn what stands around it as escapes, and all else as it is: an
+    emoji's joiners and a hard blank do not print, and belong to their text."""
+    return _UNSAFE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def counted(n: int, noun: str) -> str:

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from fleetune.errors import safe_text
 from fleetune.report.facts import run_facts, winner
 from fleetune.report.model_facts import seen_by
 from fleetune.serve.predictor import Predictor
@@ -151,6 +152,31 @@ def test_columns_of_the_input_go_along(made: Made, tmp_path: Path) -> None:
     shown = run_cli(*words, "--keep-column", "n").out.splitlines()
     assert shown[0].split() == ["n", "label", "probability", "text"]
     assert [line.split()[0] for line in shown[2:]] == [str(n) for n in range(12)]
+
+
+@pytest.mark.parametrize("form", ["jsonl", "parquet"])
+def test_kept_cells_are_of_the_kind_that_they_were(made: Made, tmp_path: Path, form: str) -> None:
+    """Ids are joined by later, and texts in a CSV are themselves: joiners, hard blanks and marks of direction too."""
+    texts = ["Prix : 5\u00a0€", "m\u200cx", "👨\u200d👩\u200d👧", "\u200fy"]
+    beside = [{"id": -i, "seen": i % 2 == 0, "note": t} for i, t in enumerate(texts)]
+    rows = tmp_path / f"in.{form}"
+    given = [{"text": "w1 w2", **one} for one in beside]
+    if form == "jsonl":
+        rows.write_text("".join(f"{json.dumps(one)}\n" for one in given))
+    else:
+        pq.write_table(pa.Table.from_pylist(given), rows)
+    keep = [w for name in beside[0] for w in ("--keep-column", name)]
+    words = ("predict", made.run, "--input", rows, *keep)
+    found = json.loads(run_cli(*words, "--json").out)
+    assert [{k: one[k] for k in beside[0]} for one in found] == beside
+    assert found[0]["seen"] is True and type(found[1]["id"]) is int
+    assert "false" in run_cli(*words).out
+    assert run_cli(*words, "--output", tmp_path / "out.csv").code == 0
+    with (tmp_path / "out.csv").open(newline="", encoding="utf-8") as file:
+        written = list(csv.DictReader(file))
+    assert [row["note"] for row in written] == texts
+    assert [(row["id"], row["seen"]) for row in written[:2]] == [("0", "true"), ("-1", "false")]
+    assert safe_text("a\u202eb\r\n\x1b[2J") == "a\\u202eb\\r\\n\\x1b[2J"
 
 
 def test_what_cannot_be_kept_is_refused(made: Made, tmp_path: Path) -> None:

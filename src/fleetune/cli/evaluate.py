@@ -59,7 +59,7 @@ def evaluate(
     Example: fleetune evaluate runs/first fresh.csv
     """
     from fleetune.data.notes import of_f1
-    from fleetune.data.overlap import overlap_message, overlaps_with
+    from fleetune.data.overlap import overlaps_with
     from fleetune.report.model_facts import seen_by
     from fleetune.serve.evaluation import evaluate_rows
     from fleetune.serve.predictor import Predictor
@@ -77,17 +77,7 @@ def evaluate(
             and any(overlaps_with(rows, {name: split}) for rows in seen.chose.values())
         )
         one = evaluate_rows(predictor, name, split, optimistic=chose)
-        one["in_train"] = None
-        if data is not None and seen is not None:
-            overlap = overlaps_with(seen.train, {name: split}).get(name)
-            one["in_train"] = overlap.rows if overlap else 0
-            if overlap:
-                say(f"note: {overlap_message(name, overlap, one['n'])}")
-        elif data is not None:
-            say(
-                f"note: the rows that this model was trained on are not at hand, so whether those of {name} are among them "
-                "was not looked at"
-            )
+        one["in_train"] = None if data is None else _in_train(name, split, seen)
         if chose:
             say(
                 f"note: rows of {name} chose this model's epoch, so its scores on them are OPTIMISTIC"
@@ -119,6 +109,23 @@ def evaluate(
     ]
     out(grid(["set", "metric", "value", "95% interval", "n", "how"], rows, right=(2, 4)))
     say(f"next: fleetune predict {shlex.quote(str(model))} {texts_given(predictor.pairs)}")
+
+
+def _in_train(name: str, split: Any, seen: Any) -> int | None:
+    """How many of the rows the model was trained on, where that is known; tells of them, and where it is not known."""
+    from fleetune.data.overlap import overlap_message, overlaps_with
+
+    if seen is None:
+        say(
+            f"note: the rows that this model was trained on are not at hand, so whether those of {name} are among them "
+            "was not looked at"
+        )
+        return None
+    overlap = overlaps_with(seen.train, {name: split}).get(name)
+    if overlap is None:
+        return 0
+    say(f"note: {overlap_message(name, overlap, len(split))}")
+    return overlap.rows
 
 
 def _source(

@@ -97,16 +97,21 @@ def predict(
     else:
         from fleetune.report.tables import grid
 
+        pairs = [first] if second is None else [first, second]
         rows = [
             [
-                *(_short(cell) for cell in of_row.values()),
+                *(
+                    _short(cell if isinstance(cell, str) else json.dumps(cell))
+                    for cell in of_row.values()
+                ),
                 p.label,
                 f"{max(p.probabilities.values()):.3f}" if p.probabilities else "",
-                _short(t),
+                *(_short(t) for t in texts),
             ]
-            for of_row, p, t in zip(beside, found, first, strict=True)
+            for of_row, p, texts in zip(beside, found, zip(*pairs, strict=True), strict=True)
         ]
-        out(grid([*kept, "label", "probability", "text"], rows, right=(len(kept) + 1,)))
+        names = ("text", "second text")[: len(pairs)]
+        out(grid([*kept, "label", "probability", *names], rows, right=(len(kept) + 1,)))
         if input_file is None:
             say(
                 f"next: fleetune predict {shlex.quote(str(model))} --input FILE --output labels.jsonl"
@@ -162,7 +167,7 @@ def _check_output(output: Path, source: Path | None) -> None:
     check_place(output)
 
 
-def _file_of(found: Sequence[Any], beside: Sequence[dict[str, str]], ending: str) -> str:
+def _file_of(found: Sequence[Any], beside: Sequence[dict[str, Any]], ending: str) -> str:
     """The content of the output file; beside: what goes in front of each prediction.
 
     In CSV a cell that a spreadsheet would run gets an apostrophe (trial_tables.py).
@@ -171,19 +176,20 @@ def _file_of(found: Sequence[Any], beside: Sequence[dict[str, str]], ending: str
     if ending != ".csv":
         objects = (of_row | p.as_json() for of_row, p in rows)
         return "".join(f"{json.dumps(one, ensure_ascii=False)}\n" for one in objects)
+    from fleetune.errors import safe_text
     from fleetune.report.trial_tables import as_csv
 
     cells = [
         {**of_row, "label": p.label, "probability": max(p.probabilities.values(), default=None)}
         for of_row, p in rows
     ]
-    return f"{as_csv(cells)}\n" if cells else "label,probability\n"
+    return f"{as_csv(cells, told=safe_text)}\n" if cells else "label,probability\n"
 
 
 def _given(
     predictor: Any, text: Sequence[str] | None, file: Path | None, columns: Sequence[str] | None,
     kept: Sequence[str],
-) -> tuple[tuple[Sequence[str], Sequence[str] | None], list[dict[str, str]]]:  # fmt: skip
+) -> tuple[tuple[Sequence[str], Sequence[str] | None], list[dict[str, Any]]]:  # fmt: skip
     """The texts, first and second ones, and of each row the cells that go along."""
     if file is None:
         texts = _typed(predictor, text)

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from fleetune.errors import DataError, did_you_mean
 
@@ -30,6 +31,13 @@ class Header:
     """Those that can hold a label."""
     line: int | None
     """Where the header stands; None for Parquet."""
+    kinds: Mapping[str, type[bool] | type[int]] = field(default_factory=dict[str, Any])
+    """Of the columns whose cells are no texts in the file, what they are: all of a column are of one kind."""
+
+    def value(self, column: str, cell: str) -> str | int | bool:
+        """A cell as the file has it."""
+        kind = self.kinds.get(column, str)
+        return cell == "true" if kind is bool else kind(cell)
 
     def place(self, column: str) -> str:
         return f"column {column}" if self.line is None else f"line {self.line}, column {column}"

@@ -30,6 +30,7 @@ def _header(path: Path) -> Header:
             texts=tuple(name for name, value in record.items() if isinstance(value, str)),
             scalars=tuple(name for name, value in record.items() if isinstance(value, str | int)),
             line=line,
+            kinds={name: type(v) for name, v in record.items() if isinstance(v, int)},
         )
         check_names(path, header)
         return header

@@ -50,9 +50,15 @@ def _header(path: Path) -> Header:
             texts=tuple(field.name for field in schema if _is_text(field.type)),
             scalars=tuple(field.name for field in schema if _is_scalar(field.type)),
             line=None,
+            kinds={f.name: kind for f in schema if (kind := _kind(f.type)) is not None},
         )
     check_names(path, header)
     return header
+
+
+def _kind(type_: pa.DataType) -> type[bool] | type[int] | None:
+    inner = type_.value_type if pa.types.is_dictionary(type_) else type_
+    return bool if pa.types.is_boolean(inner) else int if pa.types.is_integer(inner) else None
 
 
 def _rows(

@@ -44,7 +44,7 @@ _MANY = 20
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RawTable:
-    """The wanted columns of a file, every cell a string."""
+    """The wanted columns of a file, every cell that is used a string."""
 
     path: Path
     text_columns: tuple[str, ...]
@@ -53,8 +53,8 @@ class RawTable:
     label_column: str | None
     labels: tuple[str, ...] | None
     groups: tuple[str, ...] | None
-    kept: dict[str, tuple[str, ...]]
-    """Columns that only go along, by name; cells may be empty."""
+    kept: dict[str, tuple[str | int | bool, ...]]
+    """Columns that only go along, by name, their cells as the file has them; they may be empty."""
     lines: np.ndarray
     """int64 [n]: the line where each row starts, from 1 (Parquet: the row's number)."""
     unit: str
@@ -174,7 +174,7 @@ def _read(
         label_column=label,
         labels=None if label is None else columns[label],
         groups=None if group is None else columns[group],
-        kept={name: columns[name] for name in kept},
+        kept={name: tuple(header.value(name, c) for c in columns[name]) for name in kept},
         lines=np.array(lines, dtype=np.int64),
         unit=form.unit,
     )

@@ -11,7 +11,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fleetune.errors import SettingsError, did_you_mean, printable
@@ -114,17 +114,20 @@ def epochs_csv(trial: Mapping[str, Any]) -> str:
     )
 
 
-def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    """CSV with a header of every key, in the order of their first appearance; what a row lacks is empty."""
+def as_csv(rows: Sequence[Mapping[str, Any]], *, told: Callable[[str], str] = printable) -> str:
+    """CSV with a header of every key, in the order of their first appearance; what a row lacks is empty.
+
+    told: how text is made to show; `printable` for a terminal, `errors.safe_text` for a file.
+    """
     header = list(dict.fromkeys(key for row in rows for key in row))
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([cell(key) for key in header])
-    writer.writerows([[cell(row.get(key)) for key in header] for row in rows])
+    writer.writerow([cell(key, told) for key in header])
+    writer.writerows([[cell(row.get(key), told) for key in header] for row in rows])
     return out.getvalue().removesuffix("\n")
 
 
-def cell(value: Any) -> str:
+def cell(value: Any, told: Callable[[str], str] = printable) -> str:
     """A value as a cell; text that a spreadsheet would run, or that could move a cursor, is made to show."""
     if value is None:
         return ""
@@ -132,7 +135,7 @@ def cell(value: Any) -> str:
         return json.dumps(value) if isinstance(value, bool) else repr(value)
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     runs = text.startswith(_FORMULA) and _NUMBER.fullmatch(text) is None
-    return printable(f"'{text}" if runs else text)
+    return told(f"'{text}" if runs else text)
 
 
 def _selection_names(trial: Mapping[str, Any]) -> list[str]:

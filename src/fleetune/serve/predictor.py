@@ -25,6 +25,7 @@ from fleetune.cohort.owned import Owned
 from fleetune.cohort.plan import default_limits
 from fleetune.cohort.trial import Rows, rows_within
 from fleetune.data.base import Split
+from fleetune.data.formats import text_problem
 from fleetune.data.tokens import tokenize
 from fleetune.errors import DataError, RefusedError, SettingsError
 from fleetune.report.facts import run_facts, winner
@@ -172,11 +173,16 @@ def _listed(name: str, texts: Any) -> list[str]:
     if isinstance(texts, str | Mapping) or hasattr(texts, "columns"):
         kind = type(texts).__name__
         raise ValueError(f"`{name}` must be a list of texts, but it is a {kind}; give [text].")
-    listed = list(texts)
+    if not isinstance(texts, Iterable):
+        kind = type(texts).__name__
+        raise ValueError(f"`{name}` must be a list of texts, but it is {texts!r:.80} ({kind}).")
+    listed = [text.as_py() if hasattr(text, "as_py") else text for text in texts]  # pyarrow's cells
     for i, text in enumerate(listed):
         if not isinstance(text, str):
             kind = type(text).__name__
             raise ValueError(f"`{name}[{i}]` must be a str, but it is {text!r:.80} ({kind}).")
+        if (problem := text_problem(text)) is not None:
+            raise ValueError(f"`{name}[{i}]`: {problem}.")
     return listed
 
 

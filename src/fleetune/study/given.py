@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fleetune.durable import write_bytes
-from fleetune.errors import DataError, RefusedError
+from fleetune.errors import DataError, FleetuneError, RefusedError
 from fleetune.study.folder import GIVEN, STUDY, locked, refuse_foreign
 
 _TOLD: dict[str, str] = dict(zip(GIVEN, ("the rows given", "the test rows given"), strict=True))
@@ -19,7 +19,8 @@ def kept_rows(folder: Path, rows: Mapping[str, bytes]) -> Generator[bool]:
     others there before these are read. Whether there are any, and so whether the folder is held.
 
     rows: JSON Lines (data/memory.py) by name, one of `folder.GIVEN`. RefusedError where the run has others, the folder is no
-    run, or another command works in it; DataError names the rows where they cannot be used, and leaves no file.
+    run, or another command works in it; DataError names the rows where they cannot be used. Where a run was refused before it
+    began, for these rows or for a setting, they are taken out again.
     """
     if not rows:
         yield False
@@ -35,13 +36,14 @@ def kept_rows(folder: Path, rows: Mapping[str, bytes]) -> Generator[bool]:
             write_bytes(folder / name, rows[name])
         try:
             yield True
-        except DataError as error:
-            name = next((name for name in rows if error.where == str(folder / name)), None)
-            if name is None:
-                raise
+        except FleetuneError as error:
             if not (folder / STUDY).exists():
                 for unused in others:
                     (folder / unused).unlink()
+            of = error.where if isinstance(error, DataError) else None
+            name = next((name for name in rows if of == str(folder / name)), None)
+            if name is None or not isinstance(error, DataError):
+                raise
             raise DataError(_TOLD[name], [_of_rows(p) for p in error.problems]) from None
 
 

@@ -305,11 +305,12 @@ def check_compute(dtype: str | None, device: str) -> None:
     """SettingsError for a dtype or device that there is not; EnvironmentProblem for one that this machine lacks."""
     if dtype is not None and dtype not in ("auto", *DTYPES):
         raise SettingsError(
-            "settings", [f'dtype "{dtype}" is not known{did_you_mean(dtype, ("auto", *DTYPES))}']
+            "settings",
+            [f'dtype "{dtype}" is not known{did_you_mean(str(dtype), ("auto", *DTYPES))}'],
         )
     try:
         kind = torch.device(device)
-    except RuntimeError:
+    except (RuntimeError, TypeError):
         kind = None
     if kind is None or kind.type not in ("cpu", "cuda"):
         raise SettingsError(
