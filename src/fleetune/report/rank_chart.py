@@ -92,9 +92,9 @@ def _rank_lines(
 
 
 def _sizes(groups: Sequence[Facts], rank: int) -> str:
-    """The encoder's parameters under a rank: a range where methods train different places."""
+    """The encoder's parameters under a rank: a range, on two lines, where methods train different places."""
     found = [g["estimate"]["trainable_parameters"]["encoder"] for g in groups if _rank(g) == rank]
-    return " to ".join(dict.fromkeys(size(n) for n in (min(found), max(found))))
+    return " to\n".join(dict.fromkeys(size(n) for n in (min(found), max(found))))
 
 
 def _rank(group: Facts) -> Any:
