@@ -60,8 +60,6 @@ class OpenBackbone:
         # Where the head reads one vector of each sequence, and the model takes it from where it is put.
         self.can_skip = self.pooling != "late" and self.family.layout == "packed"
         self._mode = threading.Lock()
-        self._whole = False
-        self._seen: Tensor | None = None
         self.model = model.requires_grad_(False).eval().to(device)
         self.quick = suits(self.model, self.family, dtype, device)
         self._levels: dict[tuple[float, ...], Levels] = {}
@@ -126,7 +124,6 @@ class OpenBackbone:
 
     def stream(self, packed: Packed, noise: Noise | None) -> Stream:
         """The layout of one pass over these tokens."""
-        narrows = self.narrows and not self._whole
         layout = self.family.layout
         where = None
         if self.quick:
@@ -135,7 +132,7 @@ class OpenBackbone:
             on_device = {name: send(one, self.device) for name, one in found.items()}
             where = self.laid(on_device, int(packed.lengths.max()))
         return Stream(
-            packed.offsets, packed.trials, layout, self.device, noise, narrows, where,
+            packed.offsets, packed.trials, layout, self.device, noise, self.narrows, where,
             batches=packed.batches,
             multiple=TILE if self.dtype == torch.bfloat16 else 1,
         )  # fmt: skip
@@ -199,16 +196,6 @@ class OpenBackbone:
     ) -> Tensor:
         """Logits of sequences of which it is known what comes into a layer, [B, C]; hidden: as `entering` gave it."""
         return self._run(packed, active, noise, entry=(layer, hidden))[0].logits  # type: ignore[no-any-return]
-
-    def hidden(self, packed: Packed, active: Active) -> Tensor:
-        """Final hidden states before pooling: [1, T, D] packed, [B, L, D] padded."""
-        self._whole = True
-        try:
-            self._run(packed, active, None)
-        finally:
-            self._whole = False
-        assert self._seen is not None
-        return self._seen
 
     def _run(
         self, packed: Packed, active: Active, noise: Noise | None, **known: Any
@@ -325,8 +312,6 @@ class OpenBackbone:
 
     def _reduced(self, hidden: Tensor) -> Tensor:
         stream = self.current.require()
-        if self._whole:
-            self._seen = hidden
         if stream.first_tokens_only:
             return hidden[0][:, None].to(self.head_dtype)
         if stream.layout == "padded":
