@@ -104,9 +104,9 @@ def settings(
     )
 
 
-def on_task(given: Settings, task: str, data_dir: Path) -> Settings:
+def on_task(given: Settings, task: str, data_dir: Path, protocol: str = "holdout") -> Settings:
     """The same settings on a named task."""
-    return replace(given, data=DataSettings(task=task, data_dir=str(data_dir)))
+    return replace(given, data=DataSettings(task=task, data_dir=str(data_dir), protocol=protocol))
 
 
 def train(folder: Path, given: Settings | Prepared, watch: Any = lambda event: None) -> Outcome:

@@ -109,6 +109,24 @@ def test_what_was_sent_is_a_whole_model(
     assert ("model.onnx" in sums) == (kind == "onnx")
 
 
+@pytest.mark.parametrize("kind", ["adapter", "hf"])
+def test_what_is_damaged_is_not_sent(
+    hub: TakingHub, adapter: Path, made: Made, tmp_path: Path, kind: str
+) -> None:
+    folder, name = adapter, layout.WEIGHTS
+    if kind == "hf":
+        folder, name = tmp_path / "merged", "tokenizer.json"
+        assert run_cli("export", made.run / "trials/lora-s0", "--output", folder).code == 0
+    content = (folder / name).read_bytes()
+    (folder / name).write_bytes(content + b" ")
+    found = push(folder)
+    assert found.code == 6 and f"{name}: changed since it was" in found.err
+    (folder / name).unlink()
+    found = push(folder)
+    assert found.code == 4 and f"{name} is missing" in found.err
+    assert not hub.repositories
+
+
 def test_public_only_when_asked(hub: TakingHub, adapter: Path) -> None:
     assert push(adapter, "--public").code == 0
     assert not hub.repositories["me/mine"].private

@@ -13,6 +13,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from fleetune.artifact import layout
+from fleetune.backbone.load import find_backbone
 from fleetune.study.prepare import MethodSettings
 from tests.artifact.models import (
     TEXTS,
@@ -139,6 +140,9 @@ def test_an_export_cuts_texts_where_the_training_did(made: Made, tmp_path: Path)
     with torch.inference_mode():
         said = model(**batch).logits.numpy()
     np.testing.assert_allclose(said, own_logits(tmp_path / "run", texts), **CLOSE)
+    # As a backbone it reads what the first one could.
+    wide = find_backbone(str(backbone)).max_length
+    assert find_backbone(str(output)).max_length == wide > 6
 
 
 def test_other_families_exported_load_with_stock_transformers(

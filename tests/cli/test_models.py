@@ -8,6 +8,7 @@ import resource
 import shutil
 from collections.abc import Generator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from fleetune.errors import safe_text
+from fleetune.errors import DataError, safe_text
 from fleetune.report.facts import run_facts, winner
 from fleetune.report.model_facts import seen_by
 from fleetune.serve.predictor import Predictor
@@ -447,6 +448,37 @@ def test_evaluate_on_a_task(made: Made, tmp_path: Path) -> None:
     assert [s["n"] for s in facts["sets"]] == [21, 22]
     other = run_cli("evaluate", made.run, "--task", "mnli", "--data-dir", tmp_path)
     assert other.code == 4 and "the model gives bad, good" in other.err
+
+
+def test_of_several_test_sets_the_first_chose_the_epoch(made: Made, tmp_path: Path) -> None:
+    write_glue(tmp_path, "MNLI")
+    given = settings(made.folder, made.backbone, ["head"], seeds=[0], num_train_epochs=1)
+    train(tmp_path / "run", runs.on_task(given, "mnli", tmp_path, protocol="paper"))
+    away = shutil.copytree(tmp_path / "run/trials/head-s0", tmp_path / "alone/copy")
+    for model in (tmp_path / "run", away):
+        found = run_cli("evaluate", model, "--task", "mnli", "--data-dir", tmp_path, "--json")
+        stamped = [
+            {m["optimistic"] for m in s["metrics"].values()} for s in json.loads(found.out)["sets"]
+        ]
+        assert stamped == [{True}, {False}], found.err
+
+
+def test_an_empty_text_of_a_task_is_evaluated_as_it_was_trained(made: Made, tmp_path: Path) -> None:
+    """GLUE's files may hold one, and a training takes it; what a user types is refused where it is typed."""
+    (tmp_path / "SST-2").mkdir()
+    for name, n in (("train", 40), ("dev", 12)):
+        lines = [f"{text}\t{i % 2}" for i, text in enumerate(runs.texts(n, seed=n))]
+        lines[3] = "\t1"
+        (tmp_path / f"SST-2/{name}.tsv").write_text("\n".join(["sentence\tlabel", *lines]) + "\n")
+    given = settings(made.folder, Path("minilm"), ["head"], seeds=[0], num_train_epochs=1)
+    train(tmp_path / "run", runs.on_task(given, "sst2", tmp_path))
+    words = ("evaluate", tmp_path / "run", "--task", "sst2", "--data-dir", tmp_path, "--json")
+    found = run_cli(*words)
+    # A tokenizer that sets nothing around a text has no token for it.
+    bare = runs.on_task(replace(given, backbone=str(made.backbone)), "sst2", tmp_path)
+    with pytest.raises(DataError, match="row 3: no token comes of it"):
+        train(tmp_path / "bare", bare)
+    assert found.code == 0 and json.loads(found.out)["sets"][0]["n"] == 12, found.err
 
 
 def test_labels_that_the_model_does_not_know_are_listed(made: Made, tmp_path: Path) -> None:

@@ -28,11 +28,14 @@ def test_a_column_that_is_not_asked_for_may_hold_anything() -> None:
     circle: list[Any] = []
     circle.append(circle)
     given = [
-        {"text": "a", "label": np.int64(1), "note": note} for note in ({(1, 2): 3}, circle, {4})
+        {"text": "a", "label": np.int64(1), "note": note}
+        for note in ({(1, 2): 3}, circle, {4}, [1.0, np.nan])
     ]
     lines = [json.loads(line) for line in as_jsonl(given).splitlines()]
-    assert [(line["text"], line["label"]) for line in lines] == [("a", 1)] * 3
-    assert [line["note"] for line in lines] == [{"type": name} for name in ("dict", "list", "set")]
+    assert [(line["text"], line["label"]) for line in lines] == [("a", 1)] * 4
+    assert [line["note"] for line in lines] == [
+        {"type": name} for name in ("dict", "list", "set", "list")
+    ]
 
 
 def test_a_column_name_stands_once() -> None:

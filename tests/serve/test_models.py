@@ -120,6 +120,25 @@ def test_texts_leave_no_trace(places: dict[str, Path]) -> None:
     assert one.engine.known._found == {}
 
 
+def test_equal_weights_with_unlike_configs_are_two_backbones(made: Made, tmp_path: Path) -> None:
+    """Each model answers as it does alone, through its own."""
+    import json
+    import shutil
+
+    alone: dict[str, np.ndarray] = {}
+    for name, eps in (("a", 1e-12), ("b", 0.1)):
+        backbone = Path(shutil.copytree(made.backbone, tmp_path / f"backbone-{name}"))
+        told = json.loads((backbone / "config.json").read_text())
+        (backbone / "config.json").write_text(json.dumps({**told, "layer_norm_eps": eps}))
+        train(tmp_path / name, settings(made.folder, backbone, ["lora"], seeds=[0]))
+        alone[name] = Predictor(tmp_path / name / "trials/lora-s0").logits(["w1 w2 w3"])
+    models = Models({name: tmp_path / name / "trials/lora-s0" for name in alone})
+    assert models.backbones == 2
+    for name, expected in alone.items():
+        assert np.array_equal(models[name].logits(["w1 w2 w3"]), expected)
+    assert not np.array_equal(alone["a"], alone["b"])
+
+
 def test_a_changed_backbone_is_refused_beside_others_too(
     models: Models, places: dict[str, Path], tmp_path: Path
 ) -> None:

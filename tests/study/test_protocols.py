@@ -458,6 +458,7 @@ def test_export_to_optuna(ranks: Path, cv, tmp_path: Path) -> None:
         output = tmp_path / f"50%3F & ?{len(expected)}.db"
         told = run_cli("export", run, "--format", "optuna", "--output", output)
         assert told.code == 0, told.err
+        assert f"sqlite:///{tmp_path}/50%253F" in told.err  # a URL that leads to it
         # What Optuna reads has no path of a URL's own signs.
         url = f"sqlite:///{shutil.copy(output, tmp_path / f'{len(expected)}.db')}"
         assert dict.fromkeys(optuna.get_all_study_names(url)) == dict.fromkeys(sorted(expected))

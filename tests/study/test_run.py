@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
@@ -28,6 +29,7 @@ from fleetune.report.facts import run_facts
 from fleetune.study import checkpoints, journal
 from fleetune.study import run as study_run
 from fleetune.study.folder import locked
+from fleetune.study.machine import refuse_changes
 from fleetune.study.prepare import MethodSettings, Prepared, prepare
 from fleetune.study.run import Run
 from tests.runs import (
@@ -395,6 +397,23 @@ def test_other_data_and_another_backbone_are_refused(made: Made, tmp_path: Path)
     with pytest.raises(RefusedError, match="backbone: "):
         train(tmp_path / "run", given)
     assert tree(tmp_path / "run") == before
+
+
+def test_another_config_of_the_backbone_is_refused(made: Made, tmp_path: Path) -> None:
+    """Beside the same weights; a run of an earlier version, which said nothing of it, goes on."""
+    backbone = Path(shutil.copytree(made.backbone, tmp_path / "backbone"))
+    given = settings(made.folder, backbone, ["head"], seeds=[0], num_train_epochs=1)
+    train(tmp_path / "run", given)
+    config = json.loads((backbone / "config.json").read_text())
+    (backbone / "config.json").write_text(json.dumps({**config, "layer_norm_eps": 0.5}))
+    with pytest.raises(RefusedError, match=r"the backbone's config\.json: "):
+        train(tmp_path / "run", given)
+    environment = json.loads((tmp_path / "run/environment.json").read_text())
+    found = copy.deepcopy(environment)
+    found["backbone"]["config"] = "another"
+    del environment["backbone"]["config"]
+    (tmp_path / "earlier.json").write_text(json.dumps(environment))
+    assert refuse_changes(tmp_path / "earlier.json", found) == []
 
 
 def test_another_major_version_is_refused(made: Made, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from fleetune.artifact.exported_card import exported_card
 from fleetune.artifact.layout import ModelRecord
 from fleetune.artifact.load import open_saved
 from fleetune.artifact.merge import merge_into
-from fleetune.backbone.load import quiet
+from fleetune.backbone.load import READS, quiet
 from fleetune.data.base import Split
 from fleetune.data.tokens import tokenize
 from fleetune.durable import as_json, new_folder, plain_mode, put, sha256
@@ -91,6 +91,7 @@ def exporting(folder: Path, output: Path, kind: str) -> Generator[Merged]:
 def _cutting_at(most: int, tokenizer: Any) -> Any:
     """A tokenizer that by itself cuts where the model does, when it is asked to cut, and says nothing else of lengths."""
     own = copy.deepcopy(tokenizer)
+    own.init_kwargs.setdefault(READS, tokenizer.model_max_length)
     own.model_max_length = most
     for name in ("max_length", "stride", "truncation_strategy", "padding_strategy"):
         own.init_kwargs.pop(name, None)

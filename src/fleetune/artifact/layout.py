@@ -23,7 +23,7 @@ PREDICTIONS = "predictions.parquet"
 CARD = "README.md"
 GRAPH = "model.onnx"
 SEAL = "sha256"
-"""The key of the record under which the checksum of all its others stands."""
+"""The key of the record under which its own checksum stands."""
 PREFIX = "base_model.model."
 FORMAT = 1
 
@@ -59,7 +59,7 @@ class ModelRecord:
     backbone_tokenizer: str | None = None
     """`Backbone.tokenizer_checksum`."""
     chosen_on: dict[str, str] | None = None
-    """Test sets that chose the epoch, with their checksums: under protocol "paper", and else none."""
+    """The test set that chose the epoch, with its checksum, under protocol "paper"; else empty."""
 
     @property
     def num_labels(self) -> int:
@@ -70,9 +70,11 @@ class ModelRecord:
 
 
 def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
-    """What fleetune.json holds, with the checksum of all else under `SEAL`."""
+    """What fleetune.json holds, with a checksum under `SEAL`: of all else but `checksums`, which the files themselves prove, and some
+    of which are of files that hold times."""
     rest = {key: value for key, value in record.items() if key != SEAL}
-    told = json.dumps(rest, sort_keys=True, allow_nan=False)
+    own = {key: value for key, value in rest.items() if key != "checksums"}
+    told = json.dumps(own, sort_keys=True, allow_nan=False)
     return {**rest, SEAL: hashlib.sha256(told.encode()).hexdigest()}
 
 

@@ -259,22 +259,32 @@ def check_length(record: ModelRecord, limit: int, folder: Path) -> None:
         raise DataError(str(folder / layout.RECORD), [f"damaged: {rule}; restore it from a copy"])
 
 
+def is_backbone_of(record: ModelRecord, backbone: Backbone) -> bool:
+    """Whether a model was trained on this one: its weights, config and tokenizer, as far as the record says them."""
+    return (
+        backbone.checksum == record.backbone_checksum
+        and record.backbone_config in (None, backbone.config_checksum)
+        and (
+            record.backbone_tokenizer is None
+            or record.backbone_tokenizer == backbone.tokenizer_checksum
+        )
+    )
+
+
 def _check_backbone(record: ModelRecord, backbone: Backbone, folder: Path) -> None:
     """RefusedError where the backbone at hand is not the one that the model was trained on."""
+    if is_backbone_of(record, backbone):
+        return
     if backbone.checksum != record.backbone_checksum:
         raise RefusedError(
             f"{folder}: trained on {record.backbone_source} with weights {record.backbone_checksum[:12]}..., "
             f"but the weights found now are {backbone.checksum[:12]}...; use the same revision"
         )
-    for what, then, now in (
-        ("config.json", record.backbone_config, lambda: backbone.config_checksum),
-        ("tokenizer", record.backbone_tokenizer, lambda: backbone.tokenizer_checksum),
-    ):
-        if then is not None and then != now():
-            raise RefusedError(
-                f"{folder}: trained on {record.backbone_source} with another {what} than the one found now in "
-                f"{backbone.folder}, so its answers would differ; restore that file"
-            )
+    same = record.backbone_config in (None, backbone.config_checksum)
+    raise RefusedError(
+        f"{folder}: trained on {record.backbone_source} with another {'tokenizer' if same else 'config.json'} than the one found "
+        f"now in {backbone.folder}, so its answers would differ; restore that file"
+    )
 
 
 def read_json(path: Path) -> Any:

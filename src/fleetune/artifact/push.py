@@ -18,7 +18,7 @@ from huggingface_hub.utils import validate_repo_id
 from fleetune import __version__
 from fleetune.artifact import layout
 from fleetune.artifact.card import EVAL_RESULTS, is_hub_id
-from fleetune.artifact.load import read_record
+from fleetune.artifact.load import check_files, read_record
 from fleetune.backbone import hub
 from fleetune.errors import EnvironmentProblem, FleetuneError, RefusedError, SettingsError
 
@@ -37,6 +37,7 @@ def push_model(folder: Path, repo: str, *, public: bool = False) -> str:
     repository without `public`; EnvironmentProblem where network, token or permission is missing.
     """
     _check_name(repo)
+    _check_whole(folder)
     operations = [_add(folder, path) for path in _files(folder)]
     address = hub.endpoint()
     shown = hub.without_password(address)
@@ -61,6 +62,15 @@ def _check_name(repo: str) -> None:
         raise SettingsError("--push-to-hub", [f'"{repo}" is no name on the hub: {error}']) from None
     if "/" not in repo:
         raise SettingsError("--push-to-hub", [f'"{repo}": give owner and name, such as you/{repo}'])
+
+
+def _check_whole(folder: Path) -> None:
+    """What cannot be used here is not sent; raises what `check_files` does."""
+    _, sums = read_record(folder)
+    if layout.WEIGHTS in sums:
+        check_files(folder, sums, (layout.CONFIG, layout.WEIGHTS), "saved")
+    else:
+        check_files(folder, sums, sums, "exported")
 
 
 def _files(folder: Path) -> list[Path]:
@@ -91,7 +101,7 @@ def _record(path: Path) -> bytes:
         last = re.split(r"[/\\]", source.rstrip("/\\"))[-1]
         record |= {"backbone": last, "backbone_source": last}
     # What stays here is not missing there.
-    record["checksums"].pop(layout.PREDICTIONS, None)
+    record.get("checksums", {}).pop(layout.PREDICTIONS, None)
     return f"{json.dumps(layout.sealed(record), indent=2, ensure_ascii=False)}\n".encode()
 
 

@@ -68,6 +68,8 @@ _OF_HEAD = frozenset(
         ),
     )
 )
+READS = "backbone_max_length"
+"""The key of an exported tokenizer's settings under which the limit of the tokenizer stands that it was made of."""
 # What tokenizers differ by, beside their vocabulary: case, accents, marks, digits, blanks, scripts.
 _TRIED = (
     "Not once in 3,000 years, she said; it's \u201cnaïve\u201d & co-written.",
@@ -97,14 +99,8 @@ class Backbone:
     """sha256 of model.safetensors; of the list of the sha256s where the weights are many files."""
     max_length: int
     """The most tokens that a sequence may have, special tokens among them."""
-
-    @cached_property
-    def config_checksum(self) -> str:
-        """sha256 (hex) of what config.json says, but for who wrote it and what its head was."""
-        told = {
-            k: v for k, v in read_json(self.folder / "config.json").items() if k not in _OF_HEAD
-        }
-        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+    config_checksum: str
+    """sha256 (hex) of what config.json says, but for who wrote it and what its head was."""
 
     @cached_property
     def tokenizer_checksum(self) -> str:
@@ -114,13 +110,14 @@ class Backbone:
         is updated: a saved model goes on.
         """
         tokenizer: Any = self.tokenizer
-        told = {
-            "vocabulary": sorted(tokenizer.get_vocab().items()),
-            "special": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
-            "texts": [tokenizer(text)["input_ids"] for text in _TRIED],
-            "pair": tokenizer(*_TRIED[:2])["input_ids"],
-            "side": tokenizer.truncation_side,
-        }
+        with quiet():  # some would complain that texts are longer than their limit
+            told = {
+                "vocabulary": sorted(tokenizer.get_vocab().items()),
+                "special": {name: str(t) for name, t in tokenizer.special_tokens_map.items()},
+                "texts": [tokenizer(text)["input_ids"] for text in _TRIED],
+                "pair": tokenizer(*_TRIED[:2])["input_ids"],
+                "side": tokenizer.truncation_side,
+            }
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
     def classifier(
@@ -156,6 +153,7 @@ def find_backbone(name: str, *, revision: str | None = None) -> Backbone:
     """
     found = find_files(name, revision)
     config = _read_config(found.folder)
+    told = _config_checksum(found.folder)
     refuse_pickle(str(found.folder), [file.name for file in found.folder.iterdir()])
     files = weight_files(found.folder)
     if not files:
@@ -167,7 +165,7 @@ def find_backbone(name: str, *, revision: str | None = None) -> Backbone:
     tokenizer = _read_tokenizer(found.folder, config)
     limit = _max_length(config, tokenizer)
     return Backbone(
-        name, found.source, found.revision, config, tokenizer, found.folder, digest, limit
+        name, found.source, found.revision, config, tokenizer, found.folder, digest, limit, told
     )
 
 
@@ -207,6 +205,11 @@ def _read_config(folder: Path) -> PreTrainedConfig:
     if getattr(config, "transformers_weights", None) is not None:
         config.transformers_weights = None
     return config
+
+
+def _config_checksum(folder: Path) -> str:
+    told = {k: v for k, v in read_json(folder / "config.json").items() if k not in _OF_HEAD}
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
 def _refuse_kernels(file: Path, held: Any) -> None:
@@ -277,8 +280,10 @@ def _read_model(folder: Path, config: Any) -> tuple[Any, dict[str, Any]]:
 
 
 def _max_length(config: PreTrainedConfig, tokenizer: Any) -> int:
-    # transformers writes "no limit" as 1e30.
-    limits = [int(tokenizer.model_max_length)] if tokenizer.model_max_length < 1e9 else []
+    # An export's tokenizer cuts where its training did, and says what its backbone could read. transformers writes "no limit" as
+    # 1e30.
+    most = getattr(tokenizer, "init_kwargs", {}).get(READS, tokenizer.model_max_length)
+    limits = [int(most)] if most < 1e9 else []
     positions: Any = getattr(config, "max_position_embeddings", None)
     if isinstance(positions, int) and positions > 0:
         padding = 1 if config.model_type == "mpnet" else getattr(config, "pad_token_id", None) or 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -101,10 +102,12 @@ def _needed(output: Path | None) -> Path:
 
 def _optuna(run: Path, output: Path) -> None:
     from fleetune.study.journal import NAME
-    from fleetune.study.optuna_file import export_optuna
+    from fleetune.study.optuna_file import export_optuna, url_of
 
     if not (run / NAME).is_file():
         raise SettingsError(str(run), ["no run: give the --output-dir of a study"])
     count = export_optuna(run, output)
     out(str(output))
-    say(f"{counted(count, 'trial')}; look at them with optuna-dashboard sqlite:///{output}")
+    say(
+        f"{counted(count, 'trial')}; look at them with optuna-dashboard {shlex.quote(url_of(output))}"
+    )

@@ -41,7 +41,7 @@ def as_jsonl(rows: Iterable[Mapping[str, Any]]) -> bytes:
             )
         cells = {name: None if _is_missing(cell) else cell for name, cell in given.items()}
         try:
-            lines.append(json.dumps(cells, ensure_ascii=True, default=_plain))
+            lines.append(json.dumps(cells, ensure_ascii=True, allow_nan=False, default=_plain))
         except (TypeError, ValueError, RecursionError):
             # A cell inside a cell that JSON has no form for, in a column that may be asked for or not: cell by cell.
             plain = {name: _as_json(cell) for name, cell in cells.items()}
@@ -62,7 +62,7 @@ def _is_missing(cell: Any) -> bool:
 def _as_json(cell: Any) -> Any:
     """A cell as JSON would have it, or the name of its type where there is no such form."""
     try:
-        return json.loads(json.dumps(cell, default=_plain))
+        return json.loads(json.dumps(cell, allow_nan=False, default=_plain))
     except (TypeError, ValueError, RecursionError):
         return _plain(cell)
 

@@ -28,7 +28,7 @@ import numpy as np
 
 from fleetune.data.base import Split
 from fleetune.durable import STALE, make_folder, remove_leftovers, write_bytes
-from fleetune.errors import SettingsError
+from fleetune.errors import DataError, SettingsError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -81,8 +81,8 @@ def tokenize(
     """The tokens of a split, from the cache where it has them; of a pair the longer is cut.
 
     fingerprint: tokenizer_fingerprint(tokenizer). cache_dir: None for no cache; a folder that
-    cannot be written to is as good as none. Raises ValueError for a slow tokenizer, and SettingsError
-    for a max_length that has no place for a token of text.
+    cannot be written to is as good as none. Raises ValueError for a slow tokenizer, SettingsError for a
+    max_length that has no place for a token of text, and DataError for rows that give no token.
     """
     if not tokenizer.is_fast:
         raise ValueError(f"a fast tokenizer is needed, but {type(tokenizer).__name__} is not one.")
@@ -163,6 +163,10 @@ def _make(split: Split, tokenizer: Any, max_length: int) -> TokenTable:
         if with_types:
             types.extend(np.array(row, dtype=np.uint8) for row in batch["token_type_ids"])
         truncated += sum(bool(encoding.overflowing) for encoding in batch.encodings)
+    if not all(lengths):
+        told = "no token comes of it, since this backbone's tokenizer sets none around a text; leave the row out"
+        empty = (ident for ident, n in zip(split.ids, lengths, strict=True) if not n)
+        raise DataError("rows", [f"row {ident}: {told}" for ident in empty])
     return TokenTable(
         ids=np.concatenate(ids),
         offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),

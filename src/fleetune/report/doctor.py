@@ -95,6 +95,8 @@ def _disk() -> dict[str, Any]:
     )  # fmt: skip
 
 
+# In quotes, which some shells need around brackets.
+_NOT_INSTALLED = "not installed (pip install 'fleetune[{}]')"
 # A package that stands for each extra.
 _OPTIONAL = {
     "tensorboard": "tensorboard",
@@ -107,7 +109,7 @@ _OPTIONAL = {
 def _extras() -> dict[str, Any]:
     """Optional packages; nobody needs them until they are named."""
     told = [
-        f"{name} {_version(name) or f'not installed (pip install fleetune[{extra}])'}"
+        f"{name} {_version(name) or _NOT_INSTALLED.format(extra)}"
         for name, extra in _OPTIONAL.items()
     ]
     return _found("optional", ", ".join(told))

@@ -73,7 +73,18 @@ class Models:
     @property
     def backbones(self) -> int:
         """How many different frozen encoders are held."""
-        return len({(p.opened.backbone.checksum, p.opened.compute) for p in self._open.values()})
+        opened = [p.opened for p in self._open.values()]
+        return len(
+            {
+                (
+                    o.backbone.checksum,
+                    o.backbone.config_checksum,
+                    o.backbone.tokenizer_checksum,
+                    o.compute,
+                )
+                for o in opened
+            }
+        )
 
     def answer(self, asked: Sequence[Asked]) -> list[Answer | DataError]:
         """The answer to each question; DataError in the place of one whose model gives no numbers. One call at a time."""

@@ -17,7 +17,14 @@ from numpy.typing import NDArray
 
 from fleetune.artifact import layout
 from fleetune.artifact.layout import ModelRecord
-from fleetune.artifact.load import check_files, check_length, open_beside, open_saved, read_record
+from fleetune.artifact.load import (
+    check_files,
+    check_length,
+    is_backbone_of,
+    open_beside,
+    open_saved,
+    read_record,
+)
 from fleetune.backbone.load import Backbone, find_backbone
 from fleetune.backbone.weights import refuse_pickle, refuse_pickled
 from fleetune.cohort.engine import Engine
@@ -25,7 +32,7 @@ from fleetune.cohort.owned import Owned
 from fleetune.cohort.plan import default_limits
 from fleetune.cohort.trial import Rows, rows_within
 from fleetune.data.base import Split
-from fleetune.data.formats import text_problem
+from fleetune.data.formats import character_problem
 from fleetune.data.tokens import tokenize
 from fleetune.errors import DataError, RefusedError, SettingsError
 from fleetune.report.facts import run_facts, winner
@@ -181,7 +188,7 @@ def _listed(name: str, texts: Any) -> list[str]:
         if not isinstance(text, str):
             kind = type(text).__name__
             raise ValueError(f"`{name}[{i}]` must be a str, but it is {text!r:.80} ({kind}).")
-        if (problem := text_problem(text)) is not None:
+        if (problem := character_problem(text)) is not None:
             raise ValueError(f"`{name}[{i}]`: {problem}.")
     return listed
 
@@ -244,7 +251,7 @@ def _from_trial(
     on_it = [
         other
         for other in others
-        if other.backbone.checksum == record.backbone_checksum and other.compute == compute
+        if is_backbone_of(record, other.backbone) and other.compute == compute
     ]
     found = next((other for other in on_it if other.labels == labels), None)
     if found is not None:

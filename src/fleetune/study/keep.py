@@ -107,9 +107,7 @@ def keep(
     ident, seed, method = given.spec.id, given.spec.seed, given.method
     save_trial(
         folder,
-        _record(
-            bench, trained, {n: s.checksum for n, (s, _) in tests.items()} if optimistic else {}
-        ),
+        _record(bench, trained, _first_of(tests) if optimistic else {}),
         method,
         bench.engine.sites,
         trained.owned.state(),
@@ -145,6 +143,12 @@ def _train_scores(bench: Workbench, trained: Trained) -> dict[str, float]:
     sample = Rows(given.train.table, rows, given.train.labels)
     logits = _logits(bench, trained, sample)
     return {**metrics.compute(given.metrics, logits, sample.labels[rows]), "n": len(rows)}
+
+
+def _first_of(tests: Mapping[str, tuple[Split, TokenTable]]) -> dict[str, str]:
+    """The test set that protocol "paper" chooses on, with its checksum."""
+    name, (split, _) = next(iter(tests.items()))
+    return {name: split.checksum}
 
 
 def _record(bench: Workbench, trained: Trained, chosen_on: dict[str, str]) -> ModelRecord:

@@ -38,6 +38,7 @@ def describe(prepared: Prepared, device: str) -> dict[str, Any]:
             "source": backbone.source,
             "revision": backbone.revision,
             "checksum": backbone.checksum,
+            "config": backbone.config_checksum,
             "tokenizer": tokenizer_fingerprint(backbone.tokenizer),
         },
     }
@@ -136,6 +137,8 @@ def _inputs(before: dict[str, Any], found: dict[str, Any]) -> list[Change]:
     ]
     old, new = before["backbone"], found["backbone"]
     pairs.append(("backbone", old["checksum"], new["checksum"]))
+    # A run that an earlier version began says nothing of it.
+    pairs.append(("the backbone's config.json", old.get("config", new["config"]), new["config"]))
     pairs.append(("tokenizer", old["tokenizer"], new["tokenizer"]))
     return [pair for pair in pairs if pair[1] != pair[2]]
 

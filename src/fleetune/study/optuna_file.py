@@ -30,7 +30,6 @@ def export_optuna(run: Path, output: Path) -> int:
     Raises SettingsError where the run has searched nothing, RefusedError where `output` is there already.
     """
     import optuna
-    from sqlalchemy import URL
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     events = journal.read(run / journal.NAME)
@@ -46,14 +45,19 @@ def export_optuna(run: Path, output: Path) -> int:
     arms = {arm.name: arm for arm in arms_of(settings.methods, settings.training)}
     count = 0
     with new_file(output) as temporary:
-        # As a URL's part: a path may hold what a URL reads as something else.
-        place = URL.create("sqlite", database=str(temporary)).render_as_string()
-        storage = optuna.storages.RDBStorage(place)
+        storage = optuna.storages.RDBStorage(url_of(temporary))
         for task, name in dict.fromkeys((e["task"], e["arm"]) for e in proposed):
             own = [e for e in proposed if (e["task"], e["arm"]) == (task, name)]
             count += _study(storage, events, f"{task}/{name}", arms[name], own)
         storage.engine.dispose()
     return count
+
+
+def url_of(database: Path) -> str:
+    """What Optuna opens a file by; a path may hold what a URL reads as something else."""
+    from sqlalchemy import URL
+
+    return URL.create("sqlite", database=str(database)).render_as_string()
 
 
 def _study(
