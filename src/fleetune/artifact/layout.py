@@ -70,8 +70,10 @@ class ModelRecord:
 
 
 def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
-    """What fleetune.json holds, with a checksum under `SEAL`: of all else but `checksums`, which the files themselves prove, and some
-    of which are of files that hold times."""
+    """What fleetune.json holds, with a checksum under `SEAL`.
+
+    It is of all else but `checksums`: the files themselves prove those, and some are of files that hold times.
+    """
     rest = {key: value for key, value in record.items() if key != SEAL}
     own = {key: value for key, value in rest.items() if key != "checksums"}
     told = json.dumps(own, sort_keys=True, allow_nan=False)
