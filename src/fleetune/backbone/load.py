@@ -68,6 +68,7 @@ _OF_HEAD = frozenset(
         ),
     )
 )
+_SPECIAL = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 READS = "backbone_max_length"
 """The key of an exported tokenizer's settings under which the limit of the tokenizer stands that it was made of."""
 # What tokenizers differ by, beside their vocabulary: case, accents, marks, digits, blanks, scripts.
@@ -113,7 +114,7 @@ class Backbone:
         with quiet():  # some would complain that texts are longer than their limit
             told = {
                 "vocabulary": sorted(tokenizer.get_vocab().items()),
-                "special": {name: str(t) for name, t in tokenizer.special_tokens_map.items()},
+                "special": [getattr(tokenizer, f"{name}_token_id", None) for name in _SPECIAL],
                 "texts": [tokenizer(text)["input_ids"] for text in _TRIED],
                 "pair": tokenizer(*_TRIED[:2])["input_ids"],
                 "side": tokenizer.truncation_side,
