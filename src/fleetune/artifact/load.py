@@ -112,7 +112,7 @@ def check_files(folder: Path, sums: Mapping[str, str], needed: Iterable[str], do
         if not path.is_file():
             refuse_pickle(str(folder), [file.name for file in folder.iterdir()])
             raise DataError(str(folder), [f"{name} is missing; copy the whole folder"])
-        if sha256(path) != sums[name]:
+        if sha256(path) != sums.get(name):
             raise RefusedError(
                 f"{path}: changed since it was {done} (its sha256 is not the one in {layout.RECORD}); restore it from a copy"
             )

@@ -283,7 +283,8 @@ def _read_model(folder: Path, config: Any) -> tuple[Any, dict[str, Any]]:
 def _max_length(config: PreTrainedConfig, tokenizer: Any) -> int:
     # An export's tokenizer cuts where its training did, and says what its backbone could read. transformers writes "no limit" as
     # 1e30.
-    most = getattr(tokenizer, "init_kwargs", {}).get(READS, tokenizer.model_max_length)
+    told: Any = getattr(tokenizer, "init_kwargs", {}).get(READS)
+    most = told if isinstance(told, int) and told > 0 else tokenizer.model_max_length
     limits = [int(most)] if most < 1e9 else []
     positions: Any = getattr(config, "max_position_embeddings", None)
     if isinstance(positions, int) and positions > 0:
