@@ -92,7 +92,7 @@ def render(facts: Facts, page: Facts) -> str:
         lead=sections.lead(facts, page),
         verdicts=words.verdict_records(facts),
         over_tasks=facts.get("over_tasks", []),
-        estimates=words.named(facts),
+        estimates=words.named(facts["estimates"]),
         sets=list(dict.fromkeys(e["set"] for e in estimates)),
         metrics=list(dict.fromkeys(v["metric"] for v in words.verdict_records(facts))),
         phases=list(dict.fromkeys(t["phase"] for t in trials)),

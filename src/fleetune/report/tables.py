@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from fleetune.errors import counted, printable
@@ -207,7 +207,14 @@ def _percent(estimate: dict[str, Any], key: str) -> str:
     return f"{100 * estimate[key]:.2f}"
 
 
+def on_main_metric(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of estimates or verdicts, those by the main metric on the main test set of their task, which are its first."""
+    kept, first = list(records), dict[Any, tuple[Any, Any]]()
+    for r in kept:
+        first.setdefault(r["task"], (r["set"], r["metric"]))
+    return [r for r in kept if (r["set"], r["metric"]) == first[r["task"]]]
+
+
 def main_estimates(facts: Mapping[str, Any], task: str) -> list[dict[str, Any]]:
-    """Those of a task by its main metric on its main test set, which are its first."""
-    mine = [e for e in facts["estimates"] if e["task"] == task]
-    return [e for e in mine if (e["set"], e["metric"]) == (mine[0]["set"], mine[0]["metric"])]
+    """Those of one task by its main metric on its main test set."""
+    return on_main_metric(e for e in facts["estimates"] if e["task"] == task)

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fleetune.report.tables import duration as duration
-from fleetune.report.tables import labels, span
+from fleetune.report.tables import labels, on_main_metric, span
 from fleetune.stats.verdict import MIN_SEEDS
 
 Facts = dict[str, Any]
@@ -133,15 +133,14 @@ def question(facts: Facts) -> str:
         return f"Which of {len(methods)} methods is best on {tasks} with {backbone}?"
     if len(methods) == 1 and facts.get("rank"):
         return f"Which rank of {methods[0]} is best on {tasks} with {backbone}?"
-    if methods and len({label for label, _ in named(facts)}) > 1:
+    if methods and len({label for label, _ in named(facts["estimates"])}) > 1:
         return f"Which setting of {methods[0]} is best on {tasks} with {backbone}?"
     return f"How good is {methods[0] if methods else 'it'} on {tasks} with {backbone}?"
 
 
-def named(facts: Facts) -> list[tuple[str, Facts]]:
-    """The estimates with their names. Names tell settings apart, not test sets: these have a column of their own."""
+def named(estimates: list[Facts]) -> list[tuple[str, Facts]]:
+    """Estimates with their names. Names tell settings apart, not test sets: these have a column of their own."""
     found: list[tuple[str, Facts]] = []
-    estimates: list[Facts] = facts["estimates"]
     for task, where, metric in dict.fromkeys((e["task"], e["set"], e["metric"]) for e in estimates):
         mine = [e for e in estimates if (e["task"], e["set"], e["metric"]) == (task, where, metric)]
         found += zip(labels(mine), mine, strict=True)
@@ -151,7 +150,7 @@ def named(facts: Facts) -> list[tuple[str, Facts]]:
 
 def verdict_records(facts: Facts) -> list[Facts]:
     """The verdicts in one form for sentences, table and picture; keys that a verdict lacks are None."""
-    names = {_identity(e): name for name, e in reversed(named(facts))}
+    names = {_identity(e): name for name, e in reversed(named(facts["estimates"]))}
     optional = (
         "task",
         "set",
@@ -191,11 +190,7 @@ def _name(told: Any, names: Mapping[str, str]) -> str:
 
 def main_verdicts(facts: Facts) -> list[Facts]:
     """Those on the main metric and the main test set of each task."""
-    found = verdict_records(facts)
-    first: dict[Any, tuple[Any, Any]] = {}
-    for v in found:
-        first.setdefault(v["task"], (v["set"], v["metric"]))
-    return [v for v in found if (v["set"], v["metric"]) == first[v["task"]]]
+    return on_main_metric(verdict_records(facts))
 
 
 def answers(facts: Facts) -> list[Facts]:
@@ -277,7 +272,7 @@ def _without_verdicts(facts: Facts) -> list[tuple[str, bool]]:
     """(sentence, whether it holds a score)."""
     if not facts["estimates"]:
         return [("No trial has ended well yet, so there is no answer.", False)]
-    main = _main_estimates(facts)
+    main = named(on_main_metric(facts["estimates"]))
     several = len({e["task"] for _, e in main}) > 1
     best = sorted(main, key=lambda pair: -pair[1]["value"])[:_MOST_ANSWERS] if not several else main
     told = [
@@ -299,15 +294,6 @@ def _without_verdicts(facts: Facts) -> list[tuple[str, bool]]:
     return told
 
 
-def _main_estimates(facts: Facts) -> list[tuple[str, Facts]]:
-    """Those of the main metric on the main test set of each task."""
-    first: dict[str, tuple[str, str]] = {}
-    pairs = named(facts)
-    for _, e in pairs:
-        first.setdefault(e["task"], (e["set"], e["metric"]))
-    return [(name, e) for name, e in pairs if (e["set"], e["metric"]) == first[e["task"]]]
-
-
 def untold(facts: Facts) -> list[str]:
     """What this run cannot tell, and why."""
     found: list[str] = []
@@ -321,7 +307,7 @@ def untold(facts: Facts) -> list[str]:
         agree = f"the data agree with anything from {' to '.join(ends)} points"
         why = v["reason"] if closed and v["reason"] else agree
         found.append(f"Whether {v['name']} and {v['reference']} differ{where}: {why}.")
-    for name, e in _main_estimates(facts):
+    for name, e in named(on_main_metric(facts["estimates"])):
         constant = e.get("constant_score")
         if e["metric"] == "accuracy" and constant is not None and (e["low"] or 0.0) <= constant:
             where = f" on {e['task']}" if several else ""
