@@ -171,6 +171,7 @@ def test_a_pass_that_is_replayed_lays_no_tables_out(
     engine: Engine, by_kernels: list[object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Though a round has more companies than are kept. Nor does a round that is laid out before its turn take memory."""
+    monkeypatch.setattr(own, "_KEPT", 4)
     trials = trials_of(engine, [trial("bitfit", ident=str(k), num_train_epochs=9) for k in range(6)])  # fmt: skip
     for one in (*trials, *trials):
         a_pass(engine, [one])
@@ -185,17 +186,17 @@ def test_a_capture_meets_no_kernel_for_the_first_time(
 ) -> None:
     """Attention has other kernels for another size of block, and a capture must not load one."""
     graphs = graphs_of(engine)
-    ran: set[int] = set()
+    ran: set[object] = set()
     captured: list[int] = []
     step, capture = graphs._step, graphs._capture
 
     def stepping(form: object) -> torch.Tensor:
-        ran.add(form.block)  # type: ignore[attr-defined]
+        ran.add(form.loads)  # type: ignore[attr-defined]
         return step(form)  # type: ignore[arg-type]
 
     def capturing(form: object) -> object:
-        assert form.block in ran, "its kernels have not run"  # type: ignore[attr-defined]
-        captured.append(form.block)  # type: ignore[attr-defined]
+        assert form.loads in ran, "its kernels have not run"  # type: ignore[attr-defined]
+        captured.append(form.loads[1])  # type: ignore[attr-defined]
         return capture(form)  # type: ignore[arg-type]
 
     monkeypatch.setattr(graphs, "_step", stepping)
@@ -231,6 +232,37 @@ def test_a_capture_sends_nothing(engine: Engine, monkeypatch: pytest.MonkeyPatch
     train(engine, [in_groups(one, 3) for one in GIVEN[:3]], max_tokens=1000)
     assert replays
     assert sent
+
+
+def test_a_capture_has_the_dropout_rates_of_who_brings_more(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three micro-batches each time, now two of one trial and now two of the other, whose rates differ."""
+    graphs = graphs_of(engine)
+    step, send, sent = graphs._step, laid.send, 0
+
+    def stepping(form: object) -> torch.Tensor:
+        before = sent
+        found = step(form)  # type: ignore[arg-type]
+        assert form.graph is None or sent == before  # type: ignore[attr-defined]
+        return found
+
+    def sending(values: np.ndarray, device: torch.device) -> torch.Tensor:
+        nonlocal sent
+        sent += 1
+        return send(values, device)
+
+    monkeypatch.setattr(graphs, "_step", stepping)
+    monkeypatch.setattr(laid, "send", sending)
+    made = [
+        trial("bitfit", ident=i, dropout=rate, num_train_epochs=9)
+        for i, rate in (("a", 0.1), ("b", 0.3))
+    ]
+    trials = trials_of(engine, [in_groups(one, 2) for one in made])
+    a, a2, b, b2 = micro_batches(engine, trials, 10**6)
+    for group in ([a, a2, b], [a, b, b2], [a, a2, b], [a, b, b2]):
+        graphs.run(work_of(engine, group))  # type: ignore[arg-type]
+    assert sent and len([form for form in graphs._seen.values() if form.graph]) == 2
 
 
 def test_a_group_that_does_not_fit_is_done_in_smaller_passes(

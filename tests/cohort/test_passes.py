@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
+from itertools import groupby
 from typing import Any, cast
 
 import numpy as np
@@ -180,6 +181,28 @@ def test_every_row_is_in_one_pass(counts: list[int], lanes: int, limit: int) -> 
             :-1
         ].tolist()
         assert all(p.total == len(batch.rows) for p in mine)
+
+
+@pytest.mark.parametrize("steady", [True, False])
+def test_passes_that_did_not_fit_are_cut_again_by_trial(steady: bool) -> None:
+    """A pass that had a trial in two places would add two gradients to one tensor at once on a GPU. All of a round's failed."""
+    engine = Engine(tiny_model("bert"), HEAD)
+    engine.lanes.count = 1
+    settings = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 16, "rows": 38}
+    made = [trial("bitfit", seed, **settings) for seed in range(4)]
+    trials = [Trial(one, engine.start(one)) for one in made]
+    whole = micro_batches(engine, trials, 10**6)
+    assert len(whole) == 64
+    held = sum(part.tokens for part in whole)
+    failed = cut(whole, held // 2, 1, steady=steady)
+    assert len(failed) > 1
+    for limit in (held // 3, held // 5, held // 7, held // 16):
+        for one in cut([part for group in failed for part in group], limit, 1, steady=steady):
+            runs = [own for own, _ in groupby(part.trial.id for part in one)]
+            assert len(runs) == len(set(runs))
+            for own in runs:
+                numbers = [part.ahead for part in one if part.trial.id == own]
+                assert numbers == sorted(numbers)
 
 
 def test_lanes_are_filled_evenly() -> None:

@@ -133,10 +133,8 @@ class Graphs:
 
     def _loaded(self, form: _Form) -> bool:
         """Whether all that a form uses is there: its kernels, of which attention has others for another size of block, and
-        the dropout rates of as many micro-batches."""
-        mine = form.work.owned, form.block, len(form.work.given)
-        seen = (f for f in self._seen.values() if f.ran)
-        return any((f.work.owned, f.block, len(f.work.given)) == mine for f in seen)
+        the dropout rates of its micro-batches."""
+        return any(f.ran and f.loads == form.loads for f in self._seen.values())
 
     def _arrays(self, packed: Packed, noise: Sequence[NoiseKey], targets: Targets) -> Arrays:
         config = self._backbone.config
@@ -215,7 +213,9 @@ class _Form:
         """A `torch.cuda.CUDAGraph`, and where it leaves the losses."""
         self.layout: Layout | None = None
         """What the graph reads of it is found by address."""
-        self.block = block_of(len(given["ids"]), len(given["first_tokens"]))
+        block = block_of(len(given["ids"]), len(given["first_tokens"]))
+        self.loads = work.owned, block, tuple(id(one) for one in work.given)
+        """What decides which kernels and which dropout rates it uses; of each micro-batch the trial that it is of."""
         self._places: dict[str, tuple[int, int]] = {}
         at = 0
         for name, values in given.items():

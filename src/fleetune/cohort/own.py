@@ -15,8 +15,9 @@ from fleetune.cohort.open import OpenBackbone
 from fleetune.cohort.owned import Owned
 from fleetune.cohort.tables import Layout, Tables, fits, lay_out, stacked
 
-# Training and evaluation of one cohort, and those before and after a trial has left it.
-_KEPT = 4
+# The companies of a round's passes, of evaluation's, and those before a trial has left. Companies in turn that are one more than
+# are kept would all be laid out anew each time.
+_KEPT = 12
 
 
 def active_of(owned: Sequence[Owned]) -> Active:

@@ -213,7 +213,7 @@ def _some(part: Part, low: int, high: int) -> Part:
 def cut(
     parts: Sequence[Part], max_tokens: int, lanes: int, *, steady: bool = False
 ) -> list[list[Part]]:
-    """Passes as equal in tokens as they come, none above the limit, each in the order of the parts.
+    """Passes as equal in tokens as they come, none above the limit; what a pass has of one trial stands together, in its order.
 
     As many passes as fill the lanes evenly. A part is never divided, so one that is larger than the limit is a pass alone.
     Two parts of one micro-batch are never in one pass. Nor are parts that enter the encoder at different places; those that
@@ -225,6 +225,7 @@ def cut(
     """
     if not parts:
         return []
+    parts = _by_trial(parts)
     entries = list(dict.fromkeys(part.entry for part in parts))
     if len(entries) > 1:
         groups = ([part for part in parts if part.entry == entry] for entry in entries)
@@ -245,6 +246,14 @@ def cut(
     if all(sum(part.tokens for part in one) <= max_tokens for one in found if len(one) > 1):
         return found
     return _neighbours(slices, sizes, max_tokens, lanes)
+
+
+def _by_trial(parts: Sequence[Part]) -> list[Part]:
+    """Each trial's parts one after the other. They come otherwise where several passes of a round did not fit into memory."""
+    place: dict[Trial, int] = {}
+    for part in parts:
+        place.setdefault(part.trial, len(place))
+    return sorted(parts, key=lambda part: (place[part.trial], part.ahead, part.rows_before))
 
 
 def at_once(tokens: float, max_tokens: int) -> int:

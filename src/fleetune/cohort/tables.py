@@ -178,6 +178,7 @@ class _Builder:
             s.name: tuple(own[s.name].dropout if s.name in own else 0.0 for own in self.low_rank)
             for s in self.ranked
         }
+        assert self.size < 2**31, "places are 32-bit numbers"
         nothing = np.zeros(0, np.int32)
         index = send(np.concatenate([nothing, *self.index]), device)
         factor = send(np.concatenate([nothing.astype(np.float32), *self.factor]), device)
@@ -267,6 +268,8 @@ class Tables:
     """The tables of one pass. dtype: that of the encoder."""
 
     def __init__(self, layout: Layout, owned: Sequence[Owned], dtype: torch.dtype) -> None:
+        # Gradients of all are added in one call, whose order nobody knows.
+        assert len({id(one) for one in owned}) == len(owned), "a trial stands in a pass once"
         self.layout = layout
         self._owned = owned
         with torch.no_grad():

@@ -293,7 +293,8 @@ class Cohort:
                 # Passes on a GPU follow one another, and each adds at its end, so there is nothing to undo.
                 return run_pass(self.engine, group, work).added()
             # What is not alone adds nothing yet.
-            undo = Undo(part.trial for part in group) if are_alone(group) else None
+            if are_alone(group):
+                undo = Undo({part.trial.id: part.trial for part in group}.values())
             return run_pass(self.engine, group)
 
         found = if_it_fits(run)
