@@ -271,6 +271,22 @@ def test_a_late_answer_is_told(models: Models, monkeypatch: pytest.MonkeyPatch) 
         assert ask(port, body=body)[0] == 200
 
 
+def test_who_has_gone_away_takes_no_place(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two were told that they had waited too long while one was computed: nobody waits then, and the next are taken."""
+    body = {"model": "lora", "texts": ["w1"]}
+    with (
+        held(models, monkeypatch) as go,
+        running(models, ServeSettings(most_waiting=2, seconds=1.0)) as port,
+        ThreadPoolExecutor(3) as pool,
+    ):
+        asked = [pool.submit(ask, port, body=body)]
+        time.sleep(0.5)
+        asked += [pool.submit(ask, port, body=body) for _ in range(2)]
+        assert [one.result()[0] for one in asked] == [504] * 3
+        threading.Timer(0.3, go.set).start()
+        assert ask(port, body=body)[0] == 200
+
+
 def test_what_is_in_flight_is_finished(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
     body = {"model": "lora", "texts": ["w1"]}
     with held(models, monkeypatch) as go, ThreadPoolExecutor(8) as pool:

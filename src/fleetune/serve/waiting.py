@@ -43,6 +43,8 @@ class WaitingRoom:
     async def ask(self, asked: Asked) -> Answer:
         """Wait for the answer. Full: nothing was taken; DataError: the model gives no numbers; else what computing raised."""
         if len(self._line) >= self._most:
+            self._line = deque(one for one in self._line if not one.answer.done())
+        if len(self._line) >= self._most:
             raise Full
         one = _Waiting(asked, asyncio.get_running_loop().create_future())
         self._line.append(one)
