@@ -167,12 +167,6 @@ def test_other_metrics_have_bootstrap_intervals() -> None:
     assert widths[1] / widths[0] == pytest.approx(0.25, rel=0.25)
 
 
-def test_scores_that_are_no_numbers_are_left_out() -> None:
-    (given,) = predictions()
-    broken = (given[0], given[1], np.full_like(given[2], np.nan))
-    assert saved_scores([broken], ["accuracy"], optimistic=False) == []
-
-
 @pytest.mark.parametrize("payload", PAYLOADS)
 def test_hostile_names_stay_names(payload: str) -> None:
     """In the metadata they are read back as they are; in the text they open neither a heading, a block nor a tag."""

@@ -16,13 +16,15 @@ import tomllib
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
 from fleetune.artifact import layout
-from fleetune.cohort.events import Advanced, EpochDone, TrialDone
+from fleetune.cohort.engine import Engine
+from fleetune.cohort.events import Advanced, EpochDone, TrialDone, TrialFailed
 from fleetune.errors import DataError, RefusedError, SettingsError
 from fleetune.report import tables
 from fleetune.report.facts import run_facts
@@ -541,6 +543,35 @@ def test_a_failed_trial_stays_failed_and_gives_exit_code_3(failing: Path, made: 
     assert told.code == 2 and "give other settings, and another --output-dir" in told.err
     assert "same command" not in told.err
     assert pq.read_table(folder / "results.parquet").num_rows == kinds(folder)["epoch", "lora-s42"]
+
+
+def test_a_trial_whose_outputs_at_its_end_are_no_numbers_has_failed(
+    made: Made, tmp_path: Path, monkeypatch
+) -> None:
+    """The selection rows need not show it, and a refit has none: the others are done, and the same command ends there too."""
+    measured = Engine.predict_in_room
+    calls: list[int] = []
+
+    def overflowing(self: Engine, *given: Any) -> list[Any]:
+        (logits,) = measured(self, *given)
+        if not calls:
+            logits[-1] = np.inf
+        calls.append(len(logits))
+        return [logits]
+
+    monkeypatch.setattr(Engine, "predict_in_room", overflowing)
+    given = settings(made.folder, made.backbone, ("head",), seeds=[0, 1])
+    told: list[object] = []
+    outcome = train(tmp_path / "run", given, told.append)
+    assert (outcome.done, outcome.failed) == (1, 1)
+    (failed,) = (t for t in run_facts(tmp_path / "run")["trials"] if t["status"] == "failed")
+    assert failed["reason"] == "its predictions of test set test are not finite"
+    assert [e.trial.id for e in told if isinstance(e, TrialFailed)] == [failed["id"]]
+    assert len([e for e in told if isinstance(e, TrialDone)]) == 1
+    assert len(list((tmp_path / "run/trials").iterdir())) == 1
+    again = train(tmp_path / "run", given)
+    assert (again.done, again.failed) == (1, 1)
+    assert kinds(tmp_path / "run")["trial-failed", failed["id"]] == 1
 
 
 def test_a_failure_is_the_same_after_a_resume(made: Made, tmp_path: Path) -> None:

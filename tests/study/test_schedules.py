@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fleetune.errors import SettingsError
-from fleetune.study.rows import TaskRows, divisions
+from fleetune.study.rows import TaskRows
 from tests.runs import Made
 from tests.study.studies import prepared, text
 
@@ -15,7 +15,7 @@ def test_the_steps_are_those_of_the_training_rows(made: Made, protocol: str) -> 
     """One row a step: warm-up of all of them is refused for polynomial decay, of more for any; of one fewer it is not."""
     study = text(made, protocol=protocol, epochs=1)
     rows: TaskRows = prepared(study).tasks[0].rows
-    fewest = min(len(train) for seed in (0, 1) for train, _ in divisions(rows, seed))
+    fewest = min(len(train) for seed in (0, 1) for train, _ in rows.divisions(seed))
     assert protocol == "paper" or fewest < len(rows.table)
     study = study.replace("per_device_train_batch_size = 8", "per_device_train_batch_size = 1")
 

@@ -75,11 +75,8 @@ def read_environment(folder: Path) -> dict[str, Any]:
     return found
 
 
-def read_predictions(path: Path, *, finite: bool = True) -> dict[str, list[Any]]:
-    """predictions.parquet of a trial by column: split, id, label and logits, all of the same length.
-
-    finite: whether a file with a logit that is no number is refused.
-    """
+def read_predictions(path: Path) -> dict[str, list[Any]]:
+    """predictions.parquet of a trial by column: split, id, label and logits, all of the same length."""
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             check_promised(path, file.metadata, 1)
@@ -96,7 +93,7 @@ def read_predictions(path: Path, *, finite: bool = True) -> dict[str, list[Any]]
         ((labels == labels.round()) & (labels >= 0) & (labels < classes)).all()
     )
     texts = all(isinstance(v, str) for name in ("split", "id") for v in found.get(name, [None]))
-    numbers = np.isfinite(labels).all() and (not finite or np.isfinite(logits).all())
+    numbers = np.isfinite(labels).all() and np.isfinite(logits).all()
     if len(table) and not (texts and whole and classes and numbers):
         problem = (
             "must hold split, id, label and as many finite logits as there are labels in every row"

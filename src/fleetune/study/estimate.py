@@ -27,7 +27,7 @@ from fleetune.study import plan
 from fleetune.study.checkpoints import KEPT
 from fleetune.study.prepare import DTYPES, Prepared, PreparedTask
 from fleetune.study.propose import propose
-from fleetune.study.rows import FOLDS, divisions, epochs_of, length_of, settle, trial_input
+from fleetune.study.rows import FOLDS, epochs_of, length_of, settle, trial_input
 from fleetune.study.search import ETA, Budget, rungs
 from fleetune.study.settings import SEARCH
 from fleetune.study.space import Arm
@@ -100,7 +100,7 @@ def _arm(prepared: Prepared, task: PreparedTask, arm: Arm, budget: Budget) -> di
     rows, settings = task.rows, prepared.settings
     setting = settle(arm, arm.first_picks(), rows)
     seed = settings.search.seed if settings.search else 0
-    part = divisions(rows, seed)[0]
+    part = rows.divisions(seed)[0]
     probe = trial_input(rows, setting, part, ident="probe", seed=seed, phase=SEARCH)
     epochs, folds = epochs_of(probe), FOLDS if rows.protocol == "cv" else 1
     counted = count_parameters(setting.method, task.sites)

@@ -29,6 +29,10 @@ from fleetune.study.settings import CONFIRM
 MOST_TRAIN_ROWS = 2_000
 
 
+class NoScores(Exception):
+    """What a trained trial says of some rows are no numbers, so that it has no score, and no model to save. Says which rows."""
+
+
 @dataclass(frozen=True, slots=True)
 class Workbench:
     """One task's backbone, opened for training, and a pristine one to check saved models with."""
@@ -82,7 +86,7 @@ def keep(
 ) -> dict[str, Any]:
     """Measure a trained trial on the test sets and write its folder. Returns the facts of its end, for the journal.
 
-    tests: rows with labels, and their tokens, by name; the main one first.
+    tests: rows with labels, and their tokens, by name; the main one first. Raises NoScores, before anything is written.
     """
     given = trained.given
     predictions: list[tuple[str, Split, NDArray[Any]]] = []
@@ -90,7 +94,7 @@ def keep(
     for name, (split, table) in tests.items():
         assert split.labels is not None
         rows = Rows(table, np.arange(len(split)), split.labels)
-        logits = _logits(bench, trained, rows)
+        logits = _logits(bench, trained, rows, f"test set {name}")
         predictions.append((name, split, logits))
         scores[name] = {**metrics.compute(given.metrics, logits, split.labels), "n": len(split)}
     facts: dict[str, Any] = {
@@ -125,11 +129,13 @@ def keep(
     return facts
 
 
-def _logits(bench: Workbench, trained: Trained, rows: Rows) -> NDArray[Any]:
+def _logits(bench: Workbench, trained: Trained, rows: Rows, name: str) -> NDArray[Any]:
     """Logits [n, C] of rows, in batches that keep to the plan; in smaller ones where memory does not suffice for those."""
     most = trained.given.settings.per_device_eval_batch_size
     size = rows_within(rows, most, trained.max_tokens)
     (logits,) = bench.engine.predict_in_room([trained.owned], [rows], [size])
+    if not np.isfinite(logits).all():
+        raise NoScores(f"its predictions of {name} are not finite")
     return logits
 
 
@@ -141,7 +147,7 @@ def _train_scores(bench: Workbench, trained: Trained) -> dict[str, float]:
         draw = stream(given.spec.seed, "train-scores")
         rows = np.sort(draw.choice(rows, MOST_TRAIN_ROWS, replace=False))
     sample = Rows(given.train.table, rows, given.train.labels)
-    logits = _logits(bench, trained, sample)
+    logits = _logits(bench, trained, sample, "its training rows")
     return {**metrics.compute(given.metrics, logits, sample.labels[rows]), "n": len(rows)}
 
 

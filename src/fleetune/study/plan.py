@@ -13,7 +13,7 @@ from fleetune.methods.table import method_class
 from fleetune.study.journal import Journal
 from fleetune.study.prepare import Prepared, PreparedTask
 from fleetune.study.propose import PROPOSED, Tried, propose
-from fleetune.study.rows import FOLDS, TaskRows, divisions, settle, trial_input, whole
+from fleetune.study.rows import FOLDS, TaskRows, settle, trial_input
 from fleetune.study.search import Budget, Chosen, Search
 from fleetune.study.settings import SEARCH, SearchSettings
 from fleetune.study.space import Arm, Choice
@@ -72,7 +72,7 @@ def search_sample(
         if arm in arms:
             corners = arm.corners()
             picks = [corners[i % len(corners)] for i in range(max(budget.batch, len(corners)))]
-            parts = divisions(task.rows, settings.seed)
+            parts = task.rows.divisions(settings.seed)
             found += [
                 trial_input(
                     task.rows,
@@ -133,7 +133,7 @@ def _candidate(
     a setting that is tried again takes the next one."""
     seed = settings.seed + before
     setting = settle(arm, picks, rows)
-    parts = divisions(rows, seed)
+    parts = rows.divisions(seed)
     return tuple(
         trial_input(rows, setting, part, ident=name, seed=seed, phase=SEARCH)
         for name, part in zip(_names(rows, arm, number), parts, strict=True)
@@ -157,7 +157,7 @@ def confirm_trials(
                 trial_input(
                     rows,
                     setting,
-                    whole(rows) if refit else divisions(rows, seed)[0],
+                    rows.whole if refit else rows.divisions(seed)[0],
                     ident=f"{arm.name}-s{seed}",
                     seed=seed,
                     phase=settings.phase,

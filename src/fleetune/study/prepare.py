@@ -25,7 +25,7 @@ from fleetune.data.splits import subset, three_way
 from fleetune.data.tokens import TokenTable, default_cache_dir, tokenize, tokenizer_fingerprint
 from fleetune.errors import DataError, EnvironmentProblem, SettingsError, did_you_mean
 from fleetune.study.fixed import misplaced
-from fleetune.study.rows import TaskRows, divisions, settle, trial_input
+from fleetune.study.rows import TaskRows, settle, trial_input
 from fleetune.study.settings import MOST_SEED, PROTOCOLS, TRAIN, Settings
 from fleetune.study.settings import DataSettings as DataSettings
 from fleetune.study.settings import MethodSettings as MethodSettings
@@ -241,7 +241,7 @@ def _fixed_trials(
         trial_input(
             task.rows,
             settle(arm, {}, task.rows),
-            divisions(task.rows, seed)[0],
+            task.rows.divisions(seed)[0],
             ident=f"{arm.name}-s{seed}",
             seed=seed,
             phase=settings.phase,

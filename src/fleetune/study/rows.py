@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -44,11 +44,48 @@ class TaskRows:
     """What the names of its trials start with, where a study has several tasks."""
     reported: Rows | None = None
     """Under protocol "paper", and only there: the rows that choose the epoch, which are the test rows."""
+    _divided: dict[int, tuple[tuple[Rows, Rows], ...]] = field(
+        default_factory=dict[int, Any], repr=False
+    )
 
     @cached_property
     def fewest(self) -> int:
         """The least rows that a trial trains on, by the first seed: others' differ where several rows share a text."""
-        return min(len(train) for train, _ in divisions(self, 0))
+        return min(len(train) for train, _ in self.divisions(0))
+
+    def divisions(self, seed: int) -> tuple[tuple[Rows, Rows], ...]:
+        """(training rows, selection rows) by protocol: one pair, or five under "cv". DataError for too few rows.
+
+        Trials of one seed share them: thousands of settings may be searched on the same rows.
+        """
+        if seed not in self._divided:
+            self._divided[seed] = self._divide(seed)
+        return self._divided[seed]
+
+    def _divide(self, seed: int) -> tuple[tuple[Rows, Rows], ...]:
+        everything, _ = self.whole
+        if self.protocol == "paper":
+            assert self.reported is not None
+            pairs = [(everything, self.reported)]
+        else:
+            regression, labels = self.task.regression, everything.labels
+            parts = (
+                folds(self.train, regression, FOLDS, seed)
+                if self.protocol == "cv"
+                else [holdout(self.train, regression, seed)]
+            )
+            pairs = [(Rows(self.table, a, labels), Rows(self.table, b, labels)) for a, b in parts]
+        if any(len(a) < 1 or len(b) < 1 for a, b in pairs):
+            raise DataError(self.source, ["too few rows to hold any out; at least 10 are needed"])
+        return tuple(pairs)
+
+    @cached_property
+    def whole(self) -> tuple[Rows, Rows]:
+        """All of train, and an empty selection: for a refit with a number of epochs that has been chosen."""
+        labels = self.train.labels
+        assert labels is not None
+        everything = np.arange(len(self.table))
+        return Rows(self.table, everything, labels), Rows(self.table, everything[:0], labels)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,35 +118,6 @@ def settle(arm: Arm, picks: Mapping[str, Any], rows: TaskRows) -> Setting:
     if problems := schedule_problems(checked, rows.fewest):
         raise SettingsError("training", problems)
     return Setting(method, checked)
-
-
-def divisions(rows: TaskRows, seed: int) -> tuple[tuple[Rows, Rows], ...]:
-    """(training rows, selection rows) by protocol: one pair, or five under "cv". DataError for too few rows."""
-    labels = rows.train.labels
-    assert labels is not None
-    everything = np.arange(len(rows.table))
-    if rows.protocol == "paper":
-        assert rows.reported is not None
-        pairs = [(Rows(rows.table, everything, labels), rows.reported)]
-    else:
-        regression = rows.task.regression
-        parts = (
-            folds(rows.train, regression, FOLDS, seed)
-            if rows.protocol == "cv"
-            else [holdout(rows.train, regression, seed)]
-        )
-        pairs = [(Rows(rows.table, a, labels), Rows(rows.table, b, labels)) for a, b in parts]
-    if any(len(a) < 1 or len(b) < 1 for a, b in pairs):
-        raise DataError(rows.source, ["too few rows to hold any out; at least 10 are needed"])
-    return tuple(pairs)
-
-
-def whole(rows: TaskRows) -> tuple[Rows, Rows]:
-    """All of train, and an empty selection: for a refit with a number of epochs that has been chosen."""
-    labels = rows.train.labels
-    assert labels is not None
-    everything = np.arange(len(rows.table))
-    return Rows(rows.table, everything, labels), Rows(rows.table, everything[:0], labels)
 
 
 def trial_input(

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -53,6 +53,7 @@ class Candidate:
 
     def __init__(self, number: int, picks: Mapping[str, Any], units: Sequence[TrialInput]) -> None:
         self.number, self.picks = number, dict(picks)
+        self.key = _key(picks)
         self.units = {given.spec.id: given for given in units}
         self.epochs = epochs_of(units[0])
         self.curves: dict[str, list[float]] = {ident: [] for ident in self.units}
@@ -100,6 +101,8 @@ class ArmSearch:
     def __init__(self, arm: Arm, budget: Budget) -> None:
         self.arm, self.budget = arm, budget
         self.candidates: list[Candidate] = []
+        self.repeats: Counter[str] = Counter()
+        """How often each setting has been proposed."""
         self.start = 0
         """The first candidate of the running batch."""
         self.level = 0
@@ -194,9 +197,9 @@ class Search:
 
     def _add(self, one_arm: ArmSearch, picks: Mapping[str, Any]) -> Candidate:
         number = len(one_arm.candidates)
-        before = sum(_key(c.picks) == _key(picks) for c in one_arm.candidates)
-        units = self._make(one_arm.arm, picks, number, before)
+        units = self._make(one_arm.arm, picks, number, one_arm.repeats[_key(picks)])
         candidate = Candidate(number, picks, units)
+        one_arm.repeats[candidate.key] += 1
         one_arm.candidates.append(candidate)
         self._places.update({ident: (one_arm, candidate) for ident in candidate.units})
         return candidate
@@ -275,7 +278,7 @@ def _settings(candidates: Sequence[Candidate]) -> list[list[Candidate]]:
     """The candidates by what they try, each with its repeats, in the order of their first proposals."""
     found: dict[str, list[Candidate]] = {}
     for c in candidates:
-        found.setdefault(_key(c.picks), []).append(c)
+        found.setdefault(c.key, []).append(c)
     return list(found.values())
 
 

@@ -36,13 +36,14 @@ from fleetune.errors import DataError
 from fleetune.methods.base import count_parameters
 from fleetune.study import checkpoints
 from fleetune.study.journal import Journal
-from fleetune.study.keep import Workbench
+from fleetune.study.keep import NoScores, Workbench
 from fleetune.study.results import epochs
 from fleetune.study.saving import Saving, Stop, deferred
 
 Watch = Callable[[Event], None]
 Finish = Callable[[Trial, int], Mapping[str, Any]]
-"""What is done with a trial at its end, and how many tokens a pass without gradients may hold then; the facts for the journal."""
+"""What is done with a trial at its end, and how many tokens a pass without gradients may hold then; the facts for the journal.
+Raises NoScores where it has none."""
 ENDINGS = ("trial-done", "trial-failed", "trial-stopped")
 
 
@@ -81,7 +82,7 @@ class Stage:
                 if isinstance(event, Advanced):
                     self._save_if_due(cohort, saving, stop)
                 else:
-                    self._follow(cohort, event)
+                    event = self._follow(cohort, event)
                 watch(event)
                 stop.check()
         self.journal.append("stage-done", stage=self.name, peak_bytes=held.bytes)
@@ -101,9 +102,7 @@ class Stage:
                 ],
             ) from None
         for trial in placed:
-            event = Started(trial)
-            self._follow(cohort, event)
-            watch(event)
+            watch(self._follow(cohort, Started(trial)))
 
     def _placed(self, cohort: Cohort, snapshot: checkpoints.Snapshot) -> list[Trial]:
         """Put schedule and cohort where they were; the trials that train."""
@@ -120,7 +119,8 @@ class Stage:
         first = note["active"][: cohort.size]
         return [cohort.place(given(ident), snapshot.state(ident)) for ident in first]
 
-    def _follow(self, cohort: Cohort, event: Event) -> None:
+    def _follow(self, cohort: Cohort, event: Event) -> Event:
+        """Write down what happened. Gives what watchers are told of it: a trial whose end left no scores has failed."""
         if isinstance(event, EpochDone):
             self.schedule.observe(event.trial.id, event.result)
         if isinstance(event, PassesShrunk):
@@ -134,7 +134,10 @@ class Stage:
         elif isinstance(event, EpochDone):
             self._epoch(event.trial, event.result.epoch)
         elif isinstance(event, TrialDone):
-            facts = self.finish(event.trial, cohort.max_eval_tokens)
+            try:
+                facts = self.finish(event.trial, cohort.max_eval_tokens)
+            except NoScores as error:
+                return self._follow(cohort, TrialFailed(event.trial, str(error)))
             self._end(event.trial.id, "trial-done", **facts)
         elif isinstance(event, TrialFailed):
             self._end(event.trial.id, "trial-failed", reason=event.reason)
@@ -145,6 +148,7 @@ class Stage:
             )
         else:
             assert isinstance(event, TrialParked)
+        return event
 
     def _end(self, ident: str, kind: str, **facts: Any) -> None:
         self.journal.append(kind, id=ident, **facts)
