@@ -22,7 +22,7 @@ from fleetune.records import as_json
 from fleetune.stats.compare import compare as compare_methods
 from fleetune.study import prepare as study_prepare
 from tests import runs
-from tests.runs import Made, run_cli, texts, tree, write_csv
+from tests.runs import Made, run_cli, texts, tree, write_csv, write_glue
 from tests.test_architecture import HEAVY
 
 SHORT: dict[str, Any] = {"max_steps": 4, "learning_rate": 1e-2, "dtype": "float32"}
@@ -448,8 +448,9 @@ def test_methods_are_compared_over_all_their_trainings(found: fleetune.Result, m
     assert [f.name for f in b.folders] == ["lora-s0", "lora-s1"] and b.name == "lora r=8"
     ours = fleetune.compare(a, b)
     mine = compare_methods(*(np.stack([correct(f) for f in side.folders]) for side in (a, b)))
-    assert as_json(ours) == as_json(mine)
-    assert ours.verdict == "cannot tell" and str(ours).startswith("B against A: cannot tell")
+    assert as_json(ours) == as_json(replace(mine, metric="accuracy"))
+    assert ours.verdict == "cannot tell"
+    assert str(ours).startswith("B against A by accuracy: cannot tell")
     assert fleetune.compare(b, a).difference == -ours.difference
 
 
@@ -459,7 +460,8 @@ def test_a_failed_training_counts_as_one_that_learned_nothing(found: fleetune.Re
     sides = [np.stack([correct(f) for f in side.folders]) for side in (a, b)]
     constant = np.tile(np.arange(24) % 2 == 0, (3, 1))
     ours = fleetune.compare(a, b)
-    assert as_json(ours) == as_json(compare_methods(sides[0], np.vstack([sides[1], constant])))
+    mine = compare_methods(sides[0], np.vstack([sides[1], constant]))
+    assert as_json(ours) == as_json(replace(mine, metric="accuracy"))
     none = replace(a, folders=(), failed=2)
     assert fleetune.compare(none, a).value_a == 0.5
     with pytest.raises(SettingsError, match="every training of both sides failed"):
@@ -481,6 +483,37 @@ def test_saved_models_are_compared_as_files(made: Made) -> None:
         int((correct(b) & ~correct(a)).sum()),
     )
     assert "these two files" in str(ours)
+
+
+@pytest.mark.parametrize(
+    ("task", "metric"), [("cola", "matthews_correlation"), ("stsb", "pearson")]
+)
+def test_saved_models_are_compared_by_the_main_metric_of_their_task(
+    made: Made, tmp_path: Path, task: str, metric: str
+) -> None:
+    """With an interval and a p that agree, which say nothing of seeds."""
+    if task == "stsb":
+        write_glue(tmp_path, "STS-B")
+    else:
+        (tmp_path / "CoLA").mkdir()
+        # One label in five is not the one of its words.
+        said = [f"w{(i % 2) ^ (i % 5 == 0)} " * 9 for i in range(60)]
+        for file, seed in (("train.tsv", 0), ("dev.tsv", 1)):
+            lines = [f"x\t{i % 2}\t\t{said[i]}{text}" for i, text in enumerate(texts(60, seed))]
+            (tmp_path / "CoLA" / file).write_text("\n".join(lines) + "\n")
+    trained = fleetune.train(
+        task, {"head": {"learning_rate": 1e-9}, "lora": {}}, data_dir=tmp_path,
+        output_dir=tmp_path / "run", backbone=made.backbone, **{**SHORT, "max_steps": 24, "learning_rate": 3e-2},
+    )  # fmt: skip
+    (a,), (b,) = trained["head"].folders, trained["lora"].folders
+    ours = fleetune.compare(a, b)
+    scores = [json.loads((f / "metrics.json").read_text())["test"][metric] for f in (a, b)]
+    assert ours.metric == metric and f"by {metric}" in str(ours)
+    assert (ours.value_a, ours.value_b) == pytest.approx(scores, abs=1e-6)
+    assert ours.difference == pytest.approx(scores[1] - scores[0], abs=1e-6)
+    assert "these two files" in str(ours) and "run more seeds" not in str(ours)
+    assert ours.low is not None and ours.high is not None
+    assert (ours.low <= 0 <= ours.high) == (ours.p_value >= 0.05)
 
 
 @SEEN_IN_TRAINING

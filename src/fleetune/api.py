@@ -255,8 +255,8 @@ def compare(
     """Is B better than A, judged by what both predicted on the same test rows?
 
     a, b: all trainings of a method (`found["lora"]`); a run, which stands for all trainings of its winner's method; or a
-    trial's folder. Two trials are compared as files by accuracy where they classify (stats/models.py); everything else as
-    methods, by the main metric of their task (stats/compare.py). margin: differences below it do not matter.
+    trial's folder. By the main metric of their task: two trials' folders as files (stats/models.py), everything else as methods
+    (stats/compare.py). margin: differences below it do not matter.
     The record is stamped optimistic where a side chose its epoch on these same rows, which its files say.
     Misleads: rows are known by number and label alone; whether two test files with the same labels hold the same texts is
     not seen. An optimistic side is ahead of one that is not by some luck alone. Raises SettingsError for what has no

@@ -20,7 +20,8 @@ from fleetune.report.study_facts import compare_outputs
 from fleetune.report.trainings import saved_predictions
 from fleetune.stats.compare import Comparison
 from fleetune.stats.failed import with_failed
-from fleetune.stats.models import ModelComparison, compare_models
+from fleetune.stats.intervals import said_of
+from fleetune.stats.models import ModelComparison, compare_model_scores, compare_models
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,7 @@ class Side:
 
 
 def compare_sides(a: Side, b: Side, *, margin: float) -> Comparison | ModelComparison:
-    """B against A: two files that classify by accuracy (stats/models.py), all else as methods by the main metric of their task.
+    """B against A by the main metric of their task: two files as files (stats/models.py), all else as methods.
 
     Raises SettingsError where no training of either side ended, DataError where the test rows differ or a folder is damaged.
     """
@@ -46,14 +47,23 @@ def compare_sides(a: Side, b: Side, *, margin: float) -> Comparison | ModelCompa
         told = f"must be below 1, as scores are, but is {margin:g}; {margin:g} points are {margin / 100:g}"
         raise SettingsError("margin", [told])
     truth, (of_a, of_b), metric = _predicted((a, b))
-    if a.a_file and b.a_file and of_a.shape[-1] > 1:
-        right = truth.astype(np.int64)
-        right_a, right_b = of_a[0].argmax(-1) == right, of_b[0].argmax(-1) == right
-        found = compare_models(right_a, right_b, margin=margin)
+    if a.a_file and b.a_file:
+        found = _files(metric, truth, of_a[0], of_b[0], margin)
     else:
         found = compare_outputs(metric, truth, of_a, of_b, margin=margin)
     chose = [name for name, side in (("A", a), ("B", b)) if any(map(_optimistic, side.folders))]
     return replace(found, optimistic=bool(chose), optimistic_of=" and ".join(chose))
+
+
+def _files(
+    metric: str, truth: NDArray[Any], of_a: NDArray[Any], of_b: NDArray[Any], margin: float
+) -> ModelComparison:
+    """Two saved models. truth: classes or targets [n]; of_a, of_b: logits [n, C]."""
+    if metric == "accuracy":
+        right = truth.astype(np.int64)
+        return compare_models(of_a.argmax(-1) == right, of_b.argmax(-1) == right, margin=margin)
+    said_a, said_b = said_of(of_a[None])[0], said_of(of_b[None])[0]
+    return compare_model_scores(metric, said_a, said_b, truth, margin=margin)
 
 
 def _optimistic(folder: Path) -> bool:

@@ -10,6 +10,7 @@ that learned nothing (report/trainings.py), and the numbers say how many did.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -224,7 +225,8 @@ def compare_outputs(
     """Two methods by a metric. truth [n] classes or targets; of_a, of_b [S, n, C] logits of their trainings."""
     if metric == "accuracy":
         right = truth.astype(np.int64)
-        return compare(of_a.argmax(-1) == right, of_b.argmax(-1) == right, margin=margin)
+        found = compare(of_a.argmax(-1) == right, of_b.argmax(-1) == right, margin=margin)
+        return replace(found, metric=metric)
     return compare_scores(metric, said_of(of_a), said_of(of_b), truth, margin=margin)
 
 

@@ -75,6 +75,8 @@ class Comparison:
     """Why this verdict, in one sentence."""
     how: str
     """How interval and p-value were computed, in words."""
+    metric: str = ""
+    """By which metric, where its name is known."""
     optimistic: bool = False
     """Whether a side chose its epoch or setting on these same examples (protocol "paper")."""
     optimistic_of: str = ""
@@ -261,6 +263,7 @@ def assemble(
     margin: float,
     level: float,
     how: str,
+    metric: str = "",
 ) -> Comparison:
     """The record of a comparison, with its verdict. trainings: the score of each training of A, and of B."""
     seeds = tuple(len(side) for side in trainings)
@@ -301,6 +304,7 @@ def assemble(
         verdict=verdict,
         reason=reason,
         how=how,
+        metric=metric,
     )
 
 

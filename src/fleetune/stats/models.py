@@ -15,7 +15,8 @@ from scipy import stats
 
 from fleetune.seeds import stream
 from fleetune.stats.bootstrap import RESAMPLES, Floats, percentile
-from fleetune.stats.compare import LEVEL, MARGIN, check_settings
+from fleetune.stats.compare import LEVEL, MARGIN, NO_VARIATION, check_settings
+from fleetune.stats.scores import tested
 from fleetune.stats.verdict import Verdict, decide, in_words
 
 ABOUT = "these two files, not the methods that made them"
@@ -23,15 +24,17 @@ ABOUT = "these two files, not the methods that made them"
 
 @dataclass(frozen=True, slots=True)
 class ModelComparison:
-    """What is known about the difference in accuracy of two saved models, B minus A."""
+    """What is known about the difference of two saved models, B minus A."""
 
     difference: float
-    low: float
-    high: float
+    low: float | None
+    """None, as `high`, where nothing varies over the examples: there is no interval."""
+    high: float | None
     p_value: float
-    """Exact McNemar, two-sided."""
-    only_a: int
-    only_b: int
+    """By accuracy exact McNemar, by another metric a t test over examples; two-sided."""
+    only_a: int | None
+    """Examples that A alone gets right; None by another metric than accuracy."""
+    only_b: int | None
     value_a: float
     value_b: float
     equivalence_p: float
@@ -42,6 +45,7 @@ class ModelComparison:
     """Of file B against file A."""
     reason: str
     how: str
+    metric: str = "accuracy"
     about: str = ABOUT
     optimistic: bool = False
     """Whether a file's epoch or setting was chosen on these same rows (protocol "paper")."""
@@ -118,6 +122,55 @@ def compare_models(
         verdict=verdict,
         reason=reason,
         how=f"{how}; about {ABOUT}",
+    )
+
+
+def compare_model_scores(
+    score: str,
+    outputs_a: ArrayLike,
+    outputs_b: ArrayLike,
+    labels: ArrayLike,
+    *,
+    margin: float = MARGIN,
+    level: float = LEVEL,
+) -> ModelComparison:
+    """Compare two saved models on the same rows by F1, Matthews, Pearson or Spearman.
+
+    outputs_a, outputs_b: classes or values [n], or logits [n, C]; labels: [n]. p and interval: t with n - 1 degrees of freedom
+    on the jackknife pseudo-values of each row (Tukey 1958; stats/scores.py), equivalence as cautious as there.
+    Assumes and misleads: as `compare_models`, and for scores of few examples as `compare_scores`.
+    Raises ValueError for shapes that do not fit, values that are not finite, or an unknown score.
+    """
+    sides = (np.asarray(outputs_a)[None], np.asarray(outputs_b)[None])
+    found = tested(score, *sides, labels, margin, level)
+    test = found.test
+    verdict, reason = decide(
+        found.difference,
+        test.p_value,
+        test.equivalence_p,
+        alpha=1 - level,
+        seeds=None,
+        margin=margin,
+        varies=found.varies,
+    )
+    how = f"{100 * level:g}% t over examples on jackknife pseudo-values" if found.varies else NO_VARIATION  # fmt: skip
+    return ModelComparison(
+        difference=found.difference,
+        low=test.low,
+        high=test.high,
+        p_value=test.p_value,
+        only_a=None,
+        only_b=None,
+        value_a=found.means[0],
+        value_b=found.means[1],
+        equivalence_p=test.equivalence_p,
+        margin=margin,
+        level=level,
+        n=found.n,
+        verdict=verdict,
+        reason=reason,
+        how=f"{how}; about {ABOUT}",
+        metric=score,
     )
 
 

@@ -15,6 +15,7 @@ Sources: Tukey 1958 and Miller 1974 for pseudo-values; Sellam et al. 2022 (arXiv
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,7 @@ from fleetune.stats.compare import (
     MARGIN,
     NO_VARIATION,
     Comparison,
+    Outcome,
     assemble,
     cautious,
     check_settings,
@@ -69,6 +71,64 @@ def compare_scores(
     scores that hang on single examples, such as a median, pseudo-values are wrong and only the bootstrap is to be trusted.
     Raises ValueError for shapes that do not fit, values that are not finite, an unknown score, or a score that is nan.
     """
+    found = tested(score, outputs_a, outputs_b, labels, margin, level)
+    seeds_a, seeds_b = len(found.of_a), len(found.of_b)
+    draws = crossed_differences(
+        found.scorer,
+        seeds_a,
+        seeds_b,
+        found.n,
+        resamples=resamples or (RESAMPLES_OF_FUNCTION if callable(score) else RESAMPLES),
+        seed=seed,
+    )
+    return assemble(
+        found.difference,
+        found.test,
+        found.means,
+        (found.of_a, found.of_b),
+        percentile(draws, level),
+        n=found.n,
+        margin=margin,
+        level=level,
+        how=f"{100 * level:g}% {ON_PSEUDO_VALUES} over {over_what(seeds_a, seeds_b)}, Satterthwaite"
+        if found.varies
+        else NO_VARIATION,
+        metric=score if isinstance(score, str) else "",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Tested:
+    """Two sides by a score, and the tests of their difference."""
+
+    scorer: Scorer
+    """Of the trainings of both, those of A first."""
+    of_a: Floats
+    """The score of each training, [S_A]."""
+    of_b: Floats
+    n: int
+    test: Outcome
+    varies: bool
+    """Whether anything did, so that there is a test."""
+
+    @property
+    def means(self) -> tuple[float, float]:
+        return float(self.of_a.mean()), float(self.of_b.mean())
+
+    @property
+    def difference(self) -> float:
+        return self.means[1] - self.means[0]
+
+
+def tested(
+    score: Score,
+    outputs_a: ArrayLike,
+    outputs_b: ArrayLike,
+    labels: ArrayLike,
+    margin: float,
+    level: float,
+) -> Tested:
+    """The t tests on pseudo-values of `compare_scores`, whose arguments and errors these are."""
     check_settings(margin, level)
     (a, b), truth = checked_outputs(
         {"outputs_a": outputs_a, "outputs_b": outputs_b}, labels, named=isinstance(score, str)
@@ -79,33 +139,12 @@ def compare_scores(
     pseudo = pseudo_values(scorer, whole, n)
     groups, weights = (pseudo[: len(a)], pseudo[len(a) :]), (-1.0, 1.0)
     found, varies = contrast(groups, weights), not nothing_varies(groups, weights)
-    mean_a, mean_b = float(whole[: len(a)].mean()), float(whole[len(a) :].mean())
+    difference = float(whole[len(a) :].mean()) - float(whole[: len(a)].mean())
     variance = float(found.variance) if varies else 0.0
-    test = t_test(mean_b - mean_a, variance, float(found.freedom), margin, level)
+    test = t_test(difference, variance, float(found.freedom), margin, level)
     if of_classes(a, b):
-        test = cautious(test, groups, weights, mean_b - mean_a, margin)
-    draws = crossed_differences(
-        scorer,
-        len(a),
-        len(b),
-        n,
-        resamples=resamples or (RESAMPLES_OF_FUNCTION if callable(score) else RESAMPLES),
-        seed=seed,
-    )
-    over = over_what(len(a), len(b))
-    return assemble(
-        mean_b - mean_a,
-        test,
-        (mean_a, mean_b),
-        (whole[: len(a)], whole[len(a) :]),
-        percentile(draws, level),
-        n=n,
-        margin=margin,
-        level=level,
-        how=f"{100 * level:g}% {ON_PSEUDO_VALUES} over {over}, Satterthwaite"
-        if varies
-        else NO_VARIATION,
-    )
+        test = cautious(test, groups, weights, difference, margin)
+    return Tested(scorer, whole[: len(a)], whole[len(a) :], n, test, varies)
 
 
 def of_classes(*outputs: NDArray[Any]) -> bool:

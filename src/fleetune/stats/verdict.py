@@ -82,6 +82,8 @@ class Told(Protocol):
     @property
     def how(self) -> str: ...
     @property
+    def metric(self) -> str: ...
+    @property
     def optimistic_of(self) -> str: ...
 
 
@@ -90,8 +92,9 @@ def in_words(found: Told) -> str:
     interval = "no interval"
     if found.low is not None and found.high is not None:
         interval = f"{100 * found.level:g}% [{found.low:+.4f}, {found.high:+.4f}]"
+    by = f" by {found.metric}" if found.metric else ""
     return (
-        f"B against A: {found.verdict}; difference {found.difference:+.4f}, {interval}, p = {found.p_value:.2g}, "
+        f"B against A{by}: {found.verdict}; difference {found.difference:+.4f}, {interval}, p = {found.p_value:.2g}, "
         f"n = {found.n}; {found.reason} ({found.how}){_stamp(found.optimistic_of)}"
     )
 
