@@ -443,6 +443,51 @@ def test_a_folder_in_use_is_refused(made: Made, tmp_path: Path) -> None:
         train(tmp_path, settings(made.folder, made.backbone))
 
 
+@pytest.mark.parametrize("at", ["model", "snapshot", "event"])
+@pytest.mark.parametrize("how", ["moved", "begun anew"])
+def test_a_folder_that_is_gone_is_written_no_more(
+    made: Made, tmp_path: Path, monkeypatch, how: str, at: str
+) -> None:
+    """Its lock went with it, and a command that began anew under the name has a lock of its own."""
+    run, moved = tmp_path / "run", tmp_path / "moved"
+    given = settings(made.folder, made.backbone, ("head", "bitfit"), seeds=[0])
+    others = replace(given, seeds=(7,))
+    after = {"model": TrialDone, "snapshot": Advanced, "event": EpochDone}[at]
+    seen: list[type] = []
+
+    def watch(event: object) -> None:
+        seen.append(type(event))
+        if isinstance(event, after) and seen.count(after) == 1:
+            run.rename(moved)
+            if how == "begun anew":
+                train(run, others)
+
+    with pytest.raises(RefusedError, match="moved, deleted or begun anew"):
+        train(run, given, watch)
+    if how == "moved":
+        assert not run.exists()
+    else:
+        alone = tmp_path / "alone"
+        train(alone, others)
+        assert_same_run(run, alone)
+    train(moved, given)
+    whole = tmp_path / "whole"
+    train(whole, given)
+    assert_same_run(moved, whole)
+
+
+def test_predictions_of_another_run_are_no_answer(made: Made, tmp_path: Path) -> None:
+    run, other = tmp_path / "run", tmp_path / "other"
+    given = settings(made.folder, made.backbone, ("head", "bitfit"), seeds=[0])
+    train(run, given)
+    train(other, replace(given, training={**given.training, "learning_rate": 0.3}))
+    shutil.rmtree(run / "trials/bitfit-s0")
+    shutil.copytree(other / "trials/bitfit-s0", run / "trials/bitfit-s0")
+    facts = run_facts(run)
+    assert {e["method"] for e in facts["estimates"]} == {"head"}
+    assert "predictions.parquet is of another run" in tables.comparison(facts)
+
+
 def test_holdout_never_mixes_rows(made: Made) -> None:
     prepared = prepare(settings(made.folder, made.backbone, ["head", "lora"], seeds=range(5)))
     test = set(prepared.dataset.tests["test"].first)
@@ -572,6 +617,19 @@ def test_a_trial_whose_outputs_at_its_end_are_no_numbers_has_failed(
     again = train(tmp_path / "run", given)
     assert (again.done, again.failed) == (1, 1)
     assert kinds(tmp_path / "run")["trial-failed", failed["id"]] == 1
+
+
+def test_a_float64_trial_beyond_what_is_saved_has_failed(made: Made, tmp_path: Path) -> None:
+    """Models are tried in float32 before they count as saved, and weights of 1e30 are finite there while their products are not."""
+    given = settings(
+        made.folder, made.backbone, ("bitfit", "head"), seeds=[0], learning_rate=1e30, num_train_epochs=3
+    )  # fmt: skip
+    outcome = train(tmp_path / "run", replace(given, dtype="float64"))
+    assert outcome.failed >= 1
+    reasons = {t["id"]: t["reason"] for t in run_facts(tmp_path / "run")["trials"]}
+    assert "in float32, as it would be saved, are not finite" in (reasons["bitfit-s0"] or "")
+    left = list((tmp_path / "run/trials").iterdir())
+    assert len(left) == outcome.done
 
 
 def test_a_failure_is_the_same_after_a_resume(made: Made, tmp_path: Path) -> None:

@@ -31,6 +31,10 @@ ROWS = 16
 TOLERANCE = 1e-4
 
 
+class NoNumbers(Exception):
+    """What a trained model says of some rows is not finite, so that it has no score and is not saved. Says which rows."""
+
+
 class Checker:
     """Compares saved folders with what was trained.
 
@@ -60,12 +64,14 @@ class Checker:
         *,
         peft: bool,
     ) -> None:
-        """FleetuneError where the folder's tensors or logits are not those of the trial."""
+        """FleetuneError where the folder's tensors or logits are not those of the trial; NoNumbers where these are none."""
         self._same_tensors(folder, tensors)
         try:
             expected = self._logits(merge_into(copy.deepcopy(self.model), tensors, low_rank))
         except RefusedError:
             return  # biases that a plain model has no place for: the tensors themselves are compared
+        if not bool(expected.isfinite().all()):  # a training in float64 can come so far
+            raise NoNumbers("its predictions in float32, as it would be saved, are not finite")
         found = self._logits(self._by_peft(folder) if peft else self._by_files(folder, low_rank))
         worst = float((found - expected).abs().max())
         if not worst <= TOLERANCE * max(1.0, float(expected.abs().max())):

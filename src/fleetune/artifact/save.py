@@ -36,11 +36,11 @@ def save_trial(
     metrics: Mapping[str, Any],
     predictions: Sequence[tuple[str, Split, NDArray[Any]]],
     checker: Checker,
-) -> None:
-    """Write a trial's folder; it appears under its name only when it is whole and checked.
+) -> str:
+    """Write a trial's folder; it appears under its name only when it is whole and checked. The sha256 of its predictions.
 
     predictions: name, rows and logits [n, C] of each test set. Raises FleetuneError where what was read back is not
-    what was trained.
+    what was trained, NoNumbers where that is not finite.
     """
     with new_folder(folder) as staging:
         named = {layout.peft_name(n): t.detach().cpu().contiguous() for n, t in tensors.items()}
@@ -54,6 +54,7 @@ def save_trial(
         body = {**record.as_json(), "checksums": sums}
         put(staging / layout.RECORD, as_json(layout.sealed(body)))
         checker.check(staging, tensors, low_rank, peft=method.abilities.peft_format)
+    return sums[layout.PREDICTIONS]
 
 
 def adapter_config(record: ModelRecord, method: Method, sites: SiteMap) -> dict[str, Any]:

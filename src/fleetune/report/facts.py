@@ -182,6 +182,7 @@ def _trial(ident: str, events: list[dict[str, Any]]) -> dict[str, Any]:
         "seconds": seconds,
         "train": (done or {}).get("train", {}),
         "tokens": (done or {}).get("tokens"),
+        "predictions": (done or {}).get("predictions"),
     }
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fleetune.artifact import layout
+from fleetune.durable import sha256
 from fleetune.errors import DataError
 from fleetune.report.stored import read_predictions
 from fleetune.report.trainings import Group
@@ -19,7 +20,7 @@ def lost_groups(folder: Path, groups: Sequence[Group]) -> list[dict[str, Any]]:
     """
     found: list[dict[str, Any]] = []
     for group in groups:
-        states = {_file(t): _state(folder / _file(t)) for t in group.done}
+        states = {_file(t): _state(folder / _file(t), t["predictions"]) for t in group.done}
         files = {name: state for name, state in states.items() if state is not None}
         if files:
             found.append(
@@ -37,10 +38,10 @@ def _file(trial: dict[str, Any]) -> str:
     return f"trials/{trial['id']}/{layout.PREDICTIONS}"
 
 
-def _state(path: Path) -> str | None:
-    """What is wrong with a file; None where it can be read."""
+def _state(path: Path, checksum: str | None) -> str | None:
+    """What is wrong with a file; None where it is the one that the journal knows. checksum: None in runs of an older version."""
     try:
         read_predictions(path)
     except DataError:
         return "damaged" if path.exists() else "missing"
-    return None
+    return "of another run" if checksum not in (None, sha256(path)) else None

@@ -87,6 +87,7 @@ FIELDS: Mapping[str, Mapping[str, Rule]] = {
         "selection": SCORES,
         "test": ("a table of numbers, or null", _or_none(_each(_is_number))),
         "tests": ("a table of numbers for each test set", _each(_each(_is_number))),
+        "predictions": ("a sha256, or null", _or_none(TEXT[1])),
     },
     "planned": {
         **{"stage": TEXT, "at_once": WHOLE, "tokens": WHOLE, "bytes": WHOLE},

@@ -20,7 +20,7 @@ from typing import Any
 
 from fleetune.durable import append as append_to
 from fleetune.durable import sync_folder
-from fleetune.errors import DataError
+from fleetune.errors import DataError, RefusedError
 from fleetune.study.events import wrong_fields
 
 NAME = "journal.jsonl"
@@ -46,9 +46,13 @@ class Journal:
             sync_folder(path.parent)
 
     def append(self, kind: str, **facts: Any) -> dict[str, Any]:
-        """Write one event; when this returns, it lasts. OSError where it does not, and for every append after that."""
+        """Write one event; when this returns, it lasts. OSError where it does not, and for every append after that.
+
+        RefusedError as `check_place`.
+        """
         if self._failed is not None:
             raise self._failed
+        self.check_place()
         event = {"kind": kind, "time": round(time.time(), 3), **facts}
         line = _line(event)
         # A signal may have ended an append before this one in its middle.
@@ -65,6 +69,20 @@ class Journal:
         self._length += len(line)
         self.events.append(event)
         return event
+
+    def check_place(self) -> None:
+        """RefusedError where the file has been moved, deleted or replaced since it was opened.
+
+        Its lock went with it, so another command may be working where this one would write.
+        """
+        mine = os.fstat(self._handle)
+        with contextlib.suppress(OSError):
+            if os.path.samestat(mine, os.stat(self.path)):
+                return
+        raise RefusedError(
+            f"{self.path.parent}: was moved, deleted or begun anew while this command worked in it, so nothing more is "
+            "written there; where it was moved, the same command with its new place goes on"
+        )
 
     def _cut(self) -> None:
         """Drop what stands behind the last event."""

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fleetune import __version__
-from fleetune.artifact.check import Checker
+from fleetune.artifact.check import Checker, NoNumbers
 from fleetune.artifact.layout import ModelRecord
 from fleetune.artifact.save import save_trial
 from fleetune.backbone.load import Backbone
@@ -27,10 +27,6 @@ from fleetune.study.settings import CONFIRM
 
 # A third of an epoch at most, and enough for a score to half a point.
 MOST_TRAIN_ROWS = 2_000
-
-
-class NoScores(Exception):
-    """What a trained trial says of some rows are no numbers, so that it has no score, and no model to save. Says which rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +82,8 @@ def keep(
 ) -> dict[str, Any]:
     """Measure a trained trial on the test sets and write its folder. Returns the facts of its end, for the journal.
 
-    tests: rows with labels, and their tokens, by name; the main one first. Raises NoScores, before anything is written.
+    tests: rows with labels, and their tokens, by name; the main one first. Raises NoNumbers where a model of numbers
+    that are not finite came out; then nothing is written.
     """
     given = trained.given
     predictions: list[tuple[str, Split, NDArray[Any]]] = []
@@ -109,7 +106,7 @@ def keep(
     if given.spec.phase == CONFIRM:
         facts["train"] = _train_scores(bench, trained)
     ident, seed, method = given.spec.id, given.spec.seed, given.method
-    save_trial(
+    facts["predictions"] = save_trial(
         folder,
         _record(bench, trained, _first_of(tests) if optimistic else {}),
         method,
@@ -135,7 +132,7 @@ def _logits(bench: Workbench, trained: Trained, rows: Rows, name: str) -> NDArra
     size = rows_within(rows, most, trained.max_tokens)
     (logits,) = bench.engine.predict_in_room([trained.owned], [rows], [size])
     if not np.isfinite(logits).all():
-        raise NoScores(f"its predictions of {name} are not finite")
+        raise NoNumbers(f"its predictions of {name} are not finite")
     return logits
 
 

@@ -25,7 +25,7 @@ from fleetune.cohort.room import Returned
 from fleetune.cohort.schedule import FixedList, Resumable
 from fleetune.cohort.trial import Trial, TrialInput
 from fleetune.durable import make_folder, remove_leftovers, sha256, write_bytes, write_json
-from fleetune.errors import DataError
+from fleetune.errors import DataError, RefusedError
 from fleetune.study import checkpoints, journal, limits, machine, plan
 from fleetune.study.folder import (
     CHECKPOINTS,
@@ -102,7 +102,7 @@ class Run:
                 return self._train(watch)
             except BaseException as error:
                 # Where the disk refuses this too, the first error is the one to tell.
-                with contextlib.suppress(OSError):
+                with contextlib.suppress(OSError, RefusedError):
                     self.journal.append("stopped", reason=type(error).__name__)
                 raise
             finally:

@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from fleetune.artifact.check import NoNumbers
 from fleetune.cohort.events import (
     Advanced,
     EpochDone,
@@ -36,14 +37,14 @@ from fleetune.errors import DataError
 from fleetune.methods.base import count_parameters
 from fleetune.study import checkpoints
 from fleetune.study.journal import Journal
-from fleetune.study.keep import NoScores, Workbench
+from fleetune.study.keep import Workbench
 from fleetune.study.results import epochs
 from fleetune.study.saving import Saving, Stop, deferred
 
 Watch = Callable[[Event], None]
 Finish = Callable[[Trial, int], Mapping[str, Any]]
 """What is done with a trial at its end, and how many tokens a pass without gradients may hold then; the facts for the journal.
-Raises NoScores where it has none."""
+Raises NoNumbers where it has none."""
 ENDINGS = ("trial-done", "trial-failed", "trial-stopped")
 
 
@@ -134,9 +135,10 @@ class Stage:
         elif isinstance(event, EpochDone):
             self._epoch(event.trial, event.result.epoch)
         elif isinstance(event, TrialDone):
+            self.journal.check_place()
             try:
                 facts = self.finish(event.trial, cohort.max_eval_tokens)
-            except NoScores as error:
+            except NoNumbers as error:
                 return self._follow(cohort, TrialFailed(event.trial, str(error)))
             self._end(event.trial.id, "trial-done", **facts)
         elif isinstance(event, TrialFailed):
@@ -186,6 +188,7 @@ class Stage:
         """A snapshot of the whole cohort where an epoch ends, just before its evaluation, from time to time, and at an end."""
         if not (saving.due(cohort.active) or (stop.wanted is not None and cohort.active)):
             return
+        self.journal.check_place()
         parked = set(cohort.parked)
         self.settled &= parked
         states = {t.id: t.checkpoint() for t in cohort.active}
