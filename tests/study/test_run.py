@@ -627,7 +627,7 @@ def test_a_float64_trial_beyond_what_is_saved_has_failed(made: Made, tmp_path: P
     outcome = train(tmp_path / "run", replace(given, dtype="float64"))
     assert outcome.failed >= 1
     reasons = {t["id"]: t["reason"] for t in run_facts(tmp_path / "run")["trials"]}
-    assert "in float32, as it would be saved, are not finite" in (reasons["bitfit-s0"] or "")
+    assert "not finite" in (reasons["bitfit-s0"] or "")
     left = list((tmp_path / "run/trials").iterdir())
     assert len(left) == outcome.done
 

@@ -153,8 +153,8 @@ def _part(trial: Trial, ahead: int, entry: Entry) -> Part:
 
 def _tokens(engine: Engine, own: Sequence[Part]) -> float:
     """Tokens of a trial's micro-batches; on a GPU those that they have on the average, so that rounds have one form."""
-    steady = engine.graphs is not None
-    return len(own) * own[0].trial.typical if steady else sum(part.tokens for part in own)
+    typical = len(own) * own[0].trial.typical
+    return sum(part.tokens for part in own) if engine.graphs is None else typical
 
 
 def fits_round(tokens: Sequence[float], max_tokens: int, engine: Engine) -> bool:
@@ -182,8 +182,7 @@ def are_divided(trials: int, tokens: int, lanes: int) -> bool:
 def _in_parts(whole: list[Part], lanes: int) -> list[Part]:
     if not are_divided(len(whole), sum(part.tokens for part in whole), lanes):
         return whole
-    divided = [divide(part, lanes) for part in whole]
-    return [part for own in divided for part in own]
+    return [half for part in whole for half in divide(part, lanes)]
 
 
 def divide(part: Part, count: int) -> list[Part]:
@@ -250,9 +249,7 @@ def cut(
 
 def _by_trial(parts: Sequence[Part]) -> list[Part]:
     """Each trial's parts one after the other. They come otherwise where several passes of a round did not fit into memory."""
-    place: dict[Trial, int] = {}
-    for part in parts:
-        place.setdefault(part.trial, len(place))
+    place = {trial: i for i, trial in enumerate(dict.fromkeys(part.trial for part in parts))}
     return sorted(parts, key=lambda part: (place[part.trial], part.ahead, part.rows_before))
 
 
@@ -387,8 +384,7 @@ def run_pass(engine: Engine, parts: Sequence[Part], work: Work | None = None) ->
     assert len({part.entry for part in parts}) == 1, "all of a pass enter the encoder at one place"
     began = time.perf_counter()
     make_current(engine.backbone.device)
-    graphs = engine.graphs
-    if graphs is not None and (work := work or work_of(engine, parts)) is not None:
+    if (graphs := engine.graphs) is not None and (work := work or work_of(engine, parts)):
         return Passed(tuple(parts), graphs.run(work), (), None, time.perf_counter() - began)
     trials = [part.trial for part in parts]
     slices = [list(own) for _, own in groupby(trials)]
