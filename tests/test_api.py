@@ -589,11 +589,50 @@ def test_a_run_that_lost_what_its_winner_said_is_no_side(
 
 def test_whole_numbers_of_numpy_are_seeds(made: Made, tmp_path: Path) -> None:
     common: dict[str, Any] = {"methods": "head", "backbone": made.backbone, **SHORT}
-    for seeds, wanted in ((np.arange(3, 5), [3, 4]), (np.int64(1), [7])):
+    for seeds, first, wanted in ((np.arange(3, 5), None, [3, 4]), (np.int64(1), 7, [7])):
         result = fleetune.train(
-            rows(60), seeds=seeds, seed=7, output_dir=tmp_path / str(wanted), **common
+            rows(60), seeds=seeds, seed=first, output_dir=tmp_path / str(wanted), **common
         )
         assert list(result.trials.seed) == wanted
+    with pytest.raises(SettingsError, match="seeds names each of them; leave seed=7 out"):
+        fleetune.train(rows(60), seeds=[1, 2], seed=7, output_dir=tmp_path / "both", **common)
+
+
+@pytest.mark.parametrize(
+    ("methods", "more", "told"),
+    [
+        ({"head": {"metric_for_best_model": "loss"}, "lora": {}}, {}, "since the winner is found by them"),
+        ("head", {"save_steps": 0}, "save_steps"),
+        ("head", {"save_steps": "x"}, "must be a whole number, 1 or more"),
+        ("head", {"save_steps": 2.5}, "must be a whole number, 1 or more"),
+    ],
+)  # fmt: skip
+def test_what_would_change_nothing_or_mislead_is_refused(
+    tmp_path: Path, methods: Any, more: dict[str, Any], told: str
+) -> None:
+    """A loss and an accuracy have no common scale: the method that is chosen by the loss never won."""
+    with pytest.raises(SettingsError, match=told):
+        fleetune.train(rows(40), methods, output_dir=tmp_path / "run", **more)
+    assert not (tmp_path / "run/study.toml").exists()
+
+
+def test_columns_of_a_frame_need_names(tmp_path: Path) -> None:
+    frame = pd.DataFrame({0: texts(12), 1: [i % 2 for i in range(12)]})
+    with pytest.raises(DataError, match="names of columns must be strings, but got 0"):
+        fleetune.train(frame, output_dir=tmp_path / "run")
+
+
+def test_a_study_takes_paths_tuples_and_numpy(made: Made, tmp_path: Path) -> None:
+    question = {
+        "data": {"file": made.folder / "train.csv", "test_file": made.folder / "test.csv"},
+        "backbone": {"name": made.backbone, "dtype": "float32"},
+        "training": {"max_steps": np.int64(4)},
+        "methods": ({"method": "head", "learning_rate": np.array([1e-3, 3e-3])},),
+        "search": {"trials_per_method": 2, "sampler": "grid"},
+        "confirm": {"seeds": 1},
+    }
+    found = fleetune.study(question, output_dir=tmp_path / "run")
+    assert set(found.trials.phase) == {"search", "confirm"}
 
 
 def test_a_method_that_was_not_trained_is_named(found: fleetune.Result) -> None:

@@ -39,7 +39,7 @@ def blocks(page: str) -> Iterator[tuple[str, str]]:
 
 def masked(line: str) -> str:
     """A line without what another machine or encoder may print otherwise."""
-    line = re.sub(r"B against A: .*", "VERDICT", line)
+    line = re.sub(r"B against A by accuracy: .*", "VERDICT", line)
     line = re.sub(r"\b(head|lora)-s\d+", "TRIAL", line)
     line = re.sub(r"^backbone \S+ in \w+", "backbone", line)
     line = re.sub(r"\b(positive|negative|ask a person)\b", "LABEL", line)

@@ -133,7 +133,7 @@ def train(
     *,
     output_dir: Place,
     seeds: int | Sequence[int] = 1,
-    seed: int = 42,
+    seed: int | None = None,
     test_data: Place | Rows | None = None,
     data_dir: Place | None = None,
     text_column: str | Sequence[str] | None = None,
@@ -156,14 +156,14 @@ def train(
 
     data: a task's name, a file, a pandas frame or a list of dicts; columns that are not named are guessed. Rows from memory
     are kept in the run's folder. methods: one name, several, or names with their settings (`Methods`). output_dir: the run's
-    folder; where it holds this same run, that goes on. seeds: how many, from `seed` on, or the seeds themselves.
+    folder; where it holds this same run, that goes on. seeds: how many, from `seed` (42) on, or the seeds themselves.
     test_data: as data, for the rows that the scores are about; without it a tenth of own rows. data_dir: the folder of a named
     task. text_column (two for pairs), label_column, groups_column (rows of one group are never divided): of own rows.
     max_train_samples: rows of train to take at most, a stratified draw. protocol: "holdout" or "paper" (docs/statistics.md).
     backbone, revision: "minilm", a folder, or a hub id and its commit. dtype: "auto", "bfloat16", "float32" or "float64", of the
-    encoder. max_length: in tokens. device: "cpu" or "cuda". report_to: "tensorboard" or "trackio". save_steps: cohort steps
-    between snapshots, besides those by time. progress: plain lines on stderr. watch: is told every event. training: settings for
-    all methods under the names of `transformers.TrainingArguments` (docs/settings.md).
+    encoder. max_length: in tokens. device: "cpu" or "cuda". report_to: "tensorboard" or "trackio". save_steps: optimizer
+    steps of a trial between snapshots, besides those by time. progress: plain lines on stderr. watch: is told every event.
+    training: settings for all methods under the names of `transformers.TrainingArguments` (docs/settings.md).
 
     Raises SettingsError for what cannot be trained as asked, DataError for rows that cannot be used, EnvironmentProblem for what
     this machine lacks, RefusedError where the folder holds another run. A trial that fails raises nothing; its record says why.
@@ -218,8 +218,9 @@ def study(
 ) -> Result:
     """Search each method with an equal budget, confirm with fresh seeds, and say what differs: `fleetune study`.
 
-    study: a study file, or its content as a dict of tables (docs/studies.md). overrides: "training.num_train_epochs=5", as
-    --set of the command; for files. All else, and what is raised, as of `train`.
+    study: a study file, or its content as a dict of tables (docs/studies.md), in which paths, tuples and numpy's numbers may
+    stand. overrides: "training.num_train_epochs=5", as --set of the command; for files. All else, and what is raised, as of
+    `train`.
     """
     from fleetune.study.file import parse_study, read_study
     from fleetune.study.folder import has_begun
@@ -230,7 +231,7 @@ def study(
             raise SettingsError(
                 "study", ["overrides are for a file; change the dict, or leave them out"]
             )
-        settings = parse_study(study, begun=begun)
+        settings = parse_study(_plain(study), begun=begun)
     else:
         settings = read_study(Path(study), overrides, begun=begun)
     return _run(
@@ -286,13 +287,17 @@ def _run(
     from fleetune.study.given import kept_rows
     from fleetune.study.prepare import check_compute, prepare
     from fleetune.study.run import Run
+    from fleetune.study.saving import check_save_steps
 
     check_compute(None, device)
+    check_save_steps(save_steps)
     writers = report_names(settings.report_to if report_to is None else report_to)
     with kept_rows(folder, rows or {}) as held:
         prepared = prepare(settings, device=device)
-        for note in (note for task in prepared.tasks for note in notes_on(task.dataset)):
-            warnings.warn(note, stacklevel=_level_of_caller())
+        for task in prepared.tasks:
+            of = f"{task.dataset.task.name}: " if len(prepared.tasks) > 1 else ""
+            for note in notes_on(task.dataset):
+                warnings.warn(of + note, stacklevel=_level_of_caller())
         with in_python(prepared, folder, device, report_to=writers, **told) as watch:
             Run(folder, prepared, device, save_steps=save_steps).train(watch, held=held)
     return Result(folder)
@@ -360,6 +365,17 @@ def _place(model: Any) -> Path:
     if not isinstance(model, str | os.PathLike):
         raise SettingsError("model", [f"must be a folder or a Result, but got {_shown(model)}"])
     return Path(model)
+
+
+def _plain(value: Any) -> Any:
+    """A study as a file could have it: paths as texts, tuples as lists, numpy's numbers and arrays as Python's."""
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in dict[Any, Any](value).items()}
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
 
 
 def _shown(value: Any) -> str:

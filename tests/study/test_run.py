@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
@@ -620,7 +621,7 @@ def test_a_trial_whose_outputs_at_its_end_are_no_numbers_has_failed(
 
 
 def test_a_float64_trial_beyond_what_is_saved_has_failed(made: Made, tmp_path: Path) -> None:
-    """Models are tried in float32 before they count as saved, and weights of 1e30 are finite there while their products are not."""
+    """Models are tried in float32 before they count as saved: weights of 1e30 are finite there, and their products are not."""
     given = settings(
         made.folder, made.backbone, ("bitfit", "head"), seeds=[0], learning_rate=1e30, num_train_epochs=3
     )  # fmt: skip
@@ -673,6 +674,27 @@ def test_regression_in_the_layout_of_stsb(made: Made, tmp_path: Path) -> None:
     metrics = json.loads((tmp_path / "run/trials/lora-s0/metrics.json").read_bytes())
     found = json.loads(evaluated.out)["sets"][0]["metrics"]["pearson"]
     assert found["value"] == pytest.approx(metrics["test"]["pearson"], abs=1e-6)
+    # Own rows with decimal targets, in every form of file.
+    (split,) = prepare(given).dataset.tests.values()
+    assert split.second is not None and split.labels is not None
+    frame = pd.DataFrame(
+        {"sentence1": split.first, "sentence2": split.second, "label": split.labels}
+    )
+    frame.to_csv(tmp_path / "own.csv", index=False)
+    frame.to_json(tmp_path / "own.jsonl", orient="records", lines=True)
+    frame.to_parquet(tmp_path / "own.parquet")
+    for name in ("own.csv", "own.jsonl", "own.parquet"):
+        told = run_cli("evaluate", tmp_path / "run/trials/lora-s0", tmp_path / name, "--json")
+        assert told.code == 0, told.err
+        own = json.loads(told.out)["sets"][0]["metrics"]["pearson"]
+        assert own["value"] == pytest.approx(found["value"], abs=1e-6)
+    (tmp_path / "bad.csv").write_text(
+        "sentence1,sentence2,label\na,b,1_0\na,b,x\na,b,nan\na,b,2.5\n"
+    )
+    told = run_cli("evaluate", tmp_path / "run/trials/lora-s0", tmp_path / "bad.csv")
+    assert told.code == 4 and told.err.count("is not a number") == 3
+    with pytest.raises(SettingsError, match="label_smoothing_factor: is for classes"):
+        prepare(replace(given, training={**given.training, "label_smoothing_factor": 0.1}))
 
 
 def test_two_test_sets_in_the_layout_of_mnli(made: Made, tmp_path: Path) -> None:

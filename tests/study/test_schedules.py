@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from fleetune.errors import SettingsError
 from fleetune.study.rows import TaskRows
 from tests.runs import Made
 from tests.study.studies import prepared, text
+
+
+def test_seeds_alone_decide_how_rows_are_divided(made: Made) -> None:
+    """Thousands of settings of one search train on the same rows, which are held once."""
+    rows: TaskRows = prepared(text(made)).tasks[0].rows
+    assert rows.divisions(3)[0] is rows.divisions(3)[0]
+    assert not np.array_equal(rows.divisions(3)[0][0].rows, rows.divisions(4)[0][0].rows)
 
 
 @pytest.mark.parametrize("protocol", ["holdout", "cv", "paper"])

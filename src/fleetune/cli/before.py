@@ -35,13 +35,13 @@ def tell_lengths(prepared: Any, settings: Any, place: str = "--max-length") -> N
             tell_cut(count, name + of, most, f" ({place})")
 
 
-def tell_notes(dataset: Any) -> None:
-    """What is to be known of the rows before their scores are believed."""
+def tell_notes(dataset: Any, of: str = "") -> None:
+    """What is to be known of the rows before their scores are believed; of: whose they are, where there are several."""
     from fleetune.data.notes import few_rows, notes_on, of_f1
 
     of_label = of_f1(dataset.task.metrics, dataset.task.label_names)
     for note in (*notes_on(dataset), *few_rows(dataset), *of_label):
-        say(f"note: {note}")
+        say(f"note: {of}{note}")
 
 
 def tell_imitated(dtype: str, device: str) -> None:

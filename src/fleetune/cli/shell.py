@@ -57,7 +57,16 @@ class Command(TyperCommand):
     """A command that answers a wrong flag with the right one."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """As the base class; a flag of another program is answered with ours, and a word too many with its place."""
+        """As the base class; a flag of another program is answered with ours, and a word too many with its place.
+
+        Of a flag that takes one value the last counts, as everywhere. Not of --task: who gives two wants both.
+        """
+        named = any(word.partition("=")[0] == "--task" for word in args)
+        order = self.make_parser(ctx).parse_args(list(args))[2] if named else []
+        if sum(param.name == "task" for param in order) > 1:
+            ctx.fail(
+                "--task takes one task; several are trained by a study (docs/studies.md), or by a command each"
+            )
         try:
             return super().parse_args(ctx, args)
         except Exception as error:

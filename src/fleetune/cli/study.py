@@ -92,7 +92,7 @@ def _tell(prepared: Any, settings: Any, device: str) -> None:
     tell_guesses(prepared, settings, "data.text_columns", "data.label_column")
     tell_lengths(prepared, settings, "backbone.max_length")
     for task in prepared.tasks:
-        tell_notes(task.dataset)
+        tell_notes(task.dataset, f"{task.dataset.task.name}: " if len(prepared.tasks) > 1 else "")
     if settings.search is not None and not any(arm.searched for arm in prepared.arms):
         say(
             "note: nothing is searched, since no method gives a list or a range; [search] changes nothing"

@@ -117,7 +117,7 @@ def _contents(path: Path, form: Format, header: Header) -> tuple[dict[str, _Cont
     contents = {name: _Content() for name in header.scalars}
     problems: list[str] = []
     rows = 0
-    for _, cells in form.rows(path, header.scalars, frozenset(header.scalars), problems):
+    for _, cells in form.rows(path, header.scalars, frozenset(header.scalars), problems, False):
         rows += 1
         for content, cell in zip(contents.values(), cells, strict=True):
             content.characters += len(cell)

@@ -48,7 +48,12 @@ def _header(path: Path, separator: str) -> Header:
 
 
 def _rows(
-    path: Path, names: Sequence[str], scalars: frozenset[str], problems: list[str], separator: str
+    path: Path,
+    names: Sequence[str],
+    scalars: frozenset[str],
+    problems: list[str],
+    decimals: bool,
+    separator: str,
 ) -> Iterator[Row]:
     with _open(path) as handle:
         reader = _Reader(handle, separator)

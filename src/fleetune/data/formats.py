@@ -8,6 +8,7 @@ booleans besides strings, the others only strings.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -48,7 +49,8 @@ class Format:
     """One row of the table of formats in sources.py."""
 
     header: Callable[[Path], Header]
-    rows: Callable[[Path, Sequence[str], frozenset[str], list[str]], Iterator[Row]]
+    rows: Callable[[Path, Sequence[str], frozenset[str], list[str], bool], Iterator[Row]]
+    """(path, columns, those that hold labels, problems to add to, whether these may be decimal numbers)."""
     unit: str = "line"
     """What a row's number counts: lines, or rows where a file has no lines."""
     headed: bool = False
@@ -102,6 +104,14 @@ def character_problem(text: str) -> str | None:
     if _SURROGATE.search(text):
         return "half of a surrogate pair, which is no character; write the character itself"
     return None
+
+
+_DECIMAL = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+
+
+def decimal(text: str) -> float:
+    """A cell as a number, NaN where it is none; what Python takes besides ("1_0", other scripts' digits, "nan") is none."""
+    return float(text) if _DECIMAL.fullmatch(text.strip()) else math.nan
 
 
 def text_problem(text: str, unit: str = "text") -> str | None:

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from fleetune.data.base import Dataset, Split
+from fleetune.data.formats import decimal
 from fleetune.data.glue_table import GLUE, GlueTask
 from fleetune.data.hub import read_hub
 from fleetune.data.tsv import PlainTable, read_plain
@@ -118,10 +119,7 @@ def _classes(row: GlueTask, table: PlainTable, problems: list[str]) -> np.ndarra
 def _targets(row: GlueTask, table: PlainTable, problems: list[str]) -> np.ndarray:
     targets = np.zeros(len(table.rows), dtype=np.float64)
     for i, cell in enumerate(table.column(row.label)):
-        try:
-            targets[i] = float(cell)
-        except ValueError:
-            targets[i] = math.nan
+        targets[i] = decimal(cell)
         if not math.isfinite(targets[i]):
             problems.append(f'{table.place(i, row.label)}: "{cell}" is not a number')
     return targets

@@ -38,14 +38,14 @@ def _header(path: Path) -> Header:
 
 
 def _rows(
-    path: Path, names: Sequence[str], scalars: frozenset[str], problems: list[str]
+    path: Path, names: Sequence[str], scalars: frozenset[str], problems: list[str], decimals: bool
 ) -> Iterator[Row]:
     kinds: dict[str, tuple[str, int]] = {}
     for line, raw, record in _objects(path, problems):
         cells: list[str] = []
         for name in names:
-            problem, cell = _cell(record, name, name in scalars)
-            if problem is None and name in scalars:
+            problem, cell = _cell(record, name, name in scalars, decimals)
+            if problem is None and name in scalars and not decimals:
                 problem = _mixed(kinds, name, _kind(record[name]), line)
             # Only an escape can bring in a character that checked UTF-8 does not have.
             if problem is None and b"\\u" in raw:
@@ -86,7 +86,7 @@ def _objects(path: Path, problems: list[str]) -> Iterator[tuple[int, bytes, dict
                 return
 
 
-def _cell(record: dict[str, Any], name: str, scalar: bool) -> tuple[str | None, str]:
+def _cell(record: dict[str, Any], name: str, scalar: bool, decimal: bool) -> tuple[str | None, str]:
     """(problem, "") or (None, the cell as text)."""
     if name not in record:
         return f"missing; the object has: {', '.join(record) or 'nothing'}", ""
@@ -95,7 +95,7 @@ def _cell(record: dict[str, Any], name: str, scalar: bool) -> tuple[str | None, 
         return None, value
     if scalar and isinstance(value, bool):
         return None, "true" if value else "false"
-    if scalar and isinstance(value, int):
+    if scalar and isinstance(value, int | float if decimal else int):
         return None, str(value)
     wanted = "a string, an integer or a boolean" if scalar else "a string"
     return f"{_kind(value)} where {wanted} must stand", ""

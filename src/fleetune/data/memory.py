@@ -31,7 +31,13 @@ def as_jsonl(rows: Iterable[Mapping[str, Any]]) -> bytes:
     lines: list[str] = []
     for number, row in enumerate(rows, start=1):
         given: Any = row
-        if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):
+        if (
+            isinstance(given, Mapping)
+            and (name := next((n for n in given if not isinstance(n, str)), None)) is not None
+        ):
+            told = f"names of columns must be strings, but got {name!r:.60}; of a frame, set frame.columns"
+            raise DataError("data", [told])
+        if not isinstance(given, Mapping):
             raise DataError(
                 "data",
                 [

@@ -16,13 +16,14 @@ _Z = 1.959964  # the normal distribution's 97.5 % point
 
 
 def notes_on(dataset: Dataset) -> list[str]:
-    """What spoils scores: test rows that the training rows hold too, labels that may be one, labels without a test row."""
+    """What spoils scores: test rows that the training rows hold too, labels that may be one, labels without a test row, targets
+    that are all the same."""
     shared = [
         overlap_message(name, found, len(dataset.tests[name]))
         for name, found in overlaps(dataset).items()
     ]
     if dataset.task.regression:
-        return shared
+        return [*shared, *_constant(dataset)]
     return [*shared, *_written_alike(dataset), *_untested(dataset)]
 
 
@@ -37,13 +38,32 @@ def of_f1(metrics: Sequence[str], labels: Sequence[str]) -> list[str]:
 
 def few_rows(dataset: Dataset) -> list[str]:
     """How little test sets of few rows can say. The intervals of the results say it too, once the training is paid for."""
-    if dataset.task.regression:
-        return []
     few = {name: len(rows) for name, rows in dataset.tests.items() if len(rows) < _FEW}
+    if dataset.task.regression:
+        return [
+            f"{n} {name} rows are few: the 95% interval of a correlation may reach {_reach_of_r(n):.2f} to either side"
+            for name, n in few.items()
+        ]
     return [
         f"{n} {name} rows are few: the 95% interval of an accuracy may reach {100 * _reach(n):.0f} points to either side"
         for name, n in few.items()
     ]
+
+
+def _reach_of_r(n: int) -> float:
+    """Half of Fisher's interval at a correlation of 0, where it is widest."""
+    return math.tanh(_Z / math.sqrt(n - 3)) if n > 3 else 1.0
+
+
+def _constant(dataset: Dataset) -> Iterator[str]:
+    for name, split in {"train": dataset.train, **dataset.tests}.items():
+        if split.labels is not None and len(split) and (split.labels == split.labels[0]).all():
+            what = (
+                "there is nothing to learn"
+                if name == "train"
+                else "correlations with them do not exist, and stand as 0"
+            )
+            yield f"every target of {name} is {split.labels[0]:g}, so {what}"
 
 
 def _reach(n: int) -> float:

@@ -62,10 +62,10 @@ def _kind(type_: pa.DataType) -> type[bool] | type[int] | None:
 
 
 def _rows(
-    path: Path, names: Sequence[str], scalars: frozenset[str], problems: list[str]
+    path: Path, names: Sequence[str], scalars: frozenset[str], problems: list[str], decimals: bool
 ) -> Iterator[Row]:
     row = 0
-    for columns in _batches(path, names, scalars, problems):
+    for columns in _batches(path, names, scalars, problems, decimals):
         for cells in zip(*columns, strict=True):
             row += 1
             wrong = len(problems)
@@ -82,7 +82,7 @@ def _rows(
 
 
 def _batches(
-    path: Path, names: Sequence[str], scalars: frozenset[str], problems: list[str]
+    path: Path, names: Sequence[str], scalars: frozenset[str], problems: list[str], decimals: bool
 ) -> Iterator[list[list[str | None]]]:
     """The named columns, batch by batch."""
     room = _room(path)
@@ -90,7 +90,7 @@ def _batches(
         try:
             schema = file.schema_arrow
             for name in names:
-                problem = _type_problem(schema.field(name).type, name in scalars)
+                problem = _type_problem(schema.field(name).type, name in scalars, decimals)
                 if problem is not None:
                     problems.append(f"column {name}: {problem}")
             if problems:
@@ -185,8 +185,10 @@ def _is_scalar(kind: pa.DataType) -> bool:
     return _is_text(kind) or pa.types.is_integer(plain) or pa.types.is_boolean(plain)
 
 
-def _type_problem(kind: pa.DataType, scalar: bool) -> str | None:
+def _type_problem(kind: pa.DataType, scalar: bool, decimal: bool) -> str | None:
     if _is_text(kind) or (scalar and _is_scalar(kind)):
+        return None
+    if scalar and decimal and pa.types.is_floating(kind):
         return None
     wanted = "strings, integers or booleans" if scalar else "strings"
     # Tables in memory turn integers into these where one is missing.

@@ -86,17 +86,21 @@ def read_file(
     label_column: str | None,
     groups_column: str | None = None,
     kept: Sequence[str] = (),
+    *,
+    decimals: bool = False,
 ) -> RawTable:
     """Read a file; without text_columns by their names, without label_column without labels.
 
-    kept: columns that only go along; those of texts may be among them.
+    kept: columns that only go along; those of texts may be among them. decimals: whether labels may be decimal numbers.
 
     Raises DataError with all that is wrong, and SettingsError where the columns asked for make no
     sense.
     """
     form, header = _opened(path)
     texts = tuple(text_columns) if text_columns else only_text(path, header)
-    return _read(path, form, header, texts, label_column, groups_column, kept=kept)
+    return _read(
+        path, form, header, texts, label_column, groups_column, kept=kept, decimals=decimals
+    )
 
 
 def dataset_from_files(
@@ -156,6 +160,7 @@ def _read(
     *,
     missing: str | None = None,
     kept: Sequence[str] = (),
+    decimals: bool = False,
 ) -> RawTable:
     """missing: what is said of a column that is not there, instead of how to name another."""
     names = (*texts, *(name for name in (label, group) if name is not None))
@@ -166,7 +171,8 @@ def _read(
     remedies |= {name: "name another with --groups-column" for name in (group,) if name is not None}
     remedies |= {name: "name another with --keep-column" for name in along}
     check_wanted(path, header, (*names, *along), remedies)
-    lines, columns = _cells(path, form, names, along, frozenset((*names, *along)) - set(texts))
+    scalars = frozenset((*names, *along)) - set(texts)
+    lines, columns = _cells(path, form, names, along, scalars, decimals)
     return RawTable(
         path=path,
         text_columns=texts,
@@ -186,6 +192,7 @@ def _cells(
     needed: tuple[str, ...],
     along: tuple[str, ...],
     scalars: frozenset[str],
+    decimals: bool,
 ) -> tuple[list[int], dict[str, tuple[str, ...]]]:
     """Line of each row, and the cells of each column; DataError with all that is wrong.
 
@@ -197,7 +204,7 @@ def _cells(
     lines: list[int] = []
     # A label is one string object however many rows have it.
     known: dict[str, str] = {}
-    for line, cells in form.rows(path, names, scalars, problems):
+    for line, cells in form.rows(path, names, scalars, problems, decimals):
         lines.append(line)
         for name, cell, column in zip(names, cells, columns, strict=True):
             if (not cell or cell.isspace()) and name not in along:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from fleetune.artifact.layout import ModelRecord
 from fleetune.data.base import Split
+from fleetune.data.formats import decimal
 from fleetune.data.sources import RawTable, guess_label, read_file
 from fleetune.errors import DataError
 from fleetune.records import as_json
@@ -49,7 +50,7 @@ def labelled_file(
     texts = text_columns or record.text_columns
     check_columns(texts, record)
     label = label_column or record.label_column or guess_label(path, texts)
-    rows = read_file(path, texts, label)
+    rows = read_file(path, texts, label, decimals=record.regression)
     assert rows.labels is not None
     values = _targets(rows) if record.regression else _classes(rows, record.label_names)
     ids = tuple(str(i + 1) for i in range(len(rows)))
@@ -73,7 +74,7 @@ def _classes(rows: RawTable, names: Sequence[str]) -> NDArray[np.int64]:
 def _targets(rows: RawTable) -> NDArray[np.float64]:
     """float64 [n]: each label as a number."""
     labels = rows.labels or ()
-    values = np.asarray([_number(label) for label in labels], dtype=np.float64)
+    values = np.asarray([decimal(label) for label in labels], dtype=np.float64)
     problems = [
         f'{rows.place(i, rows.label_column)}: "{labels[i]}" is not a number'
         for i in np.flatnonzero(~np.isfinite(values)).tolist()
@@ -81,10 +82,3 @@ def _targets(rows: RawTable) -> NDArray[np.float64]:
     if problems:
         raise DataError(str(rows.path), problems)
     return values
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return float("nan")

@@ -7,9 +7,15 @@ from operator import index
 from pathlib import Path
 from typing import Any
 
+from fleetune.data.base import Task
+from fleetune.data.demo import DEMOS
 from fleetune.data.load import TASK_NAMES
 from fleetune.errors import SettingsError, did_you_mean
 from fleetune.study.settings import MOST_TRIALS, DataSettings, MethodSettings, Settings
+from fleetune.study.space import arms_of
+from fleetune.study.together import one_metric
+
+FIRST_SEED = 42
 
 
 def fixed_settings(
@@ -17,13 +23,14 @@ def fixed_settings(
     methods: Sequence[MethodSettings],
     *,
     seeds: int | Sequence[int],
-    seed: int,
+    seed: int | None,
     training: Mapping[str, Any],
     **encoder: Any,
 ) -> Settings:
-    """One setting of each method. seeds: the seeds themselves, or how many from `seed` on. encoder: fields of `Settings`.
+    """One setting of each method. encoder: fields of `Settings`.
 
-    SettingsError where a method is named twice, there is no seed, or something about the data would change nothing.
+    seeds: the seeds themselves, or how many from `seed` on, by default 42. SettingsError where a method is named twice, there is
+    no seed, methods are chosen by different metrics, or something about data or seeds would change nothing.
     """
     if problems := misplaced(data, columns=True):
         raise SettingsError("data", problems)
@@ -32,17 +39,23 @@ def fixed_settings(
         raise SettingsError(
             "methods", [f"a method may be named once, but got {', '.join(names)}; use a study"]
         )
-    return Settings(
+    found = Settings(
         data=data, methods=tuple(methods), seeds=_seeds(seeds, seed), training=training, **encoder
     )
+    if problems := one_metric(arms_of(found.methods, training)):
+        raise SettingsError("methods", [p.removeprefix("methods: ") for p in problems])
+    return found
 
 
-def _seeds(seeds: int | Iterable[int], first: int) -> tuple[int, ...]:
+def _seeds(seeds: int | Iterable[int], first: int | None) -> tuple[int, ...]:
     """The seeds themselves, or so many from the first on; numpy's whole numbers become Python's."""
     try:
         if isinstance(seeds, Iterable):
+            if first is not None:
+                told = f"is the first of so many, and seeds names each of them; leave seed={first!r} out"
+                raise SettingsError("seed", [told])
             return tuple(index(seed) for seed in seeds)
-        count, first = index(seeds), index(first)
+        count, first = index(seeds), FIRST_SEED if first is None else index(first)
     except TypeError:
         rule = "must be a whole number or a list of them, and seed a whole number"
         raise SettingsError("seeds", [f"{rule}, but got {seeds!r} and {first!r}"]) from None
@@ -66,11 +79,25 @@ def misplaced(data: DataSettings, *, columns: bool = False) -> list[str]:
         ]
     if data.task is None:
         return []
+    if data.task in DEMOS and data.data_dir is not None:
+        return [f"--data-dir is for GLUE's tasks, and {data.task} is embedded; leave it out"]
     given = {"--test-data": data.test_file, "--groups-column": data.groups_column}
     if columns:
         given |= {"--text-column": data.text_columns, "--label-column": data.label_column}
     told = f"is for own rows (--data), and task {data.task} has its own test rows and columns"
     return [f"{flag} {told}; leave one out" for flag, value in given.items() if value]
+
+
+def check_columns(data: DataSettings, task: Task) -> None:
+    """SettingsError where a named task is given other columns than it has; a stored study says its own."""
+    given = {"text_columns": data.text_columns, "label_column": data.label_column}
+    own = {"text_columns": task.columns, "label_column": task.label_column}
+    if problems := [
+        f"{key}: is for own rows, and task {task.name} has its own columns; leave it out"
+        for key, value in given.items()
+        if value is not None and value != own[key]
+    ]:
+        raise SettingsError("data", problems)
 
 
 def task_or_file(name: str) -> tuple[str | None, str | None]:

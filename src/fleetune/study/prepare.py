@@ -24,7 +24,7 @@ from fleetune.data.sources import dataset_from_files
 from fleetune.data.splits import subset, three_way
 from fleetune.data.tokens import TokenTable, default_cache_dir, tokenize, tokenizer_fingerprint
 from fleetune.errors import DataError, EnvironmentProblem, SettingsError, did_you_mean
-from fleetune.study.fixed import misplaced
+from fleetune.study.fixed import check_columns, misplaced
 from fleetune.study.rows import TaskRows, settle, trial_input
 from fleetune.study.settings import MOST_SEED, PROTOCOLS, TRAIN, Settings
 from fleetune.study.settings import DataSettings as DataSettings
@@ -257,6 +257,7 @@ def read_dataset(data: DataSettings) -> Dataset:
     if data.file is None:
         assert data.task is not None
         dataset = load_task(data.task, Path(data.data_dir) if data.data_dir else None)
+        check_columns(data, dataset.task)
     else:
         test = Path(data.test_file) if data.test_file else None
         dataset = dataset_from_files(

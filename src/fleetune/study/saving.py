@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from fleetune.cohort.trial import Trial
+from fleetune.errors import SettingsError
 
 # A cut costs at most this much work. Writing a cohort's state takes well under a second.
 SAVE_SECONDS = 300.0
@@ -27,6 +28,13 @@ _WAITING = (
     b"fleetune: stopping after this step, to save where the trials stand; once more stops at once\n"
 )
 Handler = Callable[[int, Any], Any]
+
+
+def check_save_steps(steps: Any) -> None:
+    """SettingsError for what is no number of steps; None is none."""
+    if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
+        rule = "must be a whole number, 1 or more, or None for none"
+        raise SettingsError("save_steps", [f"{rule}, but got {steps!r}"])
 
 
 class Saving:

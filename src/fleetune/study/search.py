@@ -53,12 +53,16 @@ class Candidate:
 
     def __init__(self, number: int, picks: Mapping[str, Any], units: Sequence[TrialInput]) -> None:
         self.number, self.picks = number, dict(picks)
-        self.key = _key(picks)
         self.units = {given.spec.id: given for given in units}
         self.epochs = epochs_of(units[0])
         self.curves: dict[str, list[float]] = {ident: [] for ident in self.units}
         self.done: set[str] = set()
         self.failed = self.stopped = False
+
+    @property
+    def key(self) -> str:
+        """The setting, to know it again."""
+        return _key(self.picks)
 
     @property
     def in_play(self) -> bool:

@@ -32,7 +32,7 @@ def together(
             f'confirm.reference: "{reference}" is none of the methods{did_you_mean(reference, names)}'
         )
     if not begun:
-        problems += _one_metric(arms)
+        problems += one_metric(arms)
         problems += _one_reference(reference, entries, arms)
     if search is None:
         return problems
@@ -146,7 +146,7 @@ def _grid(arm: Arm, search: SearchTable) -> list[str]:
     return problems
 
 
-def _one_metric(arms: Sequence[Arm]) -> list[str]:
+def one_metric(arms: Sequence[Arm]) -> list[str]:
     """Methods are compared by their selection scores, so one metric and one direction must choose for all of them."""
     chosen = {a.name: _metric(a) for a in arms}
     if len(set(chosen.values())) > 1:
