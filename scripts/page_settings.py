@@ -3,31 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import Any
 
-from fleetune.config import _OLD_NAMES as OLD_NAMES
-from fleetune.config import TrainingSettings
+from fleetune.config import INSTEAD, TrainingSettings
 from scripts import markdown as md
-
-# What to use instead of other names of TrainingArguments. Those that config.py tells in an error stand there.
-INSTEAD: dict[str, str] = {
-    "output_dir": "`--output-dir`",
-    "seed": "`--seed` for the first seed, `--seeds` for how many",
-    "data_seed": "none: a trial's seed sets head, adapter, order, dropout and split",
-    "optim": "none: AdamW, torch's own",
-    "save_strategy": "none: every epoch, and at least every five minutes, so that a cut costs little",
-    "save_total_limit": "none: two snapshots of the cohort are kept while it trains",
-    "resume_from_checkpoint": "none: the same command again goes on",
-    "logging_steps": "none: loss and metrics of each epoch are in the journal",
-    "report_to": "`--report-to` with tensorboard or trackio; without it the run folder holds everything",
-    "dataloader_num_workers": "none: rows are tokenised once, before training",
-    "train_sampling_strategy": "none: packed rows have no padding, so their lengths need no grouping",
-    "use_cpu": "`--device cpu`",
-    "hub_model_id": "none while training; afterwards `fleetune export MODEL --push-to-hub OWNER/NAME`",
-    "push_to_hub": "none while training; afterwards `fleetune export MODEL --push-to-hub OWNER/NAME`",
-    "auto_find_batch_size": "none: where memory is short, lower `per_device_train_batch_size`",
-    "label_names": "none: the task says which column is the label",
-}  # fmt: skip
 
 
 def names_of_transformers() -> dict[str, Any]:
@@ -41,19 +21,12 @@ def names_of_transformers() -> dict[str, Any]:
 
 
 def instead() -> dict[str, str]:
-    """Every name that has another here, or none, and what to use."""
-    told = {name: _in_code(value) for name, value in OLD_NAMES.items()}
-    return dict(sorted({**told, **INSTEAD}.items()))
-
-
-def _in_code(told: str) -> str:
-    """What config.py says in an error, its setting or flag as code."""
-    if told.startswith("none"):
-        return told
-    if told.startswith("--"):
-        return md.code(told)
-    name, space, rest = told.partition(" ")
-    return f"{md.code(name)}{space}{rest}"
+    """Every name that has another here, or none, and what to use: settings, flags and commands as code."""
+    names = "|".join(name for name in TrainingSettings.model_fields if "_" in name)
+    code = re.compile(
+        rf"fleetune export [A-Z/ a-z-]+NAME|--[a-z-]+( bfloat16| cpu)?|\b({names}|dtype)\b"
+    )
+    return {name: code.sub(lambda found: md.code(found[0]), told) for name, told in INSTEAD.items()}
 
 
 def render() -> str:
@@ -83,8 +56,8 @@ def render() -> str:
             md.table(["setting", "type", "default", "in transformers", "meaning"], rows),
             "## Other names, and what to use instead",
             md.paragraph(
-                "Names that transformers has or had, and names that people try. An unknown setting is an error that "
-                "names the right one; nothing is ignored without a word."
+                "Names that transformers has or had, and names that people try. Where one of them is given, the error says what "
+                "stands here; nothing is ignored without a word."
             ),
             md.table(
                 ["name", "use"], [[md.code(name), value] for name, value in instead().items()]

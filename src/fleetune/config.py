@@ -142,21 +142,43 @@ class TrainingSettings(BaseModel):
         return int(self.warmup_steps)
 
 
-# Names that transformers 5 dropped or that say the same by another name.
-_OLD_NAMES = {
-    "warmup_ratio": "warmup_steps (a share below 1)",
-    "evaluation_strategy": "none: every epoch is evaluated",
-    "eval_strategy": "none: every epoch is evaluated",
-    "load_best_model_at_end": "none: the best epoch is always kept",
-    "save_steps": "--save-steps of the command: it changes no number, so it is no setting of a training",
-    "save_strategy": "--save-steps of the command: it changes no number, so it is no setting of a training",
-    "save_total_limit": "none: the last two snapshots are kept, and each trial's best epoch",
-    "bf16": "--dtype bfloat16",
-    "fp16": "--dtype bfloat16",
+# What to use instead of other names of `transformers.TrainingArguments`, old ones too, and of names that people try.
+INSTEAD = {
+    "auto_find_batch_size": "none: where memory is short, lower per_device_train_batch_size",
     "batch_size": "per_device_train_batch_size",
+    "bf16": "dtype (--dtype bfloat16), of the whole run",
+    "data_seed": "none: a trial's seed sets head, adapter, order, dropout and split",
+    "dataloader_num_workers": "none: rows are tokenised once, before training",
     "epochs": "num_train_epochs",
+    "eval_strategy": "none: every epoch is evaluated",
+    "evaluation_strategy": "none: every epoch is evaluated",
+    "fp16": "dtype (--dtype bfloat16), of the whole run",
+    "hub_model_id": "none while training; afterwards fleetune export MODEL --push-to-hub OWNER/NAME",
+    "label_names": "none: the task says which column is the label",
+    "load_best_model_at_end": "none: the best epoch is always kept",
+    "logging_steps": "none: loss and metrics of each epoch are in the journal",
     "lr": "learning_rate",
+    "optim": "none: AdamW, torch's own",
+    "output_dir": "--output-dir of the command: it says where a run is, and is no setting of a training",
+    "push_to_hub": "none while training; afterwards fleetune export MODEL --push-to-hub OWNER/NAME",
+    "report_to": "--report-to of the command, with tensorboard or trackio; without it the run's folder holds everything",
+    "resume_from_checkpoint": "none: the same command again goes on",
+    "save_steps": "--save-steps of the command: it changes no number, so it is no setting of a training",
+    "save_strategy": "none: every epoch, and at least every five minutes; more often with --save-steps",
+    "save_total_limit": "none: the last two snapshots are kept, and each trial's best epoch",
+    "seed": "--seed of the command for the first seed, --seeds for how many",
+    "train_sampling_strategy": "none: packed rows have no padding, so their lengths need no grouping",
+    "use_cpu": "--device cpu of the command",
+    "warmup_ratio": "warmup_steps (a share below 1)",
 }
+
+
+def instead_of(name: str) -> str | None:
+    """What to do instead of giving another program's setting, as the end of a sentence; None for a name that nobody knows."""
+    told = INSTEAD.get(name)
+    if told is None:
+        return None
+    return f"there is {told}" if told.startswith("none") else f"use {told}"
 
 
 def training_settings(values: Mapping[str, Any], where: str = "training") -> TrainingSettings:
@@ -174,8 +196,8 @@ def explain(error: ValidationError, model: type[BaseModel]) -> list[str]:
         path = ".".join(str(part) for part in problem["loc"] if not _is_branch(part))
         key = str(problem["loc"][0]) if problem["loc"] else ""
         if problem["type"] == "extra_forbidden":
-            better = _OLD_NAMES.get(key)
-            hint = f"; use {better}" if better else did_you_mean(key, model.model_fields)
+            better = instead_of(key)
+            hint = f"; {better}" if better else did_you_mean(key, model.model_fields)
             sentences.append(f"{path}: unknown setting{hint}")
         elif problem["type"] == "value_error":
             sentences.append(str(problem["msg"]).removeprefix("Value error, "))

@@ -79,6 +79,16 @@ def test_every_other_name_leads_to_a_flag_that_there_is() -> None:
     [
         (("trian",), "Did you mean 'train'?"),
         (("methods", "lorra"), 'did you mean "lora"?'),
+        (("train", "--task", "rte", "--optim", "adam"), "there is none: AdamW, torch's own"),
+        (("train", "--task", "rte", "--evaluation-strategy", "epoch"), "every epoch is evaluated"),
+        (
+            ("train", "--task", "rte", "--task", "cola", "--dry-run"),
+            "several are trained by a study",
+        ),
+        (
+            ("train", "--task", "demo-sentiment", "--data-dir", "d", "--dry-run"),
+            "is embedded; leave it out",
+        ),
         (("train", "--task", "sst-2", "--output-dir", "x"), 'did you mean "sst2"?'),
         (("train", "--task", "rte", "--method", "bitfti", "--output-dir", "x"), '"bitfit"?'),
         (("train", "--task", "rte", "--set", "lora_alhpa=1", "--output-dir", "x"), '"lora_alpha"?'),

@@ -45,7 +45,10 @@ def methods(
             )
         )
         if m["roles"]:
-            out(f"\nroles on {backbone}: {', '.join(m['roles'])}")
+            where = (
+                f"on {backbone}" if backbone else "of all families (--backbone says which one has)"
+            )
+            out(f"\nroles {where}: {', '.join(m['roles'])}")
     if name:
         say(f"next: fleetune train reviews.csv --method {name} --output-dir runs/{name}")
     else:

@@ -61,13 +61,8 @@ class Command(TyperCommand):
 
         Of a flag that takes one value the last counts, as everywhere. Not of --task: who gives two wants both.
         """
-        named = any(word.partition("=")[0] == "--task" for word in args)
-        order = self.make_parser(ctx).parse_args(list(args))[2] if named else []
-        if sum(param.name == "task" for param in order) > 1:
-            ctx.fail(
-                "--task takes one task; several are trained by a study (docs/studies.md), or by a command each"
-            )
         try:
+            _refuse_second_task(ctx, self.make_parser(ctx), args)
             return super().parse_args(ctx, args)
         except Exception as error:
             # The class lies in click, or in typer's own copy of it, by the version.
@@ -79,13 +74,26 @@ class Command(TyperCommand):
             raise
 
 
+def _refuse_second_task(ctx: Any, parser: Any, args: list[str]) -> None:
+    if any(word.partition("=")[0] == "--task" for word in args):
+        _, _, order = parser.parse_args(list(args))
+        if sum(param.name == "task" for param in order) > 1:
+            told = "several are trained by a study (docs/studies.md), or by a command each"
+            ctx.fail(f"--task takes one task; {told}")
+
+
 def _point_out(error: Any, known: set[str]) -> None:
+    from fleetune.config import instead_of
+
     other = OTHER_NAMES.get(error.option_name.replace("_", "-"))
+    told = instead_of(error.option_name.lstrip("-").replace("-", "_"))
     dashed = error.option_name.replace("_", "-")
     if dashed in known:
         error.possibilities = [dashed]
     elif other in known:
         error.possibilities = [other]
+    elif told is not None and "--num-train-epochs" in known:  # a command that trains
+        error.message, error.possibilities = f"{error.message.rstrip('.')}; {told}", None
     elif error.possibilities:
         error.possibilities = [p for p in error.possibilities if p != "--help"] or None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from fleetune.backbone.families import ROLES
 from fleetune.backbone.load import config_only
 from fleetune.backbone.sites import SiteMap, empty_model, site_map
 from fleetune.errors import SettingsError
@@ -30,7 +31,7 @@ def _facts(cls: type[Method], sites: SiteMap | None) -> dict[str, Any]:
             {"name": key, "default": str(field.default), "meaning": field.description or ""}
             for key, field in cls.model_fields.items()
         ],
-        "roles": list(sites.roles) if sites and cls.name == "bitfit" else [],
+        "roles": list(sites.roles if sites else ROLES) if cls.name == "bitfit" else [],
         "trainable_parameters": _count(cls, sites),
     }
 
