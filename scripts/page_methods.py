@@ -143,7 +143,7 @@ def render() -> str:
         md.paragraph(
             "Every method trains the classification head in full, besides what is said here. `--method NAME` names a "
             "method, `--set NAME=VALUE` one of its settings, `--set METHOD.NAME=VALUE` where several methods train. "
-            "`fleetune methods NAME --backbone ID` prints the same for any backbone."
+            "`fleetune methods NAME --backbone ID` prints settings and counts for any backbone."
         ),
         md.paragraph(
             "Counts are of trainable parameters with two labels, encoder and head apart, made from the configs of "

@@ -86,6 +86,7 @@ def test_what_was_sent_is_a_whole_model(
     """Fetched into an empty folder it is read as it was before it was sent: all that its record names is there."""
     if kind == "onnx":
         pytest.importorskip("onnxruntime")
+        pytest.importorskip("transformers.exporters")
     trial = made.run / "trials" / "lora-s0"
     sent_from = adapter if kind == "adapter" else tmp_path / "merged"
     words = () if kind == "adapter" else ("--format", kind, "--output", sent_from)

@@ -439,6 +439,39 @@ def test_a_foreign_folder_is_refused_and_left_as_it_is(made: Made, tmp_path: Pat
         train(tmp_path / "thesis.tex", settings(made.folder, made.backbone))
 
 
+def test_a_place_where_no_folder_can_be_is_refused_at_once(made: Made, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "link").symlink_to("nowhere")
+    places = [
+        tmp_path / "file/run",
+        tmp_path / "link",
+        Path(os.fsdecode(bytes(tmp_path) + b"/b\xff")),
+    ]
+    words = ("train", made.folder / "train.csv", "--backbone", made.backbone, "--output-dir")
+    ends = ((5, "is no folder"), (6, "link to nothing"), (6, "not UTF-8"))
+    for place, (code, told) in zip(places, ends, strict=True):
+        found = run_cli(*words, place)
+        assert found.code == code and told in found.err
+        assert "train," not in found.err  # no rows were read
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "link"]
+
+
+def test_a_backbone_by_another_path_is_the_same(made: Made, tmp_path: Path) -> None:
+    given = settings(made.folder, made.backbone, ("head",), seeds=[0])
+    train(tmp_path / "run", given)
+    other = tmp_path / "elsewhere" / made.backbone.name
+    shutil.copytree(made.backbone, other)
+    assert train(tmp_path / "run", replace(given, backbone=str(other))).skipped == 1
+    renamed = tmp_path / "other-name"
+    shutil.copytree(made.backbone, renamed)
+    with pytest.raises(RefusedError, match=r"backbone\.name"):
+        train(tmp_path / "run", replace(given, backbone=str(renamed)))
+    moved = tmp_path / "renamed.csv"
+    shutil.copy(made.folder / "train.csv", moved)
+    with pytest.raises(RefusedError, match=r"own rows are called after their file"):
+        train(tmp_path / "run", replace(given, data=replace(given.data, file=str(moved))))
+
+
 def test_a_folder_in_use_is_refused(made: Made, tmp_path: Path) -> None:
     with locked(tmp_path), pytest.raises(RefusedError, match="another fleetune command"):
         train(tmp_path, settings(made.folder, made.backbone))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import tomllib
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -61,8 +61,7 @@ def locked(folder: Path) -> Generator[None]:
 
 def refuse_foreign(folder: Path) -> None:
     """RefusedError for a folder that holds anything but a run, or the beginning of one that a cut left."""
-    if folder.exists() and not folder.is_dir():
-        raise RefusedError(f"{folder}: is a file; give --output-dir a new folder")
+    _refuse_no_place(folder)
     _refuse_links(folder)
     if not folder.exists() or (folder / STUDY).exists():
         return
@@ -78,6 +77,22 @@ def refuse_foreign(folder: Path) -> None:
             raise RefusedError(
                 f"{folder}: not empty, and not a run of fleetune; give --output-dir a new folder"
             )
+
+
+def _refuse_no_place(folder: Path) -> None:
+    """RefusedError or EnvironmentProblem where no folder can be, before hours are spent that would end there."""
+    if folder.exists() and not folder.is_dir():
+        raise RefusedError(f"{folder}: is a file; give --output-dir a new folder")
+    if folder.is_symlink() and not folder.exists():
+        raise RefusedError(f"{folder}: is a link to nothing; give --output-dir a new folder")
+    above = next((path for path in folder.absolute().parents if os.path.lexists(path)), None)
+    if above is not None and not above.is_dir():
+        raise EnvironmentProblem(f"{folder}: {above} is no folder; give --output-dir another place")
+    try:
+        os.fspath(folder.absolute()).encode()
+    except UnicodeEncodeError:
+        told = "its path is not UTF-8, and a model that is saved there could not be read back"
+        raise RefusedError(f"{folder}: {told}; give another --output-dir") from None
 
 
 def _refuse_links(folder: Path) -> None:
@@ -116,9 +131,10 @@ def refuse_changes(path: Path, text: str) -> None:
         ) from None
     new = _flat(tomllib.loads(text))
     changed = [
-        f"  {key}: {old.get(key, 'unset')!r} there, {new.get(key, 'unset')!r} now"
+        f"  {key}: {old.get(key, 'unset')!r} there, {new.get(key, 'unset')!r} now{_hint(key, new)}"
         for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key) and not _is_place(key)
+        if old.get(key) != new.get(key)
+        and not (_is_place(key) or (key == "backbone.name" and _is_moved(old[key], new[key])))
     ]
     if changed:
         listing = "\n".join(changed)
@@ -130,6 +146,16 @@ def refuse_changes(path: Path, text: str) -> None:
 def _is_place(key: str) -> bool:
     # Other rows are refused by their checksum (machine.py).
     return key.startswith("data.") and key.rpartition(".")[2] in PLACES
+
+
+def _is_moved(old: str, new: str) -> bool:
+    """Whether a backbone may be the same folder in another place; another one is refused by its checksum (machine.py)."""
+    return Path(new).is_dir() and Path(old).name == Path(new).name
+
+
+def _hint(key: str, new: Mapping[str, Any]) -> str:
+    named = key.startswith("data.") and key.endswith("task") and key[:-4] + "file" in new
+    return " (own rows are called after their file)" if named else ""
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
