@@ -5,13 +5,14 @@ STAMP := .venv/.ready
 # Several processes of one thread each: threads of two processes on two cores wait for one another at every product.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: help setup demo test test-slow torture lint docs site bench lock audit sbom clean
+.PHONY: help setup demo test test-slow test-lowest torture lint docs site bench lock audit sbom clean
 
 help:
 	@echo "make setup      a .venv with the demo and dev extras"
 	@echo "make demo       train and compare three methods on the embedded task, offline"
 	@echo "make test       the default tests"
 	@echo "make test-slow  the long tests; some need the GLUE files in ../shared/data/glue"
+	@echo "make test-lowest the default tests with the lowest versions that are allowed, in .venv-lowest"
 	@echo "make torture    kills, failures and damage in their long form, hours, into docs/reliability.md; TORTURE='--share 0.1 C1' for less"
 	@echo "make lint       ruff and pyright"
 	@echo "make docs       the pages of docs/ that are written from the code"
@@ -38,6 +39,15 @@ test: $(STAMP)
 
 test-slow: $(STAMP)
 	$(PYTEST) -n 2 --dist loadscope --no-loadscope-reorder -m slow
+
+# In an environment of its own, with the lowest versions that pyproject.toml allows. Warnings of old libraries are no errors here.
+test-lowest:
+	test -x .venv-lowest/bin/python || $(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/python -m pip install --quiet --upgrade pip
+	.venv-lowest/bin/python -m pip install --quiet -c constraints-lowest.txt -e '.[demo,serve,onnx,tensorboard]' \
+		accelerate==1.3.0 hypothesis nbformat pytest pytest-timeout pytest-xdist
+	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder -o filterwarnings=default \
+		--ignore=tests/torture --ignore=tests/test_docs.py --ignore=tests/test_site.py
 
 torture: $(STAMP)
 	OMP_NUM_THREADS=1 nice -n 19 $(BIN)/python -m tests.torture $(TORTURE)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import tomllib
+from pathlib import Path
+
 import pytest
 from scripts.lock import lock
 
@@ -36,3 +40,22 @@ def test_a_build_of_another_index_is_named_and_not_locked() -> None:
 def test_a_package_without_a_hash_is_refused() -> None:
     with pytest.raises(ValueError, match=r"x 1\.2: pip tells no sha256"):
         lock({"install": [_item("x", dir_info={})]})
+
+
+def test_the_lowest_versions_are_those_that_are_allowed() -> None:
+    """`make test-lowest` tries them; torch's lowest has no build without CUDA."""
+    root = Path(__file__).resolve().parents[1]
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    wanted = [
+        *project["dependencies"],
+        *(w for e in ("serve", "onnx", "tensorboard") for w in extras[e]),
+    ]
+    allowed = dict(re.findall(r"^([\w-]+)>=([\d.]+)", "\n".join(wanted), re.MULTILINE))
+    lines = (root / "constraints-lowest.txt").read_text().splitlines()
+    tried = dict(line.split("==") for line in lines if not line.startswith("#"))
+    assert allowed.keys() == tried.keys()
+    for name in allowed.keys() - {"torch"}:
+        assert [*map(int, tried[name].split("."))][: allowed[name].count(".") + 1] == [
+            *map(int, allowed[name].split("."))
+        ], name

@@ -5,7 +5,7 @@ looked at with `fleetune show`, and the same call again goes on where the last o
 
 Errors are those of errors.py: SettingsError, DataError, EnvironmentProblem, RefusedError. On stderr stands what was found damaged
 or changed in a run's folder and what a first Ctrl-C does, and else nothing unless `progress` asks for plain lines; `watch` is
-told every event of the training (cohort/train.py). What is heavy is imported by the functions.
+told every event of the training (cohort/events.py). What is heavy is imported by the functions.
 """
 
 from __future__ import annotations

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy.stats import binomtest
+from scipy.stats import binomtest, pearsonr
 
+from fleetune.data.load import load_task
 from fleetune.data.notes import few_rows, notes_on, of_f1
 from fleetune.data.sources import dataset_from_files
 
@@ -58,4 +59,31 @@ def test_a_hundred_test_rows_are_not_few(tmp_path: Path) -> None:
     assert (
         few_rows(dataset_from_files(tmp_path / "train.csv", tmp_path / "test.csv", None, None))
         == []
+    )
+
+
+def test_targets_that_are_all_the_same_are_told(tmp_path: Path) -> None:
+    """Their correlations do not exist. Few rows of a regression are told too, with Fisher's interval at its widest."""
+    (tmp_path / "STS-B").mkdir()
+    header = (
+        "index\tgenre\tfilename\tyear\told_index\tsource1\tsource2\tsentence1\tsentence2\tscore\n"
+    )
+    for name, score in (("train.tsv", "{}.5"), ("dev.tsv", "3.0")):
+        rows = [
+            f"{i}\tg\tf\ty\to\ts\ts\tone {name} {i}\ttwo {i}\t{score.format(i % 5)}\n"
+            for i in range(30)
+        ]
+        (tmp_path / "STS-B" / name).write_text(header + "".join(rows))
+    dataset = load_task("stsb", tmp_path)
+    (name,) = dataset.tests
+    (told,) = notes_on(dataset)
+    assert (
+        told
+        == f"every target of {name} is 3, so correlations with them do not exist, and stand as 0"
+    )
+    (few,) = few_rows(dataset)
+    exact = pearsonr(*np.array([[1.0, 1, -1, -1] * 7 + [0, 0], [1.0, -1, 1, -1] * 7 + [0, 0]]))
+    assert (
+        few.startswith(f"30 {name} rows")
+        and f"reach {exact.confidence_interval()[1]:.2f} to" in few
     )

@@ -3,7 +3,7 @@
 Nothing that a model brings along is ever run: `trust_remote_code=False` and `use_safetensors=True`,
 always. Once the files are found (fetch.py), nothing asks the network again. What transformers has
 to say comes out as one of our errors, or not at all.
-Not covered: freezing and opening up the model (sites.py); how a method sets its head (methods/).
+Not covered: freezing and opening up the model (cohort/open.py); how a method sets its head (methods/).
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ Trials are independent, so two passes can run at once. On a CPU that uses the co
 operation: those wait for one another at every product, and small operations use one core anyway. It also makes a lane's pass
 the same computation on any number of cores; fewer passes than lanes run one after another with all threads instead.
 
-Not covered: how a round is cut into passes (train.py); devices other than a CPU, which run one pass at a time.
+Not covered: how a round is cut into passes (passes.py); devices other than a CPU, which run one pass at a time.
 """
 
 from __future__ import annotations

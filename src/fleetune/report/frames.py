@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from fleetune.report.tables import labels
+from fleetune.report.tables import named
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,8 +20,7 @@ def trials(facts: Facts) -> pd.DataFrame:
 
 def estimates(facts: Facts) -> pd.DataFrame:
     """Each method by test set and metric: value with its 95 % interval, n, seeds, parameters, seconds."""
-    found = facts["estimates"]
-    rows = [_estimate_row(label, e) for label, e in zip(labels(found), found, strict=True)]
+    rows = [_estimate_row(label, e) for label, e in named(facts["estimates"])]
     return _frame(rows, ("name", "task", "set", "method", "metric", "value", "low", "high"))
 
 

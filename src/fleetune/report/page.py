@@ -26,7 +26,7 @@ from fleetune.report.model_facts import datasets, tables
 from fleetune.report.page_facts import page_facts
 from fleetune.report.stored import damage_told
 from fleetune.report.study_tables import chosen
-from fleetune.report.tables import floors, lost_told, texts_of
+from fleetune.report.tables import floors, lost_told, named, texts_of
 
 NAME = "report.html"
 _START = b"<!doctype html"
@@ -92,7 +92,7 @@ def render(facts: Facts, page: Facts) -> str:
         lead=sections.lead(facts, page),
         verdicts=words.verdict_records(facts),
         over_tasks=facts.get("over_tasks", []),
-        estimates=words.named(facts["estimates"]),
+        estimates=named(facts["estimates"]),
         sets=list(dict.fromkeys(e["set"] for e in estimates)),
         metrics=list(dict.fromkeys(v["metric"] for v in words.verdict_records(facts))),
         phases=list(dict.fromkeys(t["phase"] for t in trials)),

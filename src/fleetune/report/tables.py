@@ -144,6 +144,16 @@ def labels(estimates: Sequence[dict[str, Any]]) -> list[str]:
     return [label(e) + (f" on {e['set']}" if several else "") for e in estimates]
 
 
+def named(estimates: list[dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
+    """Estimates with their names. Names tell settings apart, not test sets: these have a column of their own."""
+    found: list[tuple[str, dict[str, Any]]] = []
+    for task, where, metric in dict.fromkeys((e["task"], e["set"], e["metric"]) for e in estimates):
+        mine = [e for e in estimates if (e["task"], e["set"], e["metric"]) == (task, where, metric)]
+        found += zip(labels(mine), mine, strict=True)
+    order = {id(e): i for i, e in enumerate(estimates)}
+    return sorted(found, key=lambda pair: order[id(pair[1])])
+
+
 def _telling(estimates: Sequence[dict[str, Any]], method: str) -> list[str]:
     """The settings by which the estimates of a method are told apart; the rank comes first, and always."""
     rows = [{**e["hyperparameters"], **e["training"]} for e in estimates if e["method"] == method]

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fleetune.report.tables import duration as duration
-from fleetune.report.tables import labels, on_main_metric, span
+from fleetune.report.tables import named, on_main_metric, span
 from fleetune.stats.verdict import MIN_SEEDS
 
 Facts = dict[str, Any]
@@ -136,16 +136,6 @@ def question(facts: Facts) -> str:
     if methods and len({label for label, _ in named(facts["estimates"])}) > 1:
         return f"Which setting of {methods[0]} is best on {tasks} with {backbone}?"
     return f"How good is {methods[0] if methods else 'it'} on {tasks} with {backbone}?"
-
-
-def named(estimates: list[Facts]) -> list[tuple[str, Facts]]:
-    """Estimates with their names. Names tell settings apart, not test sets: these have a column of their own."""
-    found: list[tuple[str, Facts]] = []
-    for task, where, metric in dict.fromkeys((e["task"], e["set"], e["metric"]) for e in estimates):
-        mine = [e for e in estimates if (e["task"], e["set"], e["metric"]) == (task, where, metric)]
-        found += zip(labels(mine), mine, strict=True)
-    order = {id(e): i for i, e in enumerate(estimates)}
-    return sorted(found, key=lambda pair: order[id(pair[1])])
 
 
 def verdict_records(facts: Facts) -> list[Facts]:

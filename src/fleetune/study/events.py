@@ -73,6 +73,7 @@ COUNTS: Rule = (
 
 FIELDS: Mapping[str, Mapping[str, Rule]] = {
     "run-started": {"trials": NAMES},
+    "test-selects": {"task": TEXT, "sets": ("a list of texts", _are(TEXT[1]))},
     "trial-started": {
         **{"id": NAME, "task": TEXT, "method": TEXT, "phase": TEXT, "seed": WHOLE},
         **{"hyperparameters": TABLE, "training": TRAINING, "trainable_parameters": COUNTS},
@@ -88,6 +89,8 @@ FIELDS: Mapping[str, Mapping[str, Rule]] = {
         "test": ("a table of numbers, or null", _or_none(_each(_is_number))),
         "tests": ("a table of numbers for each test set", _each(_each(_is_number))),
         "predictions": ("a sha256, or null", _or_none(TEXT[1])),
+        "train": ("a table of numbers, or null", _or_none(_each(_is_number))),
+        "tokens": ("a whole number, or null", _or_none(_is_whole)),
     },
     "planned": {
         **{"stage": TEXT, "at_once": WHOLE, "tokens": WHOLE, "bytes": WHOLE},

@@ -105,7 +105,7 @@ def refuse_changes(path: Path, found: dict[str, Any]) -> list[str]:
                 f"unreadable or missing ({type(error).__name__}), and without it nobody can say whether data and backbone are "
                 "the same; restore it from a copy, or give another --output-dir"
             ],
-        ) from None
+        ) from error
     if refused:
         listing = "\n".join(f"  {name}: {old} there, {new} now" for name, old, new in refused)
         raise RefusedError(

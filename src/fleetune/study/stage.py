@@ -99,9 +99,9 @@ class Stage:
                 str(self.folder / f"snapshot-{snapshot.number}.json"),
                 [
                     f"its checksums hold, but it is no snapshot of these trials ({type(error).__name__}: {error}); "
-                    "restore the run's folder from a copy, or give another --output-dir"
+                    "restore the run's folder from a copy, or give another --output-dir; if nobody changed it, please report this"
                 ],
-            ) from None
+            ) from error
         for trial in placed:
             watch(self._follow(cohort, Started(trial)))
 
