@@ -99,6 +99,7 @@ def files_row(n: int, only_a: float, only_b: float, studies: int) -> list[str]:
         a, b = u >= only_b, ~((u >= only_b) & (u < only_b + only_a))
         found = compare_models(a, b, resamples=2000)
         said.append(found.verdict == "equivalent")
+        assert found.low is not None and found.high is not None
         torn.append((not found.low <= 0 <= found.high) != (found.verdict in ("better", "worse")))
     return [str(n), f"{100 * only_a:g}", f"{100 * only_b:g}", f"**{percent(said)}**", percent(torn)]
 
