@@ -129,12 +129,12 @@ def check_promised(path: Path, metadata: Any, columns: int) -> None:
 
 def _unpacked(column: pa.Array) -> int:
     """Bytes of the strings that a column holds, however often it repeats them."""
-    if pa.types.is_string_view(
-        column.type
-    ):  # pyarrow below 24 cannot say how much of its buffers it uses
-        return column.get_total_buffer_size() + _STRING_BYTES * len(column)
     if not pa.types.is_dictionary(column.type):
-        return column.nbytes + _STRING_BYTES * len(column)
+        try:
+            held = column.nbytes
+        except pa.ArrowTypeError:  # of views of strings, below pyarrow 24
+            held = column.get_total_buffer_size()
+        return held + _STRING_BYTES * len(column)
     if not _is_text(column.type):
         return _STRING_BYTES * len(column)
     import pyarrow.compute as pc

@@ -134,7 +134,9 @@ def refuse_changes(path: Path, text: str) -> None:
         f"  {key}: {old.get(key, 'unset')!r} there, {new.get(key, 'unset')!r} now{_hint(key, new)}"
         for key in sorted(old.keys() | new.keys())
         if old.get(key) != new.get(key)
-        and not (_is_place(key) or (key == "backbone.name" and _is_moved(old[key], new[key])))
+        and not (
+            _is_place(key) or (key == "backbone.name" and _is_moved(old.get(key, ""), new[key]))
+        )
     ]
     if changed:
         listing = "\n".join(changed)

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
+from numbers import Integral
 from typing import Any
 
 from fleetune.cohort.trial import Trial
@@ -32,7 +33,9 @@ Handler = Callable[[int, Any], Any]
 
 def check_save_steps(steps: Any) -> None:
     """SettingsError for what is no number of steps; None is none."""
-    if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
+    if steps is not None and (
+        isinstance(steps, bool) or not isinstance(steps, Integral) or int(steps) < 1
+    ):
         rule = "must be a whole number, 1 or more, or None for none"
         raise SettingsError("save_steps", [f"{rule}, but got {steps!r}"])
 
