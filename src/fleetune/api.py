@@ -175,8 +175,7 @@ def train(
     entries, problems = method_entries(_method_tables(methods))
     if problems:
         raise SettingsError("methods", problems)
-    folder = Path(output_dir)
-    rows: dict[str, bytes] = {}
+    folder, rows = Path(output_dir), dict[str, bytes]()
     task, file = _source(data, folder / "data.jsonl", rows)
     test_file = None if test_data is None else _source(test_data, folder / "test.jsonl", rows)[1]
     settings = fixed_settings(
@@ -195,6 +194,7 @@ def train(
         seeds=seeds,
         seed=seed,
         training=training,
+        output_dir=folder,
         backbone=str(backbone),
         revision=revision,
         dtype=dtype,

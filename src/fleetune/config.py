@@ -95,7 +95,10 @@ class TrainingSettings(BaseModel):
         description="The trial's gradient is clipped to this norm; 0 does not clip.",
     )
     label_smoothing_factor: float = Field(
-        default=0.0, ge=0, lt=1, description="Share of the target spread over all classes."
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="Share of the target spread over all classes; a regression has none, and takes no notice of it.",
     )
     dropout: float | None = Field(
         default=None,
@@ -166,7 +169,7 @@ INSTEAD = {
     "save_steps": "--save-steps of the command: it changes no number, so it is no setting of a training",
     "save_strategy": "none: every epoch, and at least every five minutes; more often with --save-steps",
     "save_total_limit": "none: the last two snapshots are kept, and each trial's best epoch",
-    "seed": "--seed of the command for the first seed, --seeds for how many",
+    "seed": "--seed and --seeds of train; in a study first_seed and seeds of [confirm]",
     "train_sampling_strategy": "none: packed rows have no padding, so their lengths need no grouping",
     "use_cpu": "--device cpu of the command",
     "warmup_ratio": "warmup_steps (a share below 1)",

@@ -276,11 +276,11 @@ def test_who_has_gone_away_takes_no_place(models: Models, monkeypatch: pytest.Mo
     body = {"model": "lora", "texts": ["w1"]}
     with (
         held(models, monkeypatch) as go,
-        running(models, ServeSettings(most_waiting=2, seconds=1.0)) as port,
+        running(models, ServeSettings(most_waiting=2, seconds=3.0)) as port,
         ThreadPoolExecutor(3) as pool,
     ):
         asked = [pool.submit(ask, port, body=body)]
-        time.sleep(0.5)
+        time.sleep(1.0)
         asked += [pool.submit(ask, port, body=body) for _ in range(2)]
         assert [one.result()[0] for one in asked] == [504] * 3
         threading.Timer(0.3, go.set).start()

@@ -125,6 +125,11 @@ def test_a_better_model_is_found_by_another_metric_and_equal_files_have_no_inter
     assert found.difference == pytest.approx(exact[1] - exact[0], abs=1e-9)
     assert found.verdict == "better" and found.low is not None and found.low > 0
     assert (found.only_a, found.only_b, found.metric) == (None, None, "pearson")
+    labels = np.tile([0, 1], 200)
+    for metric in ("matthews_correlation", "f1"):
+        constant = compare_model_scores(metric, labels, np.zeros_like(labels), labels)
+        assert (constant.verdict, constant.low) == ("worse", None) and constant.p_value < 1e-50
+        assert "exact McNemar" in constant.how
     same = compare_model_scores("pearson", target + far, target + far, target)
     assert (same.verdict, same.low, same.p_value) == ("cannot tell", None, 1.0)
 

@@ -29,6 +29,7 @@ from fleetune.cohort.events import Advanced, EpochDone, TrialDone, TrialFailed
 from fleetune.errors import DataError, RefusedError, SettingsError
 from fleetune.report import tables
 from fleetune.report.facts import run_facts
+from fleetune.report.model_facts import model_facts
 from fleetune.study import checkpoints, journal
 from fleetune.study import run as study_run
 from fleetune.study.folder import locked
@@ -520,6 +521,9 @@ def test_predictions_of_another_run_are_no_answer(made: Made, tmp_path: Path) ->
     facts = run_facts(run)
     assert {e["method"] for e in facts["estimates"]} == {"head"}
     assert "predictions.parquet is of another run" in tables.comparison(facts)
+    trial = next(t for t in facts["trials"] if t["method"] == "bitfit")
+    with pytest.raises(DataError, match="is of another run"):
+        model_facts(run, facts, trial)
 
 
 def test_holdout_never_mixes_rows(made: Made) -> None:
@@ -726,8 +730,6 @@ def test_regression_in_the_layout_of_stsb(made: Made, tmp_path: Path) -> None:
     )
     told = run_cli("evaluate", tmp_path / "run/trials/lora-s0", tmp_path / "bad.csv")
     assert told.code == 4 and told.err.count("is not a number") == 3
-    with pytest.raises(SettingsError, match="label_smoothing_factor: is for classes"):
-        prepare(replace(given, training={**given.training, "label_smoothing_factor": 0.1}))
 
 
 def test_two_test_sets_in_the_layout_of_mnli(made: Made, tmp_path: Path) -> None:

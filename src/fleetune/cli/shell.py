@@ -61,9 +61,12 @@ class Command(TyperCommand):
 
         Of a flag that takes one value the last counts, as everywhere. Not of --task: who gives two wants both.
         """
+        given = list(args)
         try:
-            _refuse_second_task(ctx, self.make_parser(ctx), args)
-            return super().parse_args(ctx, args)
+            found = super().parse_args(ctx, args)  # which --help does not leave
+            if not ctx.resilient_parsing:
+                _refuse_second_task(ctx, self.make_parser(ctx), given)
+            return found
         except Exception as error:
             # The class lies in click, or in typer's own copy of it, by the version.
             if type(error).__name__ == "NoSuchOption":
@@ -76,7 +79,7 @@ class Command(TyperCommand):
 
 def _refuse_second_task(ctx: Any, parser: Any, args: list[str]) -> None:
     if any(word.partition("=")[0] == "--task" for word in args):
-        _, _, order = parser.parse_args(list(args))
+        _, _, order = parser.parse_args(args)
         if sum(param.name == "task" for param in order) > 1:
             told = "several are trained by a study (docs/studies.md), or by a command each"
             ctx.fail(f"--task takes one task; {told}")

@@ -98,6 +98,7 @@ def _cell(record: dict[str, Any], name: str, scalar: bool, decimal: bool) -> tup
     if scalar and isinstance(value, int | float if decimal else int):
         return None, str(value)
     wanted = "a string, an integer or a boolean" if scalar else "a string"
+    wanted = "a number" if scalar and decimal else wanted
     return f"{_kind(value)} where {wanted} must stand", ""
 
 

@@ -192,9 +192,10 @@ def _is_scalar(kind: pa.DataType) -> bool:
 def _type_problem(kind: pa.DataType, scalar: bool, decimal: bool) -> str | None:
     if _is_text(kind) or (scalar and _is_scalar(kind)):
         return None
-    if scalar and decimal and pa.types.is_floating(kind):
+    if scalar and decimal and (pa.types.is_floating(kind) or pa.types.is_decimal(kind)):
         return None
     wanted = "strings, integers or booleans" if scalar else "strings"
+    wanted = "numbers" if scalar and decimal else wanted
     # Tables in memory turn integers into these where one is missing.
     filled = (
         "; of integers, fill or leave out the empty cells"

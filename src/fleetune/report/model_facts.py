@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from fleetune.artifact import layout
 from fleetune.artifact.load import read_json
 from fleetune.data.base import Dataset, Split
-from fleetune.errors import FleetuneError, unreadable
+from fleetune.durable import sha256
+from fleetune.errors import DataError, FleetuneError, unreadable
 from fleetune.report.stored import (
     damage_told,
     read_environment,
@@ -43,6 +44,9 @@ def model_facts(folder: Path, facts: dict[str, Any], trial: dict[str, Any]) -> d
     try:
         names = [str(name) for name in record["label_names"]]
         name, ids, labels, logits = _predictions(place / layout.PREDICTIONS)
+        if trial.get("predictions") not in (None, sha256(place / layout.PREDICTIONS)):
+            problem = "is of another run; restore the trial's folder from a copy"
+            raise DataError(str(place / layout.PREDICTIONS), [problem])
     except (KeyError, TypeError, ValueError) as error:
         raise unreadable(place, error) from None
     texts = _texts(folder, facts, trial["task"], name) if len(labels) else {}

@@ -7,7 +7,7 @@ Not a comparison of the methods that made the files: another seed gives other fi
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -16,7 +16,7 @@ from scipy import stats
 from fleetune.seeds import stream
 from fleetune.stats.bootstrap import RESAMPLES, Floats, percentile
 from fleetune.stats.compare import LEVEL, MARGIN, NO_VARIATION, check_settings
-from fleetune.stats.scores import tested
+from fleetune.stats.scores import of_classes, tested
 from fleetune.stats.verdict import Verdict, decide, in_words
 
 ABOUT = "these two files, not the methods that made them"
@@ -137,13 +137,19 @@ def compare_model_scores(
     """Compare two saved models on the same rows by F1, Matthews, Pearson or Spearman.
 
     outputs_a, outputs_b: classes or values [n], or logits [n, C]; labels: [n]. p and interval: t with n - 1 degrees of freedom
-    on the jackknife pseudo-values of each row (Tukey 1958; stats/scores.py), equivalence as cautious as there.
+    on the jackknife pseudo-values of each row (Tukey 1958; stats/scores.py), equivalence as cautious as there. Where no row alone
+    changes the score of either model, though they differ: of classes exact McNemar on what is right, and no interval.
     Assumes and misleads: as `compare_models`, and for scores of few examples as `compare_scores`.
     Raises ValueError for shapes that do not fit, values that are not finite, or an unknown score.
     """
     sides = (np.asarray(outputs_a)[None], np.asarray(outputs_b)[None])
     found = tested(score, *sides, labels, margin, level)
-    test = found.test
+    test, varies = found.test, found.varies
+    if not varies and found.difference and of_classes(*sides):
+        # A perfect model against a constant one, say: no row changes either score. What is right tells them apart.
+        right = [side[0] == np.asarray(labels) for side in sides]
+        test = replace(test, p_value=compare_models(*right, margin=margin, level=level).p_value)
+        varies = True
     verdict, reason = decide(
         found.difference,
         test.p_value,
@@ -151,9 +157,15 @@ def compare_model_scores(
         alpha=1 - level,
         seeds=None,
         margin=margin,
-        varies=found.varies,
+        varies=varies,
     )
-    how = f"{100 * level:g}% t over examples on jackknife pseudo-values" if found.varies else NO_VARIATION  # fmt: skip
+    how = (
+        "no interval, since no row alone changes a score; exact McNemar on what is right"
+        if varies
+        else NO_VARIATION
+    )
+    if found.varies:
+        how = f"{100 * level:g}% t over examples on jackknife pseudo-values"
     return ModelComparison(
         difference=found.difference,
         low=test.low,

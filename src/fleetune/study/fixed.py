@@ -11,6 +11,7 @@ from fleetune.data.base import Task
 from fleetune.data.demo import DEMOS
 from fleetune.data.load import TASK_NAMES
 from fleetune.errors import SettingsError, did_you_mean
+from fleetune.study.folder import has_begun
 from fleetune.study.settings import MOST_TRIALS, DataSettings, MethodSettings, Settings
 from fleetune.study.space import arms_of
 from fleetune.study.together import one_metric
@@ -25,12 +26,14 @@ def fixed_settings(
     seeds: int | Sequence[int],
     seed: int | None,
     training: Mapping[str, Any],
+    output_dir: Path | None = None,
     **encoder: Any,
 ) -> Settings:
     """One setting of each method. encoder: fields of `Settings`.
 
     seeds: the seeds themselves, or how many from `seed` on, by default 42. SettingsError where a method is named twice, there is
-    no seed, methods are chosen by different metrics, or something about data or seeds would change nothing.
+    no seed, methods are chosen by different metrics, or something about data or seeds would change nothing. output_dir: where
+    a run of these has begun, it goes on with the metrics that it has.
     """
     if problems := misplaced(data, columns=True):
         raise SettingsError("data", problems)
@@ -42,7 +45,8 @@ def fixed_settings(
     found = Settings(
         data=data, methods=tuple(methods), seeds=_seeds(seeds, seed), training=training, **encoder
     )
-    if problems := one_metric(arms_of(found.methods, training)):
+    begun = output_dir is not None and has_begun(output_dir)
+    if not begun and (problems := one_metric(arms_of(found.methods, training))):
         raise SettingsError("methods", [p.removeprefix("methods: ") for p in problems])
     return found
 
@@ -58,7 +62,8 @@ def _seeds(seeds: int | Iterable[int], first: int | None) -> tuple[int, ...]:
         count, first = index(seeds), FIRST_SEED if first is None else index(first)
     except TypeError:
         rule = "must be a whole number or a list of them, and seed a whole number"
-        raise SettingsError("seeds", [f"{rule}, but got {seeds!r} and {first!r}"]) from None
+        of_first = "" if first is None else f" and seed={first!r}"
+        raise SettingsError("seeds", [f"{rule}, but got {seeds!r}{of_first}"]) from None
     if not 1 <= count <= MOST_TRIALS:
         rule = f"`seeds {'>= 1' if count < 1 else f'<= {MOST_TRIALS}'}` must hold"
         raise SettingsError("seeds", [f"{rule}, but got {count}"])

@@ -134,9 +134,7 @@ def refuse_changes(path: Path, text: str) -> None:
         f"  {key}: {old.get(key, 'unset')!r} there, {new.get(key, 'unset')!r} now{_hint(key, new)}"
         for key in sorted(old.keys() | new.keys())
         if old.get(key) != new.get(key)
-        and not (
-            _is_place(key) or (key == "backbone.name" and _is_moved(old.get(key, ""), new[key]))
-        )
+        and not (_is_place(key) or (key == "backbone.name" and _is_moved(old.get(key), new[key])))
     ]
     if changed:
         listing = "\n".join(changed)
@@ -150,9 +148,9 @@ def _is_place(key: str) -> bool:
     return key.startswith("data.") and key.rpartition(".")[2] in PLACES
 
 
-def _is_moved(old: str, new: str) -> bool:
+def _is_moved(old: Any, new: str) -> bool:
     """Whether a backbone may be the same folder in another place; another one is refused by its checksum (machine.py)."""
-    return Path(new).is_dir() and Path(old).name == Path(new).name
+    return isinstance(old, str) and Path(new).is_dir() and Path(old).name == Path(new).name
 
 
 def _hint(key: str, new: Mapping[str, Any]) -> str:

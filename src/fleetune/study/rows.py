@@ -115,11 +115,6 @@ def settle(arm: Arm, picks: Mapping[str, Any], rows: TaskRows) -> Setting:
     if training.get("greater_is_better") is None:
         training["greater_is_better"] = metrics.higher_is_better(metric)
     checked = training_settings(training)
-    if task.regression and checked.label_smoothing_factor:
-        told = (
-            f"label_smoothing_factor: is for classes, and {task.name} is a regression; leave it out"
-        )
-        raise SettingsError("training", [told])
     if problems := schedule_problems(checked, rows.fewest):
         raise SettingsError("training", problems)
     return Setting(method, checked)

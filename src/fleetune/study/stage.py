@@ -129,7 +129,13 @@ class Stage:
                 "passes-shrunk", training=event.training, evaluation=event.evaluation
             )
         elif isinstance(event, Advanced | Planned) or event.trial.id in self.ended:
-            pass  # ended before the cut; see the module's docstring
+            # Ended before the cut; see the module's docstring.
+            failed = (
+                not isinstance(event, Advanced | Planned)
+                and self.ended[event.trial.id] == "trial-failed"
+            )
+            if failed and isinstance(event, TrialDone):
+                return TrialFailed(event.trial, self._reason(event.trial.id))
         elif isinstance(event, Started):
             self._started(event.trial)
         elif isinstance(event, EpochDone):
@@ -151,6 +157,11 @@ class Stage:
         else:
             assert isinstance(event, TrialParked)
         return event
+
+    def _reason(self, ident: str) -> str:
+        """Why a trial has failed, as the journal says."""
+        told = (e for e in self.journal.events if e["kind"] == "trial-failed")
+        return next(e["reason"] for e in told if e["id"] == ident)
 
     def _end(self, ident: str, kind: str, **facts: Any) -> None:
         self.journal.append(kind, id=ident, **facts)
