@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -208,52 +209,41 @@ def test_a_capture_meets_no_kernel_for_the_first_time(
     assert sorted(set(captured)) == [16, 64]
 
 
-def test_a_capture_sends_nothing(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A replay would read what is no longer there. Groups of three micro-batches and of one, so of as many dropout rates."""
-    graphs, replays = graphs_of(engine), 0
-    step, send, sent = graphs._step, laid.send, 0
+@pytest.fixture
+def counted(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How much was sent, and how many passes ran for a graph; of these none may send: a replay would read what is gone."""
+    graphs, found = graphs_of(engine), Counter[str]()
+    step, send = graphs._step, laid.send
 
     def stepping(form: object) -> torch.Tensor:
-        nonlocal replays
-        before = sent
-        found = step(form)  # type: ignore[arg-type]
+        before = found["sent"]
+        losses = step(form)  # type: ignore[arg-type]
         if form.graph is not None:  # type: ignore[attr-defined]
-            replays += 1
-            assert sent == before
-        return found
+            found["replays"] += 1
+            assert found["sent"] == before
+        return losses
 
     def sending(values: np.ndarray, device: torch.device) -> torch.Tensor:
-        nonlocal sent
-        sent += 1
+        found["sent"] += 1
         return send(values, device)
 
     monkeypatch.setattr(graphs, "_step", stepping)
     monkeypatch.setattr(laid, "send", sending)
+    return found
+
+
+def test_a_capture_sends_nothing(engine: Engine, counted: Counter[str]) -> None:
+    """Groups of three micro-batches and of one, so of as many dropout rates."""
     train(engine, [in_groups(one, 3) for one in GIVEN[:3]], max_tokens=1000)
-    assert replays
-    assert sent
+    assert counted["replays"]
+    assert counted["sent"]
 
 
 def test_a_capture_has_the_dropout_rates_of_who_brings_more(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch
+    engine: Engine, counted: Counter[str]
 ) -> None:
     """Three micro-batches each time, now two of one trial and now two of the other, whose rates differ."""
     graphs = graphs_of(engine)
-    step, send, sent = graphs._step, laid.send, 0
-
-    def stepping(form: object) -> torch.Tensor:
-        before = sent
-        found = step(form)  # type: ignore[arg-type]
-        assert form.graph is None or sent == before  # type: ignore[attr-defined]
-        return found
-
-    def sending(values: np.ndarray, device: torch.device) -> torch.Tensor:
-        nonlocal sent
-        sent += 1
-        return send(values, device)
-
-    monkeypatch.setattr(graphs, "_step", stepping)
-    monkeypatch.setattr(laid, "send", sending)
     made = [
         trial("bitfit", ident=i, dropout=rate, num_train_epochs=9)
         for i, rate in (("a", 0.1), ("b", 0.3))
@@ -262,7 +252,7 @@ def test_a_capture_has_the_dropout_rates_of_who_brings_more(
     a, a2, b, b2 = micro_batches(engine, trials, 10**6)
     for group in ([a, a2, b], [a, b, b2], [a, a2, b], [a, b, b2]):
         graphs.run(work_of(engine, group))  # type: ignore[arg-type]
-    assert sent and len([form for form in graphs._seen.values() if form.graph]) == 2
+    assert counted["sent"] and len([f for f in graphs._seen.values() if f.graph]) == 2
 
 
 def test_a_group_that_does_not_fit_is_done_in_smaller_passes(

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from fleetune.artifact import layout
-from fleetune.durable import sha256
 from fleetune.errors import DataError
-from fleetune.report.stored import read_predictions
+from fleetune.report.stored import is_of_another_run, read_predictions
 from fleetune.report.trainings import Group
 
 
@@ -39,9 +38,9 @@ def _file(trial: dict[str, Any]) -> str:
 
 
 def _state(path: Path, checksum: str | None) -> str | None:
-    """What is wrong with a file; None where it is the one that the journal knows. checksum: None in runs of an older version."""
+    """What is wrong with a file; None where it is the one that the journal knows."""
     try:
         read_predictions(path)
     except DataError:
         return "damaged" if path.exists() else "missing"
-    return "of another run" if checksum not in (None, sha256(path)) else None
+    return "of another run" if is_of_another_run(path, checksum) else None

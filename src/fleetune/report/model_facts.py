@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from fleetune.artifact import layout
 from fleetune.artifact.load import read_json
 from fleetune.data.base import Dataset, Split
-from fleetune.durable import sha256
 from fleetune.errors import DataError, FleetuneError, unreadable
 from fleetune.report.stored import (
     damage_told,
+    is_of_another_run,
     read_environment,
     read_predictions,
     read_settings,
@@ -44,7 +44,7 @@ def model_facts(folder: Path, facts: dict[str, Any], trial: dict[str, Any]) -> d
     try:
         names = [str(name) for name in record["label_names"]]
         name, ids, labels, logits = _predictions(place / layout.PREDICTIONS)
-        if trial.get("predictions") not in (None, sha256(place / layout.PREDICTIONS)):
+        if is_of_another_run(place / layout.PREDICTIONS, trial.get("predictions")):
             problem = "is of another run; restore the trial's folder from a copy"
             raise DataError(str(place / layout.PREDICTIONS), [problem])
     except (KeyError, TypeError, ValueError) as error:

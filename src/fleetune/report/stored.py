@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from fleetune.artifact.load import read_json
 from fleetune.data.parquet import check_promised
+from fleetune.durable import sha256
 from fleetune.errors import DataError, FleetuneError, unreadable
 from fleetune.study.folder import ENVIRONMENT, STUDY
 
@@ -100,6 +101,11 @@ def read_predictions(path: Path) -> dict[str, list[Any]]:
         )
         raise DataError(str(path), [f"{problem}; {_RESTORE}"])
     return found
+
+
+def is_of_another_run(path: Path, checksum: str | None) -> bool:
+    """Whether a trial's predictions are not those that the journal knows; checksum: None in runs of an older version."""
+    return checksum not in (None, sha256(path))
 
 
 @contextmanager

@@ -86,7 +86,7 @@ def compare_models(
         )
     n, only_a, only_b = len(a), int((a & ~b).sum()), int((b & ~a).sum())
     differ = only_a + only_b
-    p_value = float(stats.binomtest(only_b, differ).pvalue) if differ else 1.0
+    p_value = _mcnemar(only_a, only_b)
     difference = (only_b - only_a) / n
     draws = _resampled(only_a, only_b, n, resamples, seed)
     low, high = (
@@ -145,11 +145,13 @@ def compare_model_scores(
     sides = (np.asarray(outputs_a)[None], np.asarray(outputs_b)[None])
     found = tested(score, *sides, labels, margin, level)
     test, varies = found.test, found.varies
+    how = f"{100 * level:g}% t over examples on jackknife pseudo-values" if varies else NO_VARIATION
     if not varies and found.difference and of_classes(*sides):
         # A perfect model against a constant one, say: no row changes either score. What is right tells them apart.
-        right = [side[0] == np.asarray(labels) for side in sides]
-        test = replace(test, p_value=compare_models(*right, margin=margin, level=level).p_value)
+        a, b = (side[0] == np.asarray(labels) for side in sides)
+        test = replace(test, p_value=_mcnemar(int((a & ~b).sum()), int((b & ~a).sum())))
         varies = True
+        how = "no interval, since no row alone changes a score; exact McNemar on what is right"
     verdict, reason = decide(
         found.difference,
         test.p_value,
@@ -159,13 +161,6 @@ def compare_model_scores(
         margin=margin,
         varies=varies,
     )
-    how = (
-        "no interval, since no row alone changes a score; exact McNemar on what is right"
-        if varies
-        else NO_VARIATION
-    )
-    if found.varies:
-        how = f"{100 * level:g}% t over examples on jackknife pseudo-values"
     return ModelComparison(
         difference=found.difference,
         low=test.low,
@@ -194,6 +189,12 @@ def _checked(name: str, correct: ArrayLike) -> NDArray[np.bool_]:
             "methods with several seeds are compared by `compare`."
         )
     return array
+
+
+def _mcnemar(only_a: int, only_b: int) -> float:
+    """The exact p of so many rows that one model alone gets right."""
+    differ = only_a + only_b
+    return float(stats.binomtest(only_b, differ).pvalue) if differ else 1.0
 
 
 def _resampled(only_a: int, only_b: int, n: int, resamples: int, seed: int) -> Floats:
