@@ -17,6 +17,7 @@ from fleetune.errors import EnvironmentProblem, SettingsError
 from fleetune.live import writers
 from fleetune.live.writers import report_names
 from fleetune.report.facts import run_facts
+from fleetune.study.history import Event
 from tests.runs import Made, run_cli
 
 Points = dict[str, dict[str, list[tuple[int, float]]]]
@@ -67,10 +68,10 @@ def of_facts(folder: Path, *, stamp: str = "") -> Points:
     return found
 
 
-def _events(folder: Path) -> list[dict[str, Any]]:
+def _events(folder: Path) -> list[Event]:
     from fleetune.study import journal
 
-    return journal.read(folder / journal.NAME)
+    return list(journal.read(folder / journal.NAME))
 
 
 def same(found: Points, wanted: Points) -> bool:

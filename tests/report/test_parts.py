@@ -22,6 +22,7 @@ from fleetune.report.rank_chart import rank
 from fleetune.report.svg import Picture, short
 from fleetune.report.tables import labels
 from fleetune.report.training_charts import budget
+from fleetune.study.history import History
 from tests.report.conftest import Written
 from tests.runs import Made, run_cli, tree
 
@@ -228,7 +229,9 @@ def test_folds_are_one_setting_with_their_mean() -> None:
         searched("a1", "done", 0.40, 0.80), searched("a2", "done", 0.60, 0.50),
         searched("bb1", "stopped", 0.30), searched("bb2", "stopped", 0.50),
     ]  # fmt: skip
-    (found,) = search_facts({"trials": trials}, [proposed("lora", ["a1", "a2"], ["bb1", "bb2"])])
+    (found,) = search_facts(
+        {"trials": trials}, History([proposed("lora", ["a1", "a2"], ["bb1", "bb2"])])
+    )
     assert [t["score"] for t in found["trials"]] == pytest.approx([0.65, 0.40])
     assert found["stopped"] == 1
     assert found["expected_best"]["expected"] == pytest.approx([(0.65 + 0.40) / 2, 0.75 * 0.65 + 0.25 * 0.40])  # fmt: skip
@@ -237,7 +240,7 @@ def test_folds_are_one_setting_with_their_mean() -> None:
 def test_ranks_are_searched_apart() -> None:
     trials = [searched(i, "done", 0.5) for i in ("a", "b", "c")]
     events = [proposed("lora-r1", ["a"]), proposed("lora-r8", ["b"]), proposed("lora-r1", ["c"])]
-    found = search_facts({"trials": trials}, events)
+    found = search_facts({"trials": trials}, History(events))
     assert [(s["arm"], len(s["trials"])) for s in found] == [("lora-r1", 2), ("lora-r8", 1)]
 
 
@@ -249,7 +252,7 @@ def test_failed_settings_count_in_a_budget(metric: str) -> None:
         searched("c", "failed", metric=metric), searched("d", "unfinished", metric=metric),
     ]  # fmt: skip
     events = [proposed("lora", ["a"], ["b"], ["c"], ["d"], ["e"])]
-    (found,) = search_facts({"trials": trials}, events)
+    (found,) = search_facts({"trials": trials}, History(events))
     best = [0.7, 0.65, 0.65] if metric == "accuracy" else [0.6, 0.65, 0.65]
     assert [t["score"] for t in found["trials"]] == pytest.approx(best)
     assert [t["earned"] for t in found["trials"]] == [True, True, False]
@@ -258,5 +261,5 @@ def test_failed_settings_count_in_a_budget(metric: str) -> None:
     assert (
         isinstance(picture, Picture) and "1 setting failed before an epoch was over" in picture.note
     )
-    nothing = search_facts({"trials": trials[2:]}, [proposed("lora", ["c"], ["d"])])
+    nothing = search_facts({"trials": trials[2:]}, History([proposed("lora", ["c"], ["d"])]))
     assert nothing == []

@@ -38,7 +38,7 @@ def test_an_append_that_fails_leaves_nothing_and_is_the_last(
     with pytest.raises(OSError):
         opened.append("third")
     opened.close()
-    assert kinds(path) == ["first"] and [e["kind"] for e in opened.events] == ["first"]
+    assert kinds(path) == ["first"] and [e["kind"] for e in opened.history] == ["first"]
 
 
 @pytest.mark.parametrize("point", [durable.HALF, durable.WRITTEN])

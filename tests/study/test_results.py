@@ -7,6 +7,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from fleetune.study.history import History
 from fleetune.study.results import NAME, write_results
 
 
@@ -26,7 +27,7 @@ def test_every_tasks_metrics_have_a_column(tmp_path: Path) -> None:
     """The first task lacks the second's metric, and a training on all of train has no scores at all."""
     rte = trial("rte", {"accuracy": 0.5, "loss": 0.7}, {"accuracy": 0.6, "loss": 0.6})
     cola = trial("cola", {"matthews_correlation": 0.3, "accuracy": 0.8, "loss": 0.4})
-    write_results(tmp_path, [*rte, *cola, *trial("refit", {})])
+    write_results(tmp_path, History([*rte, *cola, *trial("refit", {})]))
     table = pq.read_table(tmp_path / NAME)
     assert [n for n in table.column_names if n.startswith("selection_")] == [
         "selection_accuracy", "selection_loss", "selection_matthews_correlation",
@@ -39,7 +40,7 @@ def test_every_tasks_metrics_have_a_column(tmp_path: Path) -> None:
 
 
 def test_the_first_trial_may_have_no_scores(tmp_path: Path) -> None:
-    write_results(tmp_path, [*trial("refit", {}), *trial("rte", {"accuracy": 0.5})])
+    write_results(tmp_path, History([*trial("refit", {}), *trial("rte", {"accuracy": 0.5})]))
     assert pq.read_table(tmp_path / NAME)["selection_accuracy"].to_pylist() == [None, 0.5]
 
 
@@ -47,12 +48,12 @@ def test_scores_on_test_rows_are_stamped(tmp_path: Path) -> None:
     """A table goes further than the run that it comes from."""
     told = {"kind": "test-selects", "task": "rte", "sets": ["validation"]}
     events = [told, *trial("rte", {"accuracy": 0.5}), *trial("cola", {"accuracy": 0.5})]
-    write_results(tmp_path, events)
+    write_results(tmp_path, History(events))
     found = pq.read_table(tmp_path / NAME).select(["task", "optimistic"]).to_pylist()
     assert [tuple(row.values()) for row in found] == [("rte", True), ("cola", False)]
 
 
 def test_a_run_without_an_epoch_has_its_table_too(tmp_path: Path) -> None:
-    write_results(tmp_path, trial("rte"))
+    write_results(tmp_path, History(trial("rte")))
     table = pq.read_table(tmp_path / NAME)
     assert len(table) == 0 and table.column_names[0] == "id"

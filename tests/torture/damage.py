@@ -12,6 +12,7 @@ from fleetune.errors import DataError, RefusedError
 from fleetune.report.facts import run_facts
 from fleetune.study import checkpoints, journal
 from fleetune.study.file import read_study
+from fleetune.study.history import Event as Told
 from fleetune.study.prepare import Prepared, prepare
 from fleetune.study.run import Run
 from tests.torture.row import Row
@@ -34,14 +35,14 @@ def lose(path: Path, how: str, draw: random.Random) -> None:
 # --- the journal
 
 
-def journal_of(folder: Path) -> tuple[bytes, list[dict[str, object]]]:
+def journal_of(folder: Path) -> tuple[bytes, list[Told]]:
     """Bytes and events of a journal as a study writes it; its last line is a long one."""
     whole = journal.Journal(folder / "whole.jsonl")
     for number in range(12):
         whole.append("one", id=f"lora-s{number}", epoch=number, selection={"loss": number / 3})
     whole.append("another", hyperparameters={f"name{i}": i / 7 for i in range(12)})
     whole.close()
-    return (folder / "whole.jsonl").read_bytes(), whole.events
+    return (folder / "whole.jsonl").read_bytes(), list(whole.history)
 
 
 def torn_at_every_byte(folder: Path, count: int) -> Iterator[str]:
@@ -51,7 +52,7 @@ def torn_at_every_byte(folder: Path, count: int) -> Iterator[str]:
     path = folder / journal.NAME
     for offset in range(count):
         path.write_bytes(content[: last + offset % (len(content) - last)])
-        if journal.read(path) != events[:-1]:
+        if list(journal.read(path)) != events[:-1]:
             yield f"offset {offset}: reading gave other events"
             continue
         opened = journal.Journal(path)
@@ -75,7 +76,11 @@ def flipped_bits(folder: Path, count: int) -> Iterator[str]:
         flipped[bit // 8] ^= 1 << bit % 8
         path.write_bytes(flipped)
         try:
-            yield "" if journal.read(path) == events[:-1] else f"bit {bit}: silently other events"
+            yield (
+                ""
+                if list(journal.read(path)) == events[:-1]
+                else f"bit {bit}: silently other events"
+            )
         except DataError as error:
             line = content.count(b"\n", 0, bit // 8) + 1
             yield (

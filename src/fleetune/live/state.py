@@ -29,7 +29,6 @@ from fleetune.errors import DataError
 from fleetune.study import estimate, journal
 from fleetune.study.prepare import Prepared
 from fleetune.study.rows import epochs_of, length_of
-from fleetune.study.stage import ENDINGS
 
 # Speed is that of the last so many rounds, so that it follows a cohort that grows or shrinks.
 ROUNDS = 50
@@ -222,9 +221,7 @@ def _epoch_tokens(rows: Rows) -> int:
 def _before(folder: Path) -> tuple[frozenset[str], int]:
     """Which trials have ended in a run's folder, and their epochs. A damaged journal is the run's to refuse."""
     try:
-        events = journal.read(folder / journal.NAME)
+        history = journal.read(folder / journal.NAME)
     except (OSError, DataError):
         return frozenset(), 0
-    ended = frozenset(e["id"] for e in events if e["kind"] in ENDINGS)
-    epochs = {(e["id"], e["epoch"]) for e in events if e["kind"] == "epoch" and e["id"] in ended}
-    return ended, len(epochs)
+    return frozenset(history.ends), sum(len(history.epochs(ident)) for ident in history.ends)

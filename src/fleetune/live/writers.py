@@ -25,8 +25,7 @@ from fleetune.cohort.events import EpochDone, Event, Started, TrialDone, TrialFa
 from fleetune.errors import EnvironmentProblem, SettingsError, did_you_mean, printable
 from fleetune.study import journal
 from fleetune.study.folder import TRIALS
-from fleetune.study.results import epochs
-from fleetune.study.stage import ENDINGS, Watch
+from fleetune.study.stage import Watch
 
 LOGS = "logs"
 """The folder of a run where writers put their files."""
@@ -125,15 +124,14 @@ class Reporter:
         for name in self.names:
             module, kind, _ = WRITERS[name]
             self._try(name, lambda m=module, k=kind, n=name: self._make(n, m, k))
-        events = journal.read(self.folder / journal.NAME)
-        self.optimistic = any(e["kind"] == "test-selects" for e in events)
-        for e in [e for e in events if e["kind"] == "trial-started"]:
-            self._begin(e["id"], e)
-            for r in epochs(events, e["id"]):
-                self._add(e["id"], r["epoch"], r, r["time"])
-        for e in events:
-            if e["kind"] in ENDINGS:
-                self._end(e["id"], test_tags(e))
+        history = journal.read(self.folder / journal.NAME)
+        self.optimistic = history.first("test-selects") is not None
+        for ident, begun in history.begun.items():
+            self._begin(ident, begun)
+            for e in history.epochs(ident):
+                self._add(ident, e["epoch"], e, e["time"])
+        for ident, end in history.ends.items():
+            self._end(ident, test_tags(end))
 
     def watch(self, event: Event) -> None:
         """Take an event in."""

@@ -23,7 +23,7 @@ from fleetune.stats.failed import failed_as, learned_nothing
 from fleetune.stats.intervals import metric_estimate
 from fleetune.study import journal
 from fleetune.study.folder import STUDY, refuse_lost
-from fleetune.study.results import epochs
+from fleetune.study.history import Event, History
 
 # Fields of a trial's training that tell two settings of one method apart at a glance.
 _SHOWN = ("learning_rate", "num_train_epochs", "max_steps")
@@ -40,31 +40,31 @@ def run_facts(folder: Path) -> dict[str, Any]:
     refuse_lost(folder)
     if not path.is_file():
         raise SettingsError(str(folder), ["this run has not begun; give its command again"])
-    events = journal.read(path)
+    history = journal.read(path)
     with damage_told(folder):
-        facts = _facts(folder, events)
+        facts = _facts(folder, history)
         winner(facts)  # whatever is asked of the facts later has been asked once
     return facts
 
 
-def _facts(folder: Path, events: list[dict[str, Any]]) -> dict[str, Any]:
+def _facts(folder: Path, history: History) -> dict[str, Any]:
     settings, environment = read_settings(folder), read_environment(folder)
     data = settings["data"]  # one table, or a list of them for a study of several tasks
     tables = data if isinstance(data, list) else [data]
     optimistic = any(table.get("protocol") == "paper" for table in tables)
     named = ", ".join(table["task"] for table in tables)
-    trials = [_trial(ident, events) for ident in _started(events)]
+    trials = [_trial(ident, history) for ident in _started(history)]
     lost = lost_groups(folder, trainings.groups(trials))
     gone = {ident for record in lost for ident in record["trials"]}
     groups = trainings.groups([t for t in trials if t["id"] not in gone])
-    arms = study_facts.arm_facts(events, trials)
+    arms = study_facts.arm_facts(history, trials)
     names = study_facts.given_names(settings.get("methods", []), arms, trials)
     facts: dict[str, Any] = {
         "study": {
             **settings,
             "data": {**tables[0], "task": named},
             "tasks": tables,
-            "status": _status(events),
+            "status": _status(history),
             "optimistic": optimistic,
             "environment": environment,
         },
@@ -74,7 +74,7 @@ def _facts(folder: Path, events: list[dict[str, Any]]) -> dict[str, Any]:
         "over_tasks": [],
         "arms": arms,
         "rank": [],
-        "cohorts": _cohorts(events),
+        "cohorts": _cohorts(history),
         "lost": lost,
     }
     of = {t["id"]: group for group in groups for t in (*group.done, *group.failed)}
@@ -128,39 +128,32 @@ def _selection_score(facts: dict[str, Any], trial: dict[str, Any]) -> float:
     return float(score) if training["greater_is_better"] else -float(score)
 
 
-def _started(events: list[dict[str, Any]]) -> list[str]:
-    order = [i for e in events if e["kind"] == "run-started" for i in e["trials"]]
-    begun = dict.fromkeys(e["id"] for e in events if e["kind"] == "trial-started")
-    return [ident for ident in dict.fromkeys([*order, *begun]) if ident in begun]
+def _started(history: History) -> list[str]:
+    order = [ident for e in history.all("run-started") for ident in e["trials"]]
+    return [i for i in dict.fromkeys([*order, *history.begun]) if i in history.begun]
 
 
-def _status(events: list[dict[str, Any]]) -> str:
-    last = next(
-        (
-            e["kind"]
-            for e in reversed(events)
-            if e["kind"] in ("run-done", "stopped", "run-started")
-        ),
-        "",
+def _status(history: History) -> str:
+    last = history.last_of("run-done", "stopped", "run-started")
+    return {"run-done": "done", "stopped": "stopped"}.get(
+        last["kind"] if last else "", "unfinished"
     )
-    return {"run-done": "done", "stopped": "stopped"}.get(last, "unfinished")
 
 
-def _trial(ident: str, events: list[dict[str, Any]]) -> dict[str, Any]:
-    mine = [e for e in events if e.get("id") == ident]
-    start = next(e for e in mine if e["kind"] == "trial-started")
-    done = next((e for e in mine if e["kind"] == "trial-done"), None)
-    failed = next((e for e in mine if e["kind"] == "trial-failed"), None)
-    stopped = next((e for e in mine if e["kind"] == "trial-stopped"), None)
-    found = epochs(events, ident)
-    end = done or stopped
+_STATUS = {"trial-done": "done", "trial-failed": "failed", "trial-stopped": "stopped"}
+
+
+def _trial(ident: str, history: History) -> dict[str, Any]:
+    start, found, last = history.begun[ident], history.epochs(ident), history.ends.get(ident)
+    status = _STATUS[last["kind"]] if last else "unfinished"
+    done: Event = last if last and status == "done" else {}
+    end: Event = last if last and status in ("done", "stopped") else {}
     metric = start["training"]["metric_for_best_model"]
     if end and end["best_epoch"] not in {e["epoch"] for e in found}:
         raise LookupError(f"{ident} kept epoch {end['best_epoch']}, which it never had")
     if any(e["selection"] and metric not in e["selection"] for e in found):
         raise LookupError(f"{ident} has epochs without {metric}")
     seconds = end["seconds"] if end else (found[-1]["seconds"] if found else 0.0)
-    status = "done" if done else "failed" if failed else "stopped" if stopped else "unfinished"
     return {
         "id": ident,
         "task": start["task"],
@@ -170,26 +163,26 @@ def _trial(ident: str, events: list[dict[str, Any]]) -> dict[str, Any]:
         "seed": start["seed"],
         "phase": start["phase"],
         "status": status,
-        "reason": failed["reason"] if failed else None,
+        "reason": last["reason"] if last and status == "failed" else None,
         "epochs": [
             {k: e[k] for k in ("epoch", "loss", "selection", "step", "seconds")} for e in found
         ],
-        "best_epoch": end["best_epoch"] if end else None,
-        "test": done["test"] if done else None,
-        "tests": done["tests"] if done else {},
-        "optimistic": bool(done and done["optimistic"]),
+        "best_epoch": end.get("best_epoch"),
+        "test": done.get("test"),
+        "tests": done.get("tests", {}),
+        "optimistic": bool(done.get("optimistic")),
         "trainable_parameters": start["trainable_parameters"],
         "seconds": seconds,
-        "train": (done or {}).get("train", {}),
-        "tokens": (done or {}).get("tokens"),
-        "predictions": (done or {}).get("predictions"),
+        "train": done.get("train", {}),
+        "tokens": done.get("tokens"),
+        "predictions": done.get("predictions"),
     }
 
 
-def _cohorts(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _cohorts(history: History) -> list[dict[str, Any]]:
     """The stages of the run, each a cohort, in their order: how it was planned, and the most memory that was held."""
     found: dict[str, dict[str, Any]] = {}
-    for e in events:
+    for e in history:
         if e["kind"] == "planned":
             # A command that goes on plans again; who has started stays.
             stage = found.setdefault(e["stage"], {"stage": e["stage"], "trials": []})

@@ -22,11 +22,11 @@ from fleetune.report.tables import labels, main_estimates
 from fleetune.stats.budget import expected_best
 from fleetune.study import journal
 from fleetune.study.folder import STUDY
+from fleetune.study.history import History
 from fleetune.study.propose import PROPOSED
 
 # Below this many trials a share of importance is mostly noise (Hutter et al. 2014 fit forests to hundreds).
 LEAST_FOR_IMPORTANCE = 30
-_ENDS = ("trial-done", "trial-failed", "trial-stopped")
 
 
 def page_facts(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
@@ -43,17 +43,17 @@ def page_facts(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
     best = winner(facts)
     tasks = [task_facts(facts, task) for task in _tasks(facts)]
     model = tried("model", lambda: model_facts.model_facts(folder, facts, best)) if best else None
-    events = [e for e in journal.read(folder / journal.NAME) if "time" in e]
+    history = journal.read(folder / journal.NAME)
     with damage_told(folder):
-        searched = search_facts(facts, events)
+        searched = search_facts(facts, history)
     return {
         "run": folder.resolve().name,
-        "began": _moment(events[0]["time"]) if events else None,
-        "ended": _moment(events[-1]["time"]) if events else None,
+        "began": _moment(history[0]["time"]) if history else None,
+        "ended": _moment(history[-1]["time"]) if history else None,
         "tasks": tasks,
         "winner": _winner(best, tasks, model),
         "search": searched,
-        "timeline": timeline(events, facts),
+        "timeline": timeline(history, facts),
         "movement": tried("movement", lambda: inside_facts.movement(folder, facts, tasks)) or [],
         "singular_values": tried(
             "singular_values", lambda: inside_facts.singular_values(folder, facts, tasks)
@@ -153,7 +153,7 @@ def _winner(
     }
 
 
-def search_facts(facts: dict[str, Any], events: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def search_facts(facts: dict[str, Any], history: History) -> list[dict[str, Any]]:
     """One record a task and arm that was searched: the settings it tried in order, which of them vary, what matters.
 
     A setting under protocol "cv" is five trials, one a fold, that count as one; its score is the mean of theirs, as in the search
@@ -162,7 +162,7 @@ def search_facts(facts: dict[str, Any], events: Sequence[dict[str, Any]]) -> lis
     """
     by_id = {t["id"]: t for t in facts["trials"]}
     tried: dict[tuple[str, str], list[tuple[list[str], list[dict[str, Any]]]]] = {}
-    for e in (e for e in events if e["kind"] == PROPOSED):
+    for e in history.all(PROPOSED):
         tried.setdefault((e["task"], e["arm"]), []).extend(
             (ids, [by_id[i] for i in ids if i in by_id]) for ids in e["trials"]
         )
@@ -276,17 +276,12 @@ def axis(values: Sequence[Any]) -> tuple[list[float], list[tuple[float, str]]]:
     return places, [(min(places), f"{low:.3g}"), (max(places), f"{high:.3g}")]
 
 
-def timeline(events: Sequence[dict[str, Any]], facts: dict[str, Any]) -> list[dict[str, Any]]:
+def timeline(history: History, facts: dict[str, Any]) -> list[dict[str, Any]]:
     """When each trial started and ended, in seconds since the run's first event; a trial still open ends at the last."""
-    first, last = (events[0]["time"], events[-1]["time"]) if events else (0.0, 0.0)
-    starts: dict[str, float] = {}
-    ends: dict[str, float] = {}
+    first, last = (history[0]["time"], history[-1]["time"]) if history else (0.0, 0.0)
+    starts = {ident: e["time"] - first for ident, e in history.begun.items()}
+    ends = {ident: e["time"] - first for ident, e in history.ends.items()}
     cohorts = {ident: c["stage"] for c in facts["cohorts"] for ident in c["trials"]}
-    for e in events:
-        if e["kind"] == "trial-started":
-            starts.setdefault(e["id"], e["time"] - first)
-        elif e["kind"] in _ENDS:
-            ends[e["id"]] = e["time"] - first
     return [
         {
             "id": t["id"],

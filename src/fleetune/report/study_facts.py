@@ -25,6 +25,7 @@ from fleetune.stats.intervals import said_of
 from fleetune.stats.multiple import MIN_TASKS, Family, Member, across_tasks, holm_family
 from fleetune.stats.rank import RankTrend, rank_trend, rank_trend_scores
 from fleetune.stats.scores import compare_scores
+from fleetune.study.history import History
 from fleetune.study.settings import names_of, ranked
 
 Read = Callable[[Mapping[str, Any]], Outputs]
@@ -52,14 +53,13 @@ def given_names(
     return {ident: name for ident, name in of.items() if name in given}
 
 
-def arm_facts(
-    events: Sequence[dict[str, Any]], trials: Sequence[dict[str, Any]]
-) -> list[dict[str, Any]]:
+def arm_facts(history: History, trials: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """One record a task and arm: what was tried, what was chosen, and how its confirm trials ended."""
     by_id = {t["id"]: t for t in trials}
     found: list[dict[str, Any]] = []
-    for e in (e for e in events if e["kind"] == "chosen"):
-        ids = _confirmed(events, e["task"]).get(e["arm"], [])
+    for e in history.all("chosen"):
+        phase = history.first("phase-started", task=e["task"])
+        ids = phase["arms"].get(e["arm"], []) if phase else []
         known = [by_id[i] for i in ids if i in by_id]
         found.append(
             {
@@ -79,11 +79,6 @@ def arm_facts(
             }
         )
     return found
-
-
-def _confirmed(events: Sequence[dict[str, Any]], task: str) -> dict[str, list[str]]:
-    found = (e["arms"] for e in events if e["kind"] == "phase-started" and e["task"] == task)
-    return next(found, {})
 
 
 def verdicts(facts: Mapping[str, Any], read: Read) -> list[dict[str, Any]]:

@@ -22,6 +22,7 @@ from fleetune.durable import append as append_to
 from fleetune.durable import sync_folder
 from fleetune.errors import DataError, RefusedError
 from fleetune.study.events import wrong_fields
+from fleetune.study.history import Event, History
 
 NAME = "journal.jsonl"
 _START, _MIDDLE, _END = b'{"crc":"', b'","event":', b"}\n"
@@ -30,13 +31,17 @@ _BODY = len(_START) + 8 + len(_MIDDLE)
 
 
 class Journal:
-    """A journal open for appending. `repaired` says how many bytes of a torn tail were cut, `found` how many events stood."""
+    """A journal open for appending, and what it tells so far: `history`.
+
+    `repaired` says how many bytes of a torn tail were cut, `found` how many events stood.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         new = not path.exists()
-        self.events, self._length = ([], 0) if new else _read(path)
-        self.found = len(self.events)
+        events, self._length = ([], 0) if new else _read(path)
+        self.history = History(events)
+        self.found = len(events)
         self.repaired = 0 if new else path.stat().st_size - self._length
         self._handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
         self._failed: OSError | None = None
@@ -45,7 +50,7 @@ class Journal:
         if new:
             sync_folder(path.parent)
 
-    def append(self, kind: str, **facts: Any) -> dict[str, Any]:
+    def append(self, kind: str, **facts: Any) -> Event:
         """Write one event; when this returns, it lasts. OSError where it does not, and for every append after that.
 
         RefusedError as `check_place`.
@@ -67,7 +72,7 @@ class Journal:
                 self._cut()
             raise
         self._length += len(line)
-        self.events.append(event)
+        self.history.add(event)
         return event
 
     def check_place(self) -> None:
@@ -93,9 +98,9 @@ class Journal:
         os.close(self._handle)
 
 
-def read(path: Path) -> list[dict[str, Any]]:
-    """The events of a journal, without changing it; a torn tail is passed over. DataError for a damaged line."""
-    return _read(path)[0]
+def read(path: Path) -> History:
+    """What a journal tells, without changing it; a torn tail is passed over. DataError for a damaged line."""
+    return History(_read(path)[0])
 
 
 def _line(event: dict[str, Any]) -> bytes:

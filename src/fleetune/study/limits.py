@@ -19,7 +19,7 @@ PLANNED = "planned"
 
 def known(stage: str, engine: Engine, journal: Journal) -> Limits | None:
     """The limits that an earlier command gave a stage, where there is memory for them."""
-    told = [e for e in journal.events if e["kind"] == PLANNED and e["stage"] == stage]
+    told = journal.history.all(PLANNED, stage=stage)
     if not told or told[-1]["bytes"] > room.available(engine.backbone.device):
         return None
     return Limits(told[-1]["at_once"], told[-1]["tokens"])

@@ -17,8 +17,8 @@ from fleetune.errors import RefusedError, SettingsError
 from fleetune.study import journal
 from fleetune.study.file import parse_study
 from fleetune.study.folder import STUDY
+from fleetune.study.history import Event, History
 from fleetune.study.propose import DONE, FAILED, PROPOSED, STOPPED, Tried, frozen
-from fleetune.study.results import epochs
 from fleetune.study.space import Arm, arms_of
 
 _ENDS = {"trial-done": DONE, "trial-stopped": STOPPED, "trial-failed": FAILED}
@@ -32,8 +32,8 @@ def export_optuna(run: Path, output: Path) -> int:
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    events = journal.read(run / journal.NAME)
-    proposed = [e for e in events if e["kind"] == PROPOSED]
+    history = journal.read(run / journal.NAME)
+    proposed = history.all(PROPOSED)
     if not proposed:
         raise SettingsError(
             str(run), ["nothing was searched in this run, so there is nothing for Optuna"]
@@ -47,8 +47,8 @@ def export_optuna(run: Path, output: Path) -> int:
     with new_file(output) as temporary:
         storage = optuna.storages.RDBStorage(url_of(temporary))
         for task, name in dict.fromkeys((e["task"], e["arm"]) for e in proposed):
-            own = [e for e in proposed if (e["task"], e["arm"]) == (task, name)]
-            count += _study(storage, events, f"{task}/{name}", arms[name], own)
+            own = history.all(PROPOSED, task=task, arm=name)
+            count += _study(storage, history, f"{task}/{name}", arms[name], own)
         storage.engine.dispose()
     return count
 
@@ -62,20 +62,20 @@ def url_of(database: Path) -> str:
 
 def _study(
     storage: Any,
-    events: Sequence[dict[str, Any]],
+    history: History,
     name: str,
     arm: Arm,
-    proposed: Sequence[dict[str, Any]],
+    proposed: Sequence[Event],
 ) -> int:
     import optuna
 
     trials: list[Any] = []
     own = {ident for e in proposed for ids in e["trials"] for ident in ids}
-    begun = (e["training"] for e in events if e["kind"] == "trial-started" and e["id"] in own)
+    begun = (e["training"] for ident, e in history.begun.items() if ident in own)
     higher = next((bool(training["greater_is_better"]) for training in begun), True)
     for e in proposed:
         for picks, ids in zip(e["settings"], e["trials"], strict=True):
-            one = _tried(events, ids, picks)
+            one = _tried(history, ids, picks)
             if one is not None:
                 best = max(one.curve, default=None) if higher else min(one.curve, default=None)
                 trials.append(frozen(arm, one, value=best, trials=ids, state=one.state))
@@ -88,13 +88,10 @@ def _study(
     return len(trials)
 
 
-def _tried(
-    events: Sequence[dict[str, Any]], ids: Sequence[str], picks: dict[str, Any]
-) -> Tried | None:
+def _tried(history: History, ids: Sequence[str], picks: dict[str, Any]) -> Tried | None:
     """What came of a setting, scores in their metric's own direction; None where it is still open."""
-    ends = {e["id"]: _ENDS[e["kind"]] for e in events if e["kind"] in _ENDS and e["id"] in ids}
-    begun = {e["id"]: e["training"] for e in events if e["kind"] == "trial-started"}
-    own = [i for i in ids if i in begun]
+    ends = {i: _ENDS[history.ends[i]["kind"]] for i in ids if i in history.ends}
+    own = [i for i in ids if i in history.begun]
     # A fold that was never started belongs to a setting of which another has failed.
     if (
         not own
@@ -102,8 +99,8 @@ def _tried(
         or (len(own) < len(ids) and FAILED not in ends.values())
     ):
         return None
-    metric = begun[own[0]]["metric_for_best_model"]
-    curves = [[e["selection"][metric] for e in epochs(events, i)] for i in own]
+    metric = history.begun[own[0]]["training"]["metric_for_best_model"]
+    curves = [[e["selection"][metric] for e in history.epochs(i)] for i in own]
     means = tuple(sum(s) / len(s) for s in zip(*curves, strict=False))
     states = set(ends.values())
     state = FAILED if FAILED in states else STOPPED if STOPPED in states else DONE

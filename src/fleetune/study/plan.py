@@ -98,9 +98,8 @@ def _propose(
 ) -> list[dict[str, Any]]:
     """The next settings of an arm: those in the journal where a command before has written them."""
     task, first = rows.task.name, len(tried)
-    for e in journal.events:
-        if e["kind"] == PROPOSED and (e["task"], e["arm"], e["first"]) == (task, arm.name, first):
-            return e["settings"]
+    if (told := journal.history.first(PROPOSED, task=task, arm=arm.name, first=first)) is not None:
+        return told["settings"]
     found = propose(
         settings.sampler,
         arm,

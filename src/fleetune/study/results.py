@@ -4,29 +4,21 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fleetune.durable import write_bytes
+from fleetune.study.history import History
 
 NAME = "results.parquet"
 
 
-def epochs(events: Sequence[dict[str, Any]], ident: str) -> list[dict[str, Any]]:
-    """The epochs of one trial in order; a cut may have written one twice, with the same numbers."""
-    found = {e["epoch"]: e for e in events if e["kind"] == "epoch" and e["id"] == ident}
-    return [found[number] for number in sorted(found)]
-
-
-def write_results(folder: Path, events: Sequence[dict[str, Any]]) -> None:
+def write_results(folder: Path, history: History) -> None:
     """Rebuild the table. Tasks differ in their metrics: each has its column, which is empty where a task lacks it."""
-    metrics = dict.fromkeys(k for e in events if e["kind"] == "epoch" for k in e["selection"])
-    started = {e["id"]: e for e in events if e["kind"] == "trial-started"}
-    by_test = {e["task"] for e in events if e["kind"] == "test-selects"}
+    metrics = dict.fromkeys(k for e in history.all("epoch") for k in e["selection"])
+    by_test = {e["task"] for e in history.all("test-selects")}
     rows = [
         {
             "id": ident,
@@ -43,8 +35,8 @@ def write_results(folder: Path, events: Sequence[dict[str, Any]]) -> None:
             "seconds": epoch["seconds"],
             "optimistic": trial["task"] in by_test,
         }
-        for ident, trial in started.items()
-        for epoch in epochs(events, ident)
+        for ident, trial in history.begun.items()
+        for epoch in history.epochs(ident)
     ]
     schema = pa.schema(
         [

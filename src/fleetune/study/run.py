@@ -46,7 +46,7 @@ from fleetune.study.saving import Saving
 from fleetune.study.seal import Seal
 from fleetune.study.search import Chosen, Search, choose
 from fleetune.study.settings import TRAIN, as_toml
-from fleetune.study.stage import Finish, Stage, Watch, ended
+from fleetune.study.stage import Finish, Stage, Watch
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +132,8 @@ class Run:
 
         DataError where environment.json is not what the run began with.
         """
-        began = next((e for e in self.journal.events if e["kind"] == "run-started"), None)
+        history = self.journal.history
+        began = history.first("run-started")
         if began is not None and began.get("environment") != sha256(self.folder / ENVIRONMENT):
             raise DataError(
                 str(self.folder / ENVIRONMENT),
@@ -149,13 +150,12 @@ class Run:
         folder = self.folder / CHECKPOINTS
         for told in checkpoints.set_aside_damaged(folder, self.journal.found):
             self._mended("checkpoint-damaged", f"{CHECKPOINTS}/: {told}", told=told)
-        over = ended(self.journal)
-        begun = {e["id"] for e in self.journal.events if e["kind"] == "epoch"} - over.keys()
+        begun = {e["id"] for e in history.all("epoch")} - history.ends.keys()
         if begun and not checkpoints.any_whole(folder):
             told = f"{CHECKPOINTS}/: no whole snapshot is left; the trials that had not ended start again"
             self._mended("checkpoint-damaged", told, told=told)
-        done = [e for e in self.journal.events if e["kind"] == "trial-done" and e["test"]]
-        gone = [e["id"] for e in done if not (self.folder / TRIALS / e["id"]).is_dir()]
+        done = [e["id"] for e in history.all("trial-done") if e["test"]]
+        gone = [ident for ident in done if not (self.folder / TRIALS / ident).is_dir()]
         if gone:
             told = f"{TRIALS}/: the saved models of {', '.join(gone)} are missing; their scores are kept"
             self._mended("models-missing", told, trials=gone)
@@ -166,21 +166,21 @@ class Run:
 
     def _train(self, watch: Watch) -> Outcome:
         inputs = self.prepared.inputs
-        before = ended(self.journal)
+        ends = self.journal.history.ends
+        before = len(ends)
         self.journal.append(
             "run-started",
             trials=[i.spec.id for i in inputs],
-            waiting=len(inputs) - len(before) if inputs else None,
+            waiting=len(inputs) - before if inputs else None,
             environment=sha256(self.folder / ENVIRONMENT),
         )
         for task in self.prepared.tasks:
             self._task(task, watch)
         checkpoints.clear(self.folder / CHECKPOINTS)
-        write_results(self.folder, self.journal.events)
-        kinds = list(ended(self.journal).values())
-        failed = kinds.count("trial-failed")
+        write_results(self.folder, self.journal.history)
+        failed = sum(e["kind"] == "trial-failed" for e in ends.values())
         self.journal.append("run-done", failed=failed)
-        return Outcome(len(kinds) - failed, failed, len(before))
+        return Outcome(len(ends) - failed, failed, before)
 
     def _task(self, task: PreparedTask, watch: Watch) -> None:
         """Search where there is something to search, then train what is measured."""
@@ -204,14 +204,15 @@ class Run:
         seal = Seal(self.journal, task)
         seal.declare(inputs)
         for number, group in enumerate(groups(inputs, lambda i: i.method, self.family)):
-            done = ended(self.journal)
+            ends = self.journal.history.ends
             members = group.members
-            if all(i.spec.id in done for i in members):
+            if all(i.spec.id in ends for i in members):
                 continue
             name = f"{task.dataset.task.name}/{settings.phase}/{number}"
             snapshot = checkpoints.newest(self.folder / CHECKPOINTS, name)
-            if snapshot is None and "trial-done" in (done.get(i.spec.id) for i in members):
-                members = [i for i in members if i.spec.id not in done]
+            done = any(self.journal.history.all("trial-done", id=i.spec.id) for i in members)
+            if snapshot is None and done:
+                members = [i for i in members if i.spec.id not in ends]
             finish = partial(self._finish, seal)
             self._stage(name, task, FixedList(members), group.members, finish, watch, group.why)
 
@@ -220,8 +221,7 @@ class Run:
         name = task.dataset.task.name
         found = {
             e["arm"]: Chosen(**{f.name: e[f.name] for f in fields(Chosen)})
-            for e in self.journal.events
-            if e["kind"] == "chosen" and e["task"] == name
+            for e in self.journal.history.all("chosen", task=name)
         }
         arms = plan.budgets(self.prepared)
         for arm, budget in arms:
@@ -309,8 +309,7 @@ class Run:
 
     def _tell(self, kind: str, **facts: Any) -> None:
         """An event that a resumed run does not repeat."""
-        told = (e for e in self.journal.events if e["kind"] == kind)
-        if not any(all(e.get(k) == v for k, v in facts.items()) for e in told):
+        if self.journal.history.first(kind, **facts) is None:
             self.journal.append(kind, **facts)
 
 

@@ -52,15 +52,13 @@ class Seal:
                 f"{given.spec.id}"
             )
         ident = given.spec.id
-        if not any(e["kind"] == OPENED and e["id"] == ident for e in self._journal.events):
+        if not self._journal.history.all(OPENED, id=ident):
             self._journal.append(OPENED, id=ident, sets=list(self._task.test_tables))
         return {n: (self._task.dataset.tests[n], t) for n, t in self._task.test_tables.items()}
 
     def _declared(self) -> list[str] | None:
-        found = (
-            e for e in self._journal.events if e["kind"] == DECLARED and e["task"] == self.name
-        )
-        return next((e["settings"] for e in found), None)
+        told = self._journal.history.first(DECLARED, task=self.name)
+        return None if told is None else told["settings"]
 
 
 def _digest(given: TrialInput) -> str:

@@ -38,14 +38,12 @@ from fleetune.methods.base import count_parameters
 from fleetune.study import checkpoints
 from fleetune.study.journal import Journal
 from fleetune.study.keep import Workbench
-from fleetune.study.results import epochs
 from fleetune.study.saving import Saving, Stop, deferred
 
 Watch = Callable[[Event], None]
 Finish = Callable[[Trial, int], Mapping[str, Any]]
 """What is done with a trial at its end, and how many tokens a pass without gradients may hold then; the facts for the journal.
 Raises NoNumbers where it has none."""
-ENDINGS = ("trial-done", "trial-failed", "trial-stopped")
 
 
 class Stage:
@@ -66,7 +64,6 @@ class Stage:
         self.journal = journal
         self.folder = folder
         self.finish = finish
-        self.ended = ended(journal)
         self.settled: set[str] = set()
         """Parked trials whose state is on the disk as it is."""
 
@@ -122,20 +119,17 @@ class Stage:
 
     def _follow(self, cohort: Cohort, event: Event) -> Event:
         """Write down what happened. Gives what watchers are told of it: a trial whose end left no scores has failed."""
+        ends = self.journal.history.ends
         if isinstance(event, EpochDone):
             self.schedule.observe(event.trial.id, event.result)
         if isinstance(event, PassesShrunk):
             self.journal.append(
                 "passes-shrunk", training=event.training, evaluation=event.evaluation
             )
-        elif isinstance(event, Advanced | Planned) or event.trial.id in self.ended:
+        elif isinstance(event, Advanced | Planned) or event.trial.id in ends:
             # Ended before the cut; see the module's docstring.
-            failed = (
-                not isinstance(event, Advanced | Planned)
-                and self.ended[event.trial.id] == "trial-failed"
-            )
-            if failed and isinstance(event, TrialDone):
-                return TrialFailed(event.trial, self._reason(event.trial.id))
+            if isinstance(event, TrialDone) and ends[event.trial.id]["kind"] == "trial-failed":
+                return TrialFailed(event.trial, ends[event.trial.id]["reason"])
         elif isinstance(event, Started):
             self._started(event.trial)
         elif isinstance(event, EpochDone):
@@ -146,26 +140,20 @@ class Stage:
                 facts = self.finish(event.trial, cohort.max_eval_tokens)
             except NoNumbers as error:
                 return self._follow(cohort, TrialFailed(event.trial, str(error)))
-            self._end(event.trial.id, "trial-done", **facts)
+            self.journal.append("trial-done", id=event.trial.id, **facts)
         elif isinstance(event, TrialFailed):
-            self._end(event.trial.id, "trial-failed", reason=event.reason)
+            self.journal.append("trial-failed", id=event.trial.id, reason=event.reason)
         elif isinstance(event, TrialStopped):
-            facts = {"epoch": len(event.trial.results), "best_epoch": event.trial.best_epoch}
-            self._end(
-                event.trial.id, "trial-stopped", **facts, seconds=round(event.trial.seconds, 3)
+            self.journal.append(
+                "trial-stopped",
+                id=event.trial.id,
+                epoch=len(event.trial.results),
+                best_epoch=event.trial.best_epoch,
+                seconds=round(event.trial.seconds, 3),
             )
         else:
             assert isinstance(event, TrialParked)
         return event
-
-    def _reason(self, ident: str) -> str:
-        """Why a trial has failed, as the journal says."""
-        told = (e for e in self.journal.events if e["kind"] == "trial-failed")
-        return next(e["reason"] for e in told if e["id"] == ident)
-
-    def _end(self, ident: str, kind: str, **facts: Any) -> None:
-        self.journal.append(kind, id=ident, **facts)
-        self.ended[ident] = kind
 
     def _started(self, trial: Trial) -> None:
         spec = trial.given.spec
@@ -187,7 +175,7 @@ class Stage:
 
     def _epoch(self, trial: Trial, number: int) -> None:
         r = trial.results[number - 1]
-        for e in epochs(self.journal.events, trial.id):
+        for e in self.journal.history.epochs(trial.id):
             if e["epoch"] == number and (e["loss"], e["selection"]) == (r.loss, dict(r.selection)):
                 return  # written before a cut
         self.journal.append(
@@ -210,7 +198,7 @@ class Stage:
             "active": [*(t.id for t in cohort.active), *cohort.waiting],
             "parked": list(cohort.parked),
             "size": cohort.size,
-            "events": len(self.journal.events),
+            "events": len(self.journal.history),
             "max_tokens": cohort.max_tokens,
             "max_eval_tokens": cohort.max_eval_tokens,
         }
@@ -218,8 +206,3 @@ class Stage:
         checkpoints.write_all(self.folder, states, note=note, keep=keep)
         self.settled = parked
         saving.saved(cohort.active)
-
-
-def ended(journal: Journal) -> dict[str, str]:
-    """How each trial that has ended did so."""
-    return {e["id"]: e["kind"] for e in journal.events if e["kind"] in ENDINGS}
