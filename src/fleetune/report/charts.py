@@ -109,7 +109,7 @@ def differences(verdicts: Sequence[Facts], name: str) -> Drawn:
 
     def row(v: Facts) -> str:
         where = f", {v['metric']} on {v['set']}" if len(kinds) > 1 else ""
-        return f"{v['name']} against {v['reference']}{where}: {v['verdict']}"
+        return f"{v['method']} against {v['reference']}{where}: {v['verdict']}"
 
     def plot(axes: Any) -> None:
         for i, v in enumerate(shown):
@@ -133,7 +133,7 @@ def differences(verdicts: Sequence[Facts], name: str) -> Drawn:
         f"{row(v)}, {points(v['difference'])} points, 95% interval {interval(v, signed=True)}"
         for v in shown
     )
-    several = any((v["comparisons"] or 1) > 1 for v in shown)
+    several = any(v["comparisons"] > 1 for v in shown)
     both = ", simultaneous over all verdicts" if several else ""
     return draw(
         name,

@@ -33,7 +33,7 @@ def _first(facts: Facts, page: Facts) -> Drawn:
 
 
 def _of_task(facts: Facts, task: Facts) -> list[Facts]:
-    return [v for v in words.verdict_records(facts) if v["task"] in (None, task["task"])]
+    return [v for v in words.verdicts(facts) if v["task"] == task["task"]]
 
 
 def sections(facts: Facts, page: Facts) -> list[dict[str, Any]]:

@@ -138,56 +138,22 @@ def question(facts: Facts) -> str:
     return f"How good is {methods[0] if methods else 'it'} on {tasks} with {backbone}?"
 
 
-def verdict_records(facts: Facts) -> list[Facts]:
-    """The verdicts in one form for sentences, table and picture; keys that a verdict lacks are None."""
-    names = {_identity(e): name for name, e in reversed(named(facts["estimates"]))}
-    optional = (
-        "task",
-        "set",
-        "metric",
-        "p_value",
-        "p_adjusted",
-        "detectable",
-        "seeds",
-        "n",
-        "failed_seeds",
-    )
-    more = ("probability_better", "reason", "how", "comparisons")
-    # What below five seeds is no test and no share to go by, here as on the terminal.
-    tested = ("p_value", "p_adjusted", "probability_better")
-    return [
-        {
-            **{key: v.get(key) for key in (*optional, *more)},
-            **(dict.fromkeys(tested) if (v.get("seeds") or MIN_SEEDS) < MIN_SEEDS else {}),
-            "name": _name(v["method"], names),
-            "reference": _name(v["reference"], names),
-            **{key: v[key] for key in ("verdict", "difference", "low", "high")},
-            "optimistic": bool(v.get("optimistic", facts["study"]["optimistic"])),
-        }
-        for v in facts["verdicts"]
-    ]
-
-
-def _identity(e: Mapping[str, Any]) -> str:
-    return repr((e["method"], e["hyperparameters"]))
-
-
-def _name(told: Any, names: Mapping[str, str]) -> str:
-    if isinstance(told, Mapping):
-        return names.get(_identity(told), str(told.get("method", "")))
-    return str(told)
+def verdicts(facts: Facts) -> list[Facts]:
+    """The verdicts as they are shown: what below five seeds is no test, and no share to go by, is None, as on the terminal."""
+    untested = dict.fromkeys(("p_value", "p_adjusted", "probability_better"))
+    return [v | untested if v["seeds"] < MIN_SEEDS else v for v in facts["verdicts"]]
 
 
 def main_verdicts(facts: Facts) -> list[Facts]:
     """Those on the main metric and the main test set of each task."""
-    return on_main_metric(verdict_records(facts))
+    return on_main_metric(verdicts(facts))
 
 
 def answers(facts: Facts) -> list[Facts]:
     """The answer: one sentence a verdict, or what stands in its place. Each has `verdict` (or None), `text`, `optimistic`."""
-    verdicts, trends = main_verdicts(facts), [r for r in facts.get("rank", []) if r["trend"]]
+    judged, trends = main_verdicts(facts), [r for r in facts.get("rank", []) if r["trend"]]
     several = _on_several_tasks(facts)
-    if not verdicts and not trends:
+    if not judged and not trends:
         stamp = facts["study"]["optimistic"]
         return [
             {"verdict": None, "text": text, "optimistic": stamp and scored}
@@ -200,9 +166,9 @@ def answers(facts: Facts) -> list[Facts]:
             "text": _sentence(v, several),
             "optimistic": v["optimistic"],
         }
-        for v in verdicts[:_MOST_ANSWERS]
+        for v in judged[:_MOST_ANSWERS]
     ]
-    if left := len(verdicts) - len(verdicts[:_MOST_ANSWERS]):
+    if (left := len(judged) - _MOST_ANSWERS) > 0:
         told = f"{plural(left, 'more verdict')} in the table below."
         found.append({"verdict": None, "text": told, "optimistic": False})
     return found
@@ -226,18 +192,15 @@ def _trend(r: Facts, several: bool) -> Facts:
 
 def _sentence(v: Facts, several: bool) -> str:
     where = f" on {v['task']}" if several else ""
-    of = f" of {v['metric']}" if v["metric"] else ""
     text = (
-        f"{v['name']} {_SENTENCES.get(v['verdict'], v['verdict'])} {v['reference']}{where}: "
-        f"{points(v['difference'])} points{of}, {_interval_name(v)} {interval(v, signed=True)}"
+        f"{v['method']} {_SENTENCES.get(v['verdict'], v['verdict'])} {v['reference']}{where}: "
+        f"{points(v['difference'])} points of {v['metric']}, {_interval_name(v)} {interval(v, signed=True)}"
     )
-    if v["seeds"] and v["n"]:
-        text += f", over {plural(v['seeds'], 'seed')} and {plural(v['n'], 'example')}"
-    text += _failed(v["failed_seeds"])
+    text += f", over {plural(v['seeds'], 'seed')} and {plural(v['n'], 'example')}{_failed(v['failed_seeds'])}"
     p = v["p_adjusted"] if v["p_adjusted"] is not None else v["p_value"]
     if p is not None:
         text += f", {p_equals(p, 'p' if v['p_adjusted'] is None else 'adjusted p')}"
-    if v["seeds"] and v["seeds"] < MIN_SEEDS:
+    if v["seeds"] < MIN_SEEDS:
         text += f". Below {MIN_SEEDS} seeds no verdict is given"
     elif v["verdict"] == "cannot tell" and v["detectable"] is not None:
         seen = f"{percent(v['detectable'])} points"
@@ -247,11 +210,11 @@ def _sentence(v: Facts, several: bool) -> str:
 
 def _interval_name(v: Facts) -> str:
     """What the interval of a verdict is called: of several verdicts it is about all of them at once."""
-    several = (v["comparisons"] or 1) > 1
+    several = v["comparisons"] > 1
     return f"95% interval (simultaneous over {v['comparisons']})" if several else "95% interval"
 
 
-def _failed(number: int | None) -> str:
+def _failed(number: int) -> str:
     """How many trainings an estimate or a verdict had to make up for; what they count as is in its `how`."""
     if not number:
         return ""
@@ -296,7 +259,7 @@ def untold(facts: Facts) -> list[str]:
         ends = [points(v[key]) for key in ("low", "high") if v[key] is not None]
         agree = f"the data agree with anything from {' to '.join(ends)} points"
         why = v["reason"] if closed and v["reason"] else agree
-        found.append(f"Whether {v['name']} and {v['reference']} differ{where}: {why}.")
+        found.append(f"Whether {v['method']} and {v['reference']} differ{where}: {why}.")
     for name, e in named(on_main_metric(facts["estimates"])):
         constant = e.get("constant_score")
         if e["metric"] == "accuracy" and constant is not None and (e["low"] or 0.0) <= constant:
