@@ -83,7 +83,7 @@ class Result:
     @property
     def winner(self) -> Path | None:
         """The folder of the model to use, chosen on selection rows; None where no trial has ended."""
-        from fleetune.report.facts import winner
+        from fleetune.report.winner import winner
         from fleetune.study.folder import trial_folder
 
         best = winner(self.facts)

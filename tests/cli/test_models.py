@@ -17,8 +17,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from fleetune.errors import DataError, safe_text
-from fleetune.report.facts import run_facts, winner
+from fleetune.report.facts import run_facts
 from fleetune.report.model_facts import seen_by
+from fleetune.report.winner import winner
 from fleetune.serve.predictor import Predictor
 from fleetune.study.prepare import DataSettings
 from tests import runs

@@ -190,9 +190,10 @@ def _header_changed(sound: bytes, draws: Any) -> bytes:
 
 
 def _journal(folder: Path) -> Case:
-    from fleetune.report.facts import run_facts, winner
+    from fleetune.report.facts import run_facts
     from fleetune.report.tables import trials
     from fleetune.report.trial_tables import trials_csv
+    from fleetune.report.winner import winner
     from fleetune.study import journal
 
     _, run, _ = _made(folder)
@@ -226,8 +227,9 @@ def _run_file(name: str) -> Callable[[Path], Case]:
     """Another file of a run, as `fleetune show` reads it."""
 
     def make(folder: Path) -> Case:
-        from fleetune.report.facts import run_facts, winner
+        from fleetune.report.facts import run_facts
         from fleetune.report.study_tables import found
+        from fleetune.report.winner import winner
 
         _, run, _ = _made(folder)
         sound = (run / name).read_bytes()

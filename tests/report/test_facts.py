@@ -15,7 +15,8 @@ import pytest
 
 from fleetune.durable import write_json
 from fleetune.errors import DataError, SettingsError
-from fleetune.report.facts import run_facts, winner
+from fleetune.report.facts import run_facts
+from fleetune.report.winner import winner
 from fleetune.study import journal
 from fleetune.study.journal import Journal
 from tests.runs import run_cli

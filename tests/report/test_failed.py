@@ -13,10 +13,11 @@ import pytest
 
 from fleetune.api import Result
 from fleetune.report import words
-from fleetune.report.facts import run_facts, winner
+from fleetune.report.facts import run_facts
 from fleetune.report.page import render
 from fleetune.report.page_facts import page_facts
 from fleetune.report.study_tables import found
+from fleetune.report.winner import winner
 from tests.report.made_up import BITFIT, Plan, lora, write_run
 from tests.report.reader import Page
 

@@ -12,7 +12,7 @@ from fleetune.report.facts import run_facts
 from fleetune.report.page import render
 from fleetune.report.page_facts import page_facts
 from fleetune.report.study_tables import found
-from fleetune.report.trainings import saved_predictions
+from fleetune.report.trainings import Saved
 from tests.report.made_up import BITFIT, Plan, lora, write_run
 from tests.report.reader import Page
 from tests.runs import METHODS, Made
@@ -161,7 +161,7 @@ def test_what_the_most_frequent_label_has_stands_beside_accuracies(tmp_path: Pat
     plan = Plan(arms=(lora(1, 0.52), lora(8, 0.95)), tests={"test": 300})
     folder = write_run(tmp_path / "run", plan)
     facts = run_facts(folder)
-    _, labels, _ = saved_predictions(folder / "trials" / facts["trials"][0]["id"])
+    labels = Saved(folder).of(facts["trials"][0]["id"])["test"].labels
     constant = max(np.mean(labels == c) for c in (0, 1))
     assert {e["constant_score"] for e in facts["estimates"]} == {constant}
     said = f"the most frequent label in every row has {100 * constant:.2f}"

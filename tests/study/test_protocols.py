@@ -18,8 +18,9 @@ from fleetune.data.base import Split
 from fleetune.data.splits import folds
 from fleetune.errors import RefusedError, SettingsError
 from fleetune.report import study_tables
-from fleetune.report.facts import run_facts, winner
+from fleetune.report.facts import run_facts
 from fleetune.report.page_facts import page_facts
+from fleetune.report.winner import winner
 from fleetune.study import journal
 from fleetune.study import run as study_run
 from fleetune.study.estimate import estimate

@@ -16,7 +16,8 @@ import torch
 from fleetune.cohort.events import EpochDone, Started
 from fleetune.cohort.kernels import KEPT
 from fleetune.errors import RefusedError
-from fleetune.report.facts import run_facts, winner
+from fleetune.report.facts import run_facts
+from fleetune.report.winner import winner
 from fleetune.study.estimate import matrix_rate
 from fleetune.study.prepare import Prepared
 from fleetune.study.run import Run

@@ -56,7 +56,7 @@ def show(
 
 def _all(run: Path, facts: dict[str, Any]) -> None:
     from fleetune.report import study_tables, tables
-    from fleetune.report.facts import winner
+    from fleetune.report.winner import winner
     from fleetune.study.folder import trial_folder
 
     study = facts["study"]

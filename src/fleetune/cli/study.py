@@ -107,7 +107,8 @@ def _run(run: Any, settings: Any, writers: Sequence[str], as_json: bool) -> int:
     """Train with progress and print what was found. Returns how many trials failed."""
     from fleetune.live.follow import in_terminal
     from fleetune.report import study_tables, tables
-    from fleetune.report.facts import run_facts, winner
+    from fleetune.report.facts import run_facts
+    from fleetune.report.winner import winner
     from fleetune.study.estimate import estimate
 
     prepared, output_dir, device = run.prepared, run.folder, run.device

@@ -197,7 +197,8 @@ def run(
         outcome = Run(output_dir, prepared, device, save_steps=save_steps).train(watch)
     # Only now: statistics take a second to import, and training need not wait for them.
     from fleetune.report import study_tables, tables
-    from fleetune.report.facts import run_facts, winner
+    from fleetune.report.facts import run_facts
+    from fleetune.report.winner import winner
     from fleetune.study.folder import trial_folder
 
     facts = run_facts(output_dir)

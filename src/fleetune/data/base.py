@@ -97,6 +97,11 @@ class Task:
     def main_metric(self) -> str:
         return self.metrics[0]
 
+    @property
+    def num_labels(self) -> int:
+        """Outputs of the head."""
+        return 1 if self.regression else len(self.label_names)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Dataset:
@@ -108,6 +113,11 @@ class Dataset:
     """The labelled reported sets, main one first; may be empty until splits.py divides train."""
     source: str
     """"hub nyu-mll/glue@REVISION" or the last part of the path; never an absolute path."""
+
+    @property
+    def main_test(self) -> tuple[str, Split]:
+        """The main reported set with its name. There must be one."""
+        return next(iter(self.tests.items()))
 
     @property
     def checksum(self) -> str:

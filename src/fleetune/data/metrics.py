@@ -98,6 +98,15 @@ def worst(name: str) -> float:
     return -1.0 if name in ("matthews_correlation", *_OF_TARGETS) else 0.0
 
 
+def probabilities(logits: np.ndarray) -> np.ndarray:
+    """Softmax [n, C] over the classes, in float64."""
+    wide = logits.astype(np.float64)
+    if not len(wide):
+        return wide
+    raised = np.exp(wide - wide.max(axis=1, keepdims=True))
+    return raised / raised.sum(axis=1, keepdims=True)
+
+
 def compute(names: Sequence[str], logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """The named metrics. ValueError for an unknown name, no rows, or shapes that do not fit."""
     if logits.ndim != 2 or labels.shape != logits.shape[:1]:

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from fleetune.artifact import layout
 from fleetune.artifact.load import read_json, read_record
 from fleetune.errors import DataError, SettingsError
+from fleetune.report.stored import Predictions, read_predictions
 from fleetune.report.study_facts import compare_outputs
-from fleetune.report.trainings import saved_predictions
 from fleetune.stats.compare import Comparison
 from fleetune.stats.failed import with_failed
 from fleetune.stats.intervals import said_of
@@ -77,12 +77,21 @@ def _optimistic(folder: Path) -> bool:
     return found["optimistic"]
 
 
+def _main(folder: Path) -> Predictions:
+    """What a model said of its main test set."""
+    path = folder / layout.PREDICTIONS
+    found = read_predictions(path)
+    if not found:
+        raise DataError(str(path), ["holds no row, so there is nothing to compare"])
+    return next(iter(found.values()))
+
+
 def _predicted(
     sides: Sequence[Side],
 ) -> tuple[NDArray[Any], tuple[NDArray[Any], NDArray[Any]], str]:
     """Labels [n], logits [S, n, C] of each side, and the metric."""
     records = [read_record(folder)[0] for side in sides for folder in side.folders]
-    read = [[saved_predictions(folder) for folder in side.folders] for side in sides]
+    read = [[_main(folder) for folder in side.folders] for side in sides]
     known = next((found[0] for found in read if found), None)
     if known is None:
         raise SettingsError(

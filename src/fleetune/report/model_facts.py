@@ -17,8 +17,10 @@ from numpy.typing import NDArray
 from fleetune.artifact import layout
 from fleetune.artifact.load import read_json
 from fleetune.data.base import Dataset, Split
+from fleetune.data.metrics import probabilities
 from fleetune.errors import DataError, FleetuneError, unreadable
 from fleetune.report.stored import (
+    Predictions,
     damage_told,
     is_of_another_run,
     read_environment,
@@ -35,6 +37,7 @@ MOST_CLASSES = 12
 _MOST_PAIRS = 10
 _MOST_TEXT = 600
 _MOST_PARENTS = 3
+_NOTHING = Predictions([], np.empty(0), np.empty((0, 0)))
 
 
 def model_facts(folder: Path, facts: dict[str, Any], trial: dict[str, Any]) -> dict[str, Any]:
@@ -43,13 +46,14 @@ def model_facts(folder: Path, facts: dict[str, Any], trial: dict[str, Any]) -> d
     record = read_json(place / layout.RECORD)
     try:
         names = [str(name) for name in record["label_names"]]
-        name, ids, labels, logits = _predictions(place / layout.PREDICTIONS)
+        sets = read_predictions(place / layout.PREDICTIONS)
         if is_of_another_run(place / layout.PREDICTIONS, trial.get("predictions")):
             problem = "is of another run; restore the trial's folder from a copy"
             raise DataError(str(place / layout.PREDICTIONS), [problem])
     except (KeyError, TypeError, ValueError) as error:
         raise unreadable(place, error) from None
-    texts = _texts(folder, facts, trial["task"], name) if len(labels) else {}
+    name, (ids, labels, logits) = next(iter(sets.items()), ("", _NOTHING))
+    texts = _texts(folder, facts, trial["task"], name) if ids else {}
     common = {
         "set": name,
         "n": len(labels),
@@ -61,7 +65,7 @@ def model_facts(folder: Path, facts: dict[str, Any], trial: dict[str, Any]) -> d
         "pairs": [],
         "worst": [],
     }
-    if not len(labels):
+    if not ids:
         return {**common, **_no_pictures("there are no test rows")}
     if logits.shape[1] == 1:
         far = _far(ids, labels, logits[:, 0], texts)
@@ -83,24 +87,6 @@ def model_facts(folder: Path, facts: dict[str, Any], trial: dict[str, Any]) -> d
 
 def _no_pictures(why: str) -> dict[str, str]:
     return {"no_confusion": why, "no_calibration": why}
-
-
-def _predictions(path: Path) -> tuple[str, list[str], NDArray[Any], NDArray[Any]]:
-    """The main test set's name, ids, labels [n] and logits [n, C]."""
-    table = read_predictions(path)
-    name = str(table["split"][0]) if table["split"] else ""
-    rows = [i for i, split in enumerate(table["split"]) if split == name]
-    labels = np.asarray([table["label"][i] for i in rows], dtype=np.float64)
-    logits = np.asarray([table["logits"][i] for i in rows], dtype=np.float64)
-    if logits.ndim != 2 and rows:
-        raise ValueError("logits of different lengths")
-    return name, [str(table["id"][i]) for i in rows], labels, logits
-
-
-def probabilities(logits: NDArray[Any]) -> NDArray[Any]:
-    """Softmax over the classes."""
-    raised = np.exp(logits - logits.max(1, keepdims=True))
-    return raised / raised.sum(1, keepdims=True)
 
 
 def confusion(truth: NDArray[Any], shares: NDArray[Any], classes: int) -> NDArray[Any]:

@@ -16,9 +16,9 @@ import numpy as np
 from fleetune.errors import FleetuneError
 from fleetune.report import inside_facts, model_facts
 from fleetune.report.again import again
-from fleetune.report.facts import winner
 from fleetune.report.stored import damage_told
 from fleetune.report.tables import labels, main_estimates
+from fleetune.report.winner import winner
 from fleetune.stats.budget import expected_best
 from fleetune.study import journal
 from fleetune.study.folder import STUDY

@@ -10,11 +10,12 @@ import tomllib
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from fleetune.artifact.load import read_json
 from fleetune.data.parquet import check_promised
@@ -76,16 +77,27 @@ def read_environment(folder: Path) -> dict[str, Any]:
     return found
 
 
-def read_predictions(path: Path) -> dict[str, list[Any]]:
-    """predictions.parquet of a trial by column: split, id, label and logits, all of the same length."""
+class Predictions(NamedTuple):
+    """What a trial said of the rows of one test set."""
+
+    ids: list[str]
+    labels: NDArray[Any]
+    """[n]: classes, or targets of a regression."""
+    logits: NDArray[Any]
+    """[n, C]"""
+
+
+def read_predictions(path: Path) -> dict[str, Predictions]:
+    """predictions.parquet of a trial by test set, the main one first; empty where there were no rows."""
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             check_promised(path, file.metadata, 1)
             table = file.read()
         table.validate(full=True)
         found = table.to_pydict()
-        labels = np.asarray(found["label"], dtype=np.float64)
+        labels = np.asarray(found["label"])
         logits = np.asarray(found["logits"], dtype=np.float64)
+        finite = np.isfinite(labels).all() and np.isfinite(logits).all()
     except (pa.ArrowException, OSError, ValueError, TypeError, KeyError, MemoryError) as error:
         said = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise DataError(str(path), [f"unreadable: {said}; {_RESTORE}"]) from None
@@ -94,13 +106,18 @@ def read_predictions(path: Path) -> dict[str, list[Any]]:
         ((labels == labels.round()) & (labels >= 0) & (labels < classes)).all()
     )
     texts = all(isinstance(v, str) for name in ("split", "id") for v in found.get(name, [None]))
-    numbers = np.isfinite(labels).all() and np.isfinite(logits).all()
-    if len(table) and not (texts and whole and classes and numbers):
+    if len(table) and not (texts and whole and classes and finite):
         problem = (
             "must hold split, id, label and as many finite logits as there are labels in every row"
         )
         raise DataError(str(path), [f"{problem}; {_RESTORE}"])
-    return found
+    rows: dict[str, list[int]] = {}
+    for i, name in enumerate(found["split"]):
+        rows.setdefault(name, []).append(i)
+    return {
+        name: Predictions([found["id"][i] for i in own], labels[own], logits[own])
+        for name, own in rows.items()
+    }
 
 
 def is_of_another_run(path: Path, checksum: str | None) -> bool:

@@ -25,7 +25,6 @@ from fleetune.stats.intervals import said_of
 from fleetune.stats.multiple import MIN_TASKS, Family, Member, across_tasks, holm_family
 from fleetune.stats.rank import RankTrend, rank_trend, rank_trend_scores
 from fleetune.stats.scores import compare_scores
-from fleetune.study.history import History
 from fleetune.study.settings import names_of, ranked
 
 Read = Callable[[Mapping[str, Any]], Outputs]
@@ -51,34 +50,6 @@ def given_names(
     if not arms:  # nothing was searched: a trial's name is its method's, and its seed
         of = {t["id"]: t["id"].rpartition("-s")[0] for t in trials}
     return {ident: name for ident, name in of.items() if name in given}
-
-
-def arm_facts(history: History, trials: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One record a task and arm: what was tried, what was chosen, and how its confirm trials ended."""
-    by_id = {t["id"]: t for t in trials}
-    found: list[dict[str, Any]] = []
-    for e in history.all("chosen"):
-        phase = history.first("phase-started", task=e["task"])
-        ids = phase["arms"].get(e["arm"], []) if phase else []
-        known = [by_id[i] for i in ids if i in by_id]
-        found.append(
-            {
-                "task": e["task"],
-                "arm": e["arm"],
-                "chosen": e["picks"],
-                "score": e["score"],
-                "epochs": e["epochs"],
-                "search": {
-                    k: e[k] for k in ("tried", "stopped", "failed", "epochs_trained", "trials")
-                },
-                "confirm": {
-                    "trials": ids,
-                    "done": sum(t["status"] == "done" for t in known),
-                    "failed": sum(t["status"] == "failed" for t in known),
-                },
-            }
-        )
-    return found
 
 
 def verdicts(facts: Mapping[str, Any], read: Read) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fleetune.artifact import layout
-from fleetune.report.stored import read_predictions
+from fleetune.report.stored import Predictions, read_predictions
 from fleetune.stats.failed import with_failed
 from fleetune.study.folder import trial_folder
 
@@ -60,22 +60,22 @@ def setting(trial: Mapping[str, Any]) -> str:
     return json.dumps([trial["id"].rpartition("-s")[0], *told], sort_keys=True)
 
 
-def outputs(folder: Path, group: Group, name: str) -> Outputs:
-    """Labels and logits of one test set; failed trainings stand behind the others."""
-    read = [
-        saved_predictions(trial_folder(folder, t["id"]), name) for t in group.done or [group.judged]
-    ]
-    _, labels, _ = read[-1]
-    logits = np.stack([logits for _, _, logits in read])
-    return labels, with_failed(logits[: len(group.done)], labels, len(group.failed))
+class Saved:
+    """The predictions of a run's trials. Each file is read once, since estimates and verdicts ask for the same ones."""
 
+    def __init__(self, run: Path) -> None:
+        self._run = run
+        self._read: dict[str, dict[str, Predictions]] = {}
 
-def saved_predictions(
-    trial: Path, name: str | None = None
-) -> tuple[list[str], NDArray[Any], NDArray[Any]]:
-    """Ids, labels [n] and logits [n, C] of one test set, by default the main one, as a trial's folder keeps them."""
-    table = read_predictions(trial / layout.PREDICTIONS)
-    name = table["split"][0] if name is None else name
-    rows = [i for i, split in enumerate(table["split"]) if split == name]
-    ids, labels, logits = ([table[k][i] for i in rows] for k in ("id", "label", "logits"))
-    return ids, np.asarray(labels), np.asarray(logits)
+    def of(self, ident: str) -> dict[str, Predictions]:
+        """Those of one trial by test set. DataError where the file is missing or damaged."""
+        if ident not in self._read:
+            path = trial_folder(self._run, ident) / layout.PREDICTIONS
+            self._read[ident] = read_predictions(path)
+        return self._read[ident]
+
+    def outputs(self, group: Group, name: str) -> Outputs:
+        """Labels and logits of one test set; failed trainings stand behind the others."""
+        read = [self.of(t["id"])[name] for t in group.done or [group.judged]]
+        labels, logits = read[-1].labels, np.stack([one.logits for one in read])
+        return labels, with_failed(logits[: len(group.done)], labels, len(group.failed))

@@ -33,10 +33,12 @@ from fleetune.cohort.plan import default_limits
 from fleetune.cohort.trial import Rows, rows_within
 from fleetune.data.base import Split
 from fleetune.data.formats import character_problem
+from fleetune.data.metrics import probabilities
 from fleetune.data.tokens import tokenize
 from fleetune.errors import DataError, RefusedError, SettingsError
-from fleetune.report.facts import run_facts, winner
 from fleetune.report.tables import none_left
+from fleetune.report.trial_facts import trial_facts
+from fleetune.report.winner import winner
 from fleetune.study import journal
 from fleetune.study.folder import STUDY, trial_folder
 from fleetune.study.prepare import DTYPES, check_compute, resolve_dtype
@@ -162,15 +164,12 @@ class Predictor:
 
     def predictions(self, logits: NDArray[Any]) -> list[Prediction]:
         """What logits [n, C] of this model say."""
-        logits = logits.astype(np.float64)
         if self.record.regression:
             return [Prediction(f"{value:.6g}", {}) for value in logits[:, 0].tolist()]
-        shifted = np.exp(logits - logits.max(axis=1, keepdims=True)) if len(logits) else logits
-        shares = shifted / shifted.sum(axis=1, keepdims=True) if len(logits) else logits
         names = self.record.label_names
         return [
             Prediction(names[int(np.argmax(row))], dict(zip(names, row.tolist(), strict=True)))
-            for row in shares
+            for row in probabilities(logits)
         ]
 
 
@@ -212,13 +211,13 @@ def model_folder(path: Path) -> Path:
             ],
         )
     if any((path / name).is_file() for name in (journal.NAME, STUDY)):
-        facts = run_facts(path)
-        found = winner(facts)
-        if found is None:
+        facts = trial_facts(path)
+        best = winner(facts)
+        if best is None:
             over = facts["study"]["status"] == "done"
             remedy = "" if over else "; run the same command again"
             raise SettingsError("model", [f"{path}: {none_left(facts)}{remedy}"])
-        return _kept(path, found["id"])
+        return _kept(path, best["id"])
     if not (path / layout.RECORD).is_file():
         if path.is_file():
             refuse_pickled(path)

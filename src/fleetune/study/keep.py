@@ -61,11 +61,10 @@ def open_workbench(
     task: Task, backbone: Backbone, dtype: str, max_length: int, rows: TokenTable, device: str
 ) -> Workbench:
     """Load a backbone; a second time when the first model is saved. rows: what saved models are tried on."""
-    labels = 1 if task.regression else len(task.label_names)
     kind = "regression" if task.regression else "single_label_classification"
 
     def load() -> tuple[Any, frozenset[str]]:
-        return backbone.classifier(labels, task.label_names, problem_type=kind)
+        return backbone.classifier(task.num_labels, task.label_names, problem_type=kind)
 
     opened, fresh = load()
     engine = Engine(opened, fresh, dtype=DTYPES[dtype], device=device)

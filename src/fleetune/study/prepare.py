@@ -76,29 +76,14 @@ class Prepared:
         return self.tasks[0].dataset
 
     @property
-    def sites(self) -> SiteMap:
-        """Of the first task."""
-        return self.tasks[0].sites
-
-    @property
     def test_tables(self) -> Mapping[str, TokenTable]:
         """Of the first task."""
         return self.tasks[0].test_tables
 
     @property
-    def truncated(self) -> Mapping[str, int]:
-        """Of the first task."""
-        return self.tasks[0].truncated
-
-    @property
     def num_labels(self) -> int:
         """Of the first task."""
-        return num_labels(self.dataset)
-
-
-def num_labels(dataset: Dataset) -> int:
-    """Outputs of the head."""
-    return 1 if dataset.task.regression else len(dataset.task.label_names)
+        return self.dataset.task.num_labels
 
 
 def prepare(settings: Settings, *, cache: bool = True, device: str = "cpu") -> Prepared:
@@ -149,14 +134,14 @@ def _task(
     tests = {name: tokens(split) for name, split in dataset.tests.items()}
     reported = None
     if protocol == "paper":
-        name, split = next(iter(dataset.tests.items()))
+        name, split = dataset.main_test
         assert split.labels is not None
         reported = Rows(tests[name], np.arange(len(split)), split.labels)
     return PreparedTask(
         TaskRows(dataset.task, dataset.train, train, dataset.source, protocol, prefix, reported),
         dataset,
         tests,
-        site_map(empty_model(backbone.config, num_labels(dataset))),
+        site_map(empty_model(backbone.config, dataset.task.num_labels)),
         {name: t.truncated for name, t in {"train": train, **tests}.items()},
     )
 
@@ -176,7 +161,7 @@ def _check_arms(arms: tuple[Arm, ...], task: PreparedTask) -> None:
 
 def _check_tests(dataset: Dataset) -> None:
     """Methods are compared on the main test set, and one row says nothing about others."""
-    name, split = next(iter(dataset.tests.items()))
+    name, split = dataset.main_test
     if len(split) < 2:
         problem = f"methods are compared on 2 {name} rows or more, but there is {len(split)}; give more, or train one method"
         raise DataError(dataset.source, [problem])

@@ -187,7 +187,7 @@ class Run:
         self._unload()
         settings = self.prepared.settings
         if self.prepared.optimistic:
-            main = next(iter(task.dataset.tests))
+            main, _ = task.dataset.main_test
             self._tell("test-selects", task=task.dataset.task.name, sets=[main])
         if settings.phase == TRAIN:
             inputs = [i for i in self.prepared.inputs if i.spec.task == task.dataset.task.name]
