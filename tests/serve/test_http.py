@@ -9,14 +9,16 @@ import threading
 import time
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from fleetune.serve import door
 from fleetune.serve import http as serving
-from fleetune.serve.http import ServeSettings, is_local, listen, server
+from fleetune.serve.door import is_local, listen
+from fleetune.serve.http import ServeSettings, server
 from fleetune.serve.models import Asked, Models
 from tests import runs
 
@@ -198,6 +200,9 @@ def test_a_token_is_asked_for(models: Models) -> None:
             assert status == 401 and headers["www-authenticate"] == "Bearer"
             assert TOKEN not in json.dumps(found)
         assert ask(port, "GET", "/models")[0] == 401
+        # A URL that is put together of these has another path.
+        for host in ("localhost:1/health?", "localhost/health?", "localhost/health#"):
+            assert ask(port, "GET", "/models", headers={"Host": host})[0] == 401
         assert ask(port, "GET", "/health")[0] == 200
         assert ask(port, body=body, headers={"Authorization": f"Bearer {TOKEN}"})[0] == 200
 
@@ -207,7 +212,13 @@ def test_a_foreign_host_is_refused(models: Models) -> None:
     with running(models, ServeSettings(hosts=("localhost", "127.0.0.1"))) as port:
         assert ask(port, "GET", "/models")[0] == 200
         assert ask(port, "GET", "/models", headers={"Host": f"LOCALHOST:{port}"})[0] == 200
-        for host in ("evil.example", "localhost.evil.example", ""):
+        forged = (
+            "localhost:1/models?",
+            "localhost/models",
+            "localhost:1@evil.example",
+            "[localhost]",
+        )
+        for host in ("evil.example", "localhost.evil.example", "", *forged):
             assert ask(port, "GET", "/models", headers={"Host": host})[0] == 421
 
 
@@ -308,9 +319,87 @@ def test_an_error_of_ours_ends_one_request(models: Models, monkeypatch: pytest.M
         assert ask(port, body={"model": "lora", "texts": ["w1"]})[0] == 200
 
 
+def test_a_request_that_cannot_be_computed_spoils_no_other(
+    models: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of its turn are answered, and so is the next one that comes on its own connection."""
+    answer = models.answer
+
+    def fails(asked: list[Asked]) -> Any:
+        if any("poison" in text for one in asked for text in one.first):
+            raise IndexError("index out of range in self")
+        return answer(asked)
+
+    with running(models) as port:
+        body = {"model": "lora", "texts": ["w1"]}
+        alone = ask(port, body=body)[1]
+        with held(models, monkeypatch) as go, ThreadPoolExecutor(9) as many:
+            first = many.submit(ask, port, body=body)
+            time.sleep(0.3)  # while it is computed, the others wait together
+            others = [many.submit(ask, port, body=body) for _ in range(6)]
+            bad = many.submit(ask, port, body={"model": "lora", "texts": ["poison"]})
+            time.sleep(0.3)
+            monkeypatch.setattr(models, "answer", fails)
+            go.set()
+            assert bad.result()[0] == 500 and first.result()[0] == 200
+            for one in others:
+                status, found, _ = one.result()
+                assert status == 200
+                assert found["predictions"][0]["probabilities"] == pytest.approx(
+                    alone["predictions"][0]["probabilities"], abs=1e-9
+                )
+        monkeypatch.setattr(models, "answer", fails)
+        kept = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        for text, status in (("poison", 500), ("w1", 200)):
+            data = json.dumps({"model": "lora", "texts": [text]})
+            kept.request("POST", "/predict", data, {"Content-Type": "application/json"})
+            said = kept.getresponse()
+            assert said.status == status and said.getheader("connection") != "close"
+            said.read()
+        kept.close()
+
+
+def test_who_does_not_take_the_answer_is_let_go(
+    models: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Requests without end on a connection whose answers nobody reads; who reads slowly is served to the end."""
+    monkeypatch.setattr(door, "PATIENCE", 1.0)
+    with running(models) as port:
+        deaf = socket.socket()
+        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        deaf.connect(("127.0.0.1", port))
+        deaf.settimeout(0.2)
+        end = time.monotonic() + 30
+        with pytest.raises(
+            ConnectionError
+        ):  # ended by the other side, and not by closing in good order
+            while time.monotonic() < end:
+                with suppress(TimeoutError):
+                    deaf.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n" * 100)
+        deaf.close()
+        assert ask(port, "GET", "/health")[0] == 200
+
+
+def test_connections_have_a_limit(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(door, "MOST_CONNECTIONS", 3)
+    with running(models) as port:
+        kept = [http.client.HTTPConnection("127.0.0.1", port, timeout=20) for _ in range(3)]
+        for one in kept:
+            one.request("GET", "/health")
+            assert one.getresponse().read()
+        with pytest.raises((ConnectionError, http.client.HTTPException)):
+            ask(port, "GET", "/health")
+        kept[0].close()
+        time.sleep(0.2)
+        assert ask(port, "GET", "/health")[0] == 200
+        for one in kept[1:]:
+            one.close()
+
+
 def test_slow_senders_are_let_go(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
     """Half a head, a head without its body, nothing at all; others are served meanwhile."""
-    monkeypatch.setattr(serving, "HEAD_SECONDS", 1.0)
+    monkeypatch.setattr(serving, "PATIENCE", 1.0)
+    monkeypatch.setattr(door, "PATIENCE", 1.0)
     head = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{"
     with running(models) as port:
         slow = [socket.create_connection(("127.0.0.1", port), timeout=20) for _ in range(30)]
@@ -332,7 +421,8 @@ def test_who_has_an_answer_and_goes_on_sending_is_let_go(
     models: Models, monkeypatch: pytest.MonkeyPatch, token: str | None
 ) -> None:
     """A byte now and then would else hold the connection for ever; 401 comes before any of the body is read."""
-    monkeypatch.setattr(serving, "HEAD_SECONDS", 1.0)
+    monkeypatch.setattr(serving, "PATIENCE", 1.0)
+    monkeypatch.setattr(door, "PATIENCE", 1.0)
     head = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 4000000\r\n\r\n{"
     with running(models, ServeSettings(token=token)) as port:
         one = socket.create_connection(("127.0.0.1", port), timeout=20)

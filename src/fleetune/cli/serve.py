@@ -69,7 +69,7 @@ def serve(
     """
     token = _token(token_file)
     try:
-        from fleetune.serve import http
+        from fleetune.serve import door, http
     except ModuleNotFoundError as error:
         if error.name not in ("starlette", "uvicorn", "h11"):
             raise
@@ -78,14 +78,15 @@ def serve(
         ) from None
     from fleetune.serve.models import Models, named
 
-    local = http.is_local(host)
+    host = host.removeprefix("[").removesuffix("]")  # as a URL writes an IPv6 address
+    local = door.is_local(host)
     if token is None and not local:
         raise RefusedError(
             f"--host {host}: others reach it, so requests must bring a token; give --token-file, or listen on 127.0.0.1"
         )
     places = named(models)
     # An address that is taken is said before models are loaded.
-    listening = http.listen(host, port)
+    listening = door.listen(host, port)
     opened = Models(places, dtype=dtype, device=device)
     hosts = allowed_host or (["localhost", "127.0.0.1", "::1", host] if local else [])
     settings = http.ServeSettings(

@@ -13,16 +13,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import secrets
-import socket
+import logging
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
-from ipaddress import ip_address
 from itertools import islice
 from typing import Any
 
-import h11
 import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -30,12 +27,11 @@ from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from fleetune.artifact.card import base_name
 from fleetune.data.formats import text_problem
-from fleetune.errors import DataError, EnvironmentProblem, did_you_mean, one_line
+from fleetune.errors import DataError, did_you_mean
+from fleetune.serve.door import PATIENCE, Guard, Patient, error
 from fleetune.serve.models import Asked, Models
 from fleetune.serve.waiting import Full, WaitingRoom
 
@@ -47,13 +43,10 @@ MOST_TEXTS = 1000
 """Of a request."""
 MOST_CHARACTERS = 100_000
 """Of a text: far more than any backbone here reads."""
-HEAD_SECONDS = 10.0
-"""In which the head of a request must have come, and then its body again."""
 DRAIN_SECONDS = 30
 """For what is in flight when the process is told to end."""
 _KEYS = ("model", "texts")
-# Connections that the system holds until they are taken.
-_BACKLOG = 2048
+_LOG = logging.getLogger("uvicorn.error")
 # Problems of one kind; a body may hold a hundred thousand.
 _MOST_TOLD = 10
 
@@ -90,6 +83,15 @@ def application(models: Models, settings: ServeSettings) -> Starlette:
         return JSONResponse([_described(models, name) for name in models.names])
 
     async def predict(request: Request) -> Response:
+        try:
+            return await answered(request)
+        except HTTPException:
+            raise
+        except Exception as unforeseen:  # let through, it would end the connection, and with it requests that wait there
+            _LOG.exception("a request failed")
+            return error(500, f"{type(unforeseen).__name__}; the server's log says more")
+
+    async def answered(request: Request) -> Response:
         asked = _asked(await coming.body(request), models)
         try:
             async with asyncio.timeout(settings.seconds):
@@ -117,8 +119,8 @@ def application(models: Models, settings: ServeSettings) -> Starlette:
             Route("/models", listed),
             Route("/predict", predict, methods=["POST"]),
         ],
-        middleware=[Middleware(_Guard, settings=settings)],
-        exception_handlers={HTTPException: _refused, Exception: _failed},
+        middleware=[Middleware(Guard, token=settings.token, hosts=settings.hosts)],
+        exception_handlers={HTTPException: _refused},
         lifespan=lifespan,
     )
 
@@ -127,7 +129,7 @@ def server(models: Models, settings: ServeSettings) -> uvicorn.Server:
     """A server whose `run([socket])` answers until a signal, or `should_exit`, ends it after what is in flight."""
     config = uvicorn.Config(
         application(models, settings),
-        http=_Patient,
+        http=Patient,
         ws="none",
         log_config=None,
         log_level="error",
@@ -137,36 +139,6 @@ def server(models: Models, settings: ServeSettings) -> uvicorn.Server:
         timeout_graceful_shutdown=DRAIN_SECONDS,
     )
     return uvicorn.Server(config)
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens; port 0 takes any that is free. EnvironmentProblem where the machine refuses."""
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        # asyncio sends small answers at once only where the socket says that it is TCP; else each waits for 40 ms.
-        listening = socket.socket(found[0][0], socket.SOCK_STREAM, socket.IPPROTO_TCP)
-        try:
-            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listening.bind(found[0][4])
-            listening.listen(_BACKLOG)
-        except BaseException:
-            listening.close()
-            raise
-        return listening
-    except (OSError, UnicodeError) as error:
-        raise EnvironmentProblem(
-            f"{host}, port {port}: {getattr(error, 'strerror', None) or error}; give another --port or --host"
-        ) from None
-
-
-def is_local(host: str) -> bool:
-    """Whether only this machine can reach a host."""
-    if host == "localhost":
-        return True
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 # -- what comes in --------------------------------------------------------------------------------
@@ -185,7 +157,7 @@ class _Coming:
             raise HTTPException(415, "the body must be JSON; send Content-Type: application/json")
         body = bytearray()
         try:
-            async with asyncio.timeout(HEAD_SECONDS):
+            async with asyncio.timeout(PATIENCE):
                 async for chunk in request.stream():
                     body += chunk
                     self._bytes += len(chunk)
@@ -196,7 +168,7 @@ class _Coming:
                         wait = {"Retry-After": "1"}
                         raise HTTPException(503, "too much is being sent; come again", wait)
         except TimeoutError:
-            raise HTTPException(408, f"the body did not come within {HEAD_SECONDS:g} s") from None
+            raise HTTPException(408, f"the body did not come within {PATIENCE:g} s") from None
         except ClientDisconnect:
             raise HTTPException(400, "the connection ended within the body") from None
         finally:
@@ -287,84 +259,11 @@ def _described(models: Models, name: str) -> dict[str, Any]:
     }
 
 
-async def _refused(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    told = error.detail
+async def _refused(request: Request, refusal: Exception) -> Response:
+    assert isinstance(refusal, HTTPException)
+    told = refusal.detail
     # Who finds no route has a phrase of the standard and no more.
     if told in (HTTPStatus.NOT_FOUND.phrase, HTTPStatus.METHOD_NOT_ALLOWED.phrase):
-        asked = f"{request.method} {request.url.path}"
+        asked = f"{request.method} {request.scope['path']}"
         told = f"{asked} is not answered here; there are GET /health, GET /models and POST /predict"
-    return _error(error.status_code, told, error.headers)
-
-
-async def _failed(_request: Request, error: Exception) -> Response:
-    """Whatever was not foreseen; the server goes on, and its log has the trace."""
-    return _error(500, f"{type(error).__name__}; the server's log says more")
-
-
-def _error(status: int, text: str, headers: Any = None) -> Response:
-    return JSONResponse({"error": one_line(text)}, status, headers=headers)
-
-
-# -- who may come in ------------------------------------------------------------------------------
-
-
-class _Guard:
-    """Host and token of every request, before anything of it is read."""
-
-    def __init__(self, app: ASGIApp, settings: ServeSettings) -> None:
-        self._app = app
-        self._token = None if settings.token is None else f"Bearer {settings.token}".encode()
-        self._hosts = {host.lower() for host in settings.hosts}
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        refusal = self._refusal(Request(scope)) if scope["type"] == "http" else None
-        await (refusal or self._app)(scope, receive, send)
-
-    def _refusal(self, request: Request) -> Response | None:
-        if self._hosts and _host_of(request.headers.get("host", "")) not in self._hosts:
-            return _error(
-                421, "this server does not go by that Host; --allowed-host names those it does"
-            )
-        if self._token is None or request.url.path == "/health":
-            return None
-        given = request.headers.get("authorization", "").encode()
-        if secrets.compare_digest(given, self._token):
-            return None
-        return _error(
-            401,
-            "send the server's token: Authorization: Bearer TOKEN",
-            {"WWW-Authenticate": "Bearer"},
-        )
-
-
-def _host_of(header: str) -> str:
-    """The name in a Host header, without its port and the brackets of an IPv6 address."""
-    if header.startswith("["):
-        return header[1:].partition("]")[0]
-    return header.partition(":")[0].lower()
-
-
-class _Patient(H11Protocol):
-    """Closes a connection on which the head of a request does not come in time, or the rest of one that has its answer.
-
-    uvicorn itself waits for ever once a first byte has come, so that a few hundred such connections would leave no other.
-    """
-
-    def connection_made(self, transport: Any) -> None:
-        super().connection_made(transport)
-        self._since = self.loop.time()
-        self._look()
-
-    def on_response_complete(self) -> None:
-        self._since = self.loop.time()
-        super().on_response_complete()
-
-    def _look(self) -> None:
-        if self.transport.is_closing():
-            return
-        waits = self.conn.their_state is h11.IDLE or self.conn.our_state is h11.DONE
-        if waits and self.loop.time() - self._since >= HEAD_SECONDS:
-            self.transport.close()
-            return
-        self.loop.call_later(HEAD_SECONDS / 4, self._look)
+    return error(refusal.status_code, told, refusal.headers)

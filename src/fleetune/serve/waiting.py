@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fleetune.cohort.lanes import single_threads
-from fleetune.errors import DataError
 from fleetune.serve.models import Answer, Asked, Models
 
 # Texts of one turn. More would keep those that come next waiting, and gain nothing: passes are full long before.
@@ -53,21 +53,25 @@ class WaitingRoom:
 
     async def work(self) -> None:
         """Answer whatever comes, until cancelled."""
-        loop = asyncio.get_running_loop()
         while True:
             await self._came.wait()
             turn = self._turn()
             if not turn:
                 self._came.clear()
                 continue
-            try:
-                found = await loop.run_in_executor(
-                    self._thread, self._models.answer, [one.asked for one in turn]
-                )
-            except Exception as error:  # whoever asked is told; the next may do better
-                found = [error] * len(turn)
-            for one, answer in zip(turn, found, strict=True):
+            for one, answer in zip(turn, await self._answers(turn), strict=True):
                 _give(one.answer, answer)
+
+    async def _answers(self, turn: Sequence[_Waiting]) -> Sequence[Answer | Exception]:
+        """What is to be said to each. Where they cannot be computed together, each is alone: one of them may be to blame."""
+        loop = asyncio.get_running_loop()
+        asked = [one.asked for one in turn]
+        try:
+            return await loop.run_in_executor(self._thread, self._models.answer, asked)
+        except Exception as error:
+            if len(turn) == 1:
+                return [error]  # whoever asked is told; the next may do better
+        return [answer for one in turn for answer in await self._answers([one])]
 
     def _turn(self) -> list[_Waiting]:
         """The next questions, without those whose askers have gone."""
@@ -81,7 +85,7 @@ class WaitingRoom:
         return turn
 
 
-def _give(waiting: asyncio.Future[Answer], answer: Answer | DataError | Exception) -> None:
+def _give(waiting: asyncio.Future[Answer], answer: Answer | Exception) -> None:
     if waiting.done():
         return
     if isinstance(answer, Exception):
