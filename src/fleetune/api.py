@@ -293,7 +293,7 @@ def _run(
     check_save_steps(save_steps)
     writers = report_names(settings.report_to if report_to is None else report_to)
     with kept_rows(folder, rows or {}) as held:
-        prepared = prepare(settings, device=device)
+        prepared = prepare(settings, device=device, run=folder)
         for task in prepared.tasks:
             of = f"{task.dataset.task.name}: " if len(prepared.tasks) > 1 else ""
             for note in notes_on(task.dataset):

@@ -240,6 +240,13 @@ def plain_mode() -> int:
     return 0o666 & ~mask
 
 
+def read_file(path: Path) -> bytes:
+    """The content of a file that may come from anybody. OSError where it is a pipe, a device or the like: such have no end."""
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "no file with an end to it", str(path))
+    return path.read_bytes()
+
+
 def sha256(path: Path) -> str:
     """The sha256 of a file, in hex."""
     with open(path, "rb") as file:

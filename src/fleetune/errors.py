@@ -111,6 +111,11 @@ def reason(error: Exception) -> str:
     return said.lower() if said else str(error)
 
 
+def without_passwords(text: str) -> str:
+    """The text, its addresses without user name and password."""
+    return re.sub(r"(\w://)[^\s/]*@", r"\1", text)
+
+
 def unreadable(path: object, error: Exception) -> DataError:
     """The error for a file of a run or a model that cannot be read."""
     return DataError(str(path), [f"unreadable: {reason(error)}; restore it from a copy"])

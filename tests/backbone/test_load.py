@@ -321,8 +321,36 @@ def test_config_that_transformers_cannot_use(tiny: Path) -> None:
 def test_config_of_endless_layers(tiny: Path, count: int) -> None:
     """Making them, even without memory, would take for ever."""
     edit(tiny / "config.json", num_hidden_layers=count)
-    with pytest.raises(DataError, match=r"`num_hidden_layers <= 1000` must hold, but is 1"):
+    with pytest.raises(DataError, match=r"`0 <= num_hidden_layers <= 1000` must hold, but it is"):
         find_backbone(str(tiny))
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model(tiny: Path) -> None:
+    """Whoever adds tokens and does not resize the embeddings would be told by an index error, perhaps once it is served."""
+    edit(tiny / "config.json", vocab_size=50)
+    with pytest.raises(
+        SettingsError, match=r"tokens than the 50 rows of the embeddings, such as 'w"
+    ):
+        find_backbone(str(tiny))
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta"])
+@pytest.mark.parametrize("named", [True, False], ids=["by the tokenizer", "by nobody"])
+def test_a_config_without_a_padding_token(tiny: Path, kind: str, named: bool) -> None:
+    """The tokenizer's stands in. Where positions count from it and nobody says it, nobody can say the positions."""
+    held = json.loads((tiny / "config.json").read_text())
+    held |= {"model_type": kind, "pad_token_id": None}
+    (tiny / "config.json").write_text(json.dumps(held))
+    if not named:
+        edit(tiny / "tokenizer_config.json", pad_token=None)
+        (tiny / "special_tokens_map.json").unlink(missing_ok=True)
+    if kind == "roberta" and not named:
+        with pytest.raises(DataError, match="must name its padding token"):
+            find_backbone(str(tiny))
+        return
+    found = find_backbone(str(tiny))
+    assert (found.tokenizer.pad_token_id is not None) == named
+    assert found.config.pad_token_id == (found.tokenizer.pad_token_id if named else 0)
 
 
 def test_config_of_another_size_is_refused_before_it_is_made(
@@ -369,9 +397,10 @@ def test_unknown_family(tiny: Path, kind: str | None) -> None:
 
 def test_family_without_classifier(tiny: Path) -> None:
     edit(tiny / "config.json", model_type="vit")
-    backbone = find_backbone(str(tiny))
-    with pytest.raises(SettingsError, match="has a classifier"):
-        backbone.classifier(2, ["a", "b"])
+    with pytest.raises(
+        SettingsError, match=r'"vit" is not supported; those that are: bert, roberta'
+    ):
+        find_backbone(str(tiny))
 
 
 def test_no_weights(tiny: Path) -> None:
@@ -430,7 +459,7 @@ def test_weights_of_another_model(tiny: Path) -> None:
 
 
 def test_weights_of_another_size(tiny: Path) -> None:
-    edit(tiny / "config.json", vocab_size=50)
+    edit(tiny / "config.json", vocab_size=150)
     with pytest.raises(DataError, match=r"1 parameters .* such as bert\.embeddings\.word"):
         find_backbone(str(tiny)).classifier(2, ["a", "b"])
 

@@ -267,15 +267,23 @@ def test_files_of_a_run_or_a_model_are_never_overwritten(made: Made, tmp_path: P
 def test_report_replaces_reports_and_nothing_else(made: Made, tmp_path: Path) -> None:
     shutil.copytree(made.run, tmp_path / "run")
     journal = (tmp_path / "run/journal.jsonl").read_bytes()
-    for name in ("run/journal.jsonl", "thesis.tex"):
-        (tmp_path / "thesis.tex").write_text("years of work")
+    (tmp_path / "thesis.tex").write_text("years of work")
+    page = "<!doctype html>\n<html><head><title>years of work</title></head></html>"
+    (tmp_path / "mine.html").write_text(page)
+    for name in ("run/journal.jsonl", "thesis.tex", "mine.html"):
         found = run_cli("report", tmp_path / "run", "--output", tmp_path / name)
         assert found.code == 6 and "exists and is no report" in found.err
     assert (tmp_path / "run/journal.jsonl").read_bytes() == journal
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
-    (tmp_path / "r.html").write_text("<!DOCTYPE html>\nan earlier one")
+    assert (tmp_path / "mine.html").read_text() == page
+    for earlier in (
+        "<title>Which? - Fleetune</title>",
+        '<meta name="generator" content="Fleetune">',
+    ):
+        (tmp_path / "r.html").write_text(f"<!doctype html>\n<head>{earlier}</head>an earlier one")
+        assert run_cli("report", tmp_path / "run", "--output", tmp_path / "r.html").code == 0
+        assert "an earlier one" not in (tmp_path / "r.html").read_text()
     assert run_cli("report", tmp_path / "run", "--output", tmp_path / "r.html").code == 0
-    assert "an earlier one" not in (tmp_path / "r.html").read_text()
 
 
 def test_a_place_that_cannot_be_written_is_told_before_anything_is_predicted(

@@ -279,7 +279,7 @@ def _manifest(folder: Path) -> Case:
         path.write_bytes(content)
         if path.suffix != ".json" and draws.random() < 0.5:
             _seal_state(place, path.name)
-        told = checkpoints.set_aside_damaged(place, 4)
+        told = checkpoints.set_aside_damaged(place, 4, "a run")
         found = checkpoints.newest(place, "s")
         states = None if found is None else {name: found.state(name) for name in found.files}
         assert outside.read_bytes() == b"not ours", "a file outside was changed"

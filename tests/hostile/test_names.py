@@ -98,7 +98,7 @@ def test_a_record_and_a_snapshot_name_no_file_outside_their_folder(
             }
             (place / "snapshot-1.json").write_bytes(_manifest_sealed(body))
             assert checkpoints.newest(place, "s") is None
-            checkpoints.set_aside_damaged(place, 0)
+            checkpoints.set_aside_damaged(place, 0, "a run")
             for left in place.iterdir():
                 left.unlink()
     (trial / "fleetune.json").write_text(json.dumps(record))

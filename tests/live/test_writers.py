@@ -17,6 +17,7 @@ from fleetune.errors import EnvironmentProblem, SettingsError
 from fleetune.live import writers
 from fleetune.live.writers import report_names
 from fleetune.report.facts import run_facts
+from fleetune.study.folder import LOGS
 from fleetune.study.history import Event
 from tests.runs import Made, run_cli
 
@@ -38,7 +39,7 @@ def event_files(folder: Path) -> Points:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     found: Points = {}
-    for trial in sorted((folder / writers.LOGS).iterdir()):
+    for trial in sorted((folder / LOGS).iterdir()):
         reader = EventAccumulator(str(trial), size_guidance={"scalars": 0}).Reload()
         found[trial.name] = {
             tag: [(e.step, round(e.value, 5)) for e in reader.Scalars(tag)]
@@ -117,7 +118,7 @@ def test_a_run_that_was_cut_has_each_point_once(made: Made, tmp_path: Path) -> N
 def test_a_writer_that_comes_later_is_told_what_was(made: Made, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     train(made, folder)
-    assert not (folder / writers.LOGS).exists()
+    assert not (folder / LOGS).exists()
     train(made, folder, report_to="tensorboard")
     assert same(event_files(folder), of_facts(folder))
 
@@ -136,7 +137,7 @@ def test_the_settings_stand_beside_the_scores(made: Made, tmp_path: Path) -> Non
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     train(made, tmp_path / "run", methods={"lora": {"r": 3}}, seeds=[4], report_to="tensorboard")
-    reader = EventAccumulator(str(tmp_path / "run" / writers.LOGS / "lora-s4")).Reload()
+    reader = EventAccumulator(str(tmp_path / "run" / LOGS / "lora-s4")).Reload()
     content = reader.PluginTagToContent("hparams")["_hparams_/session_start_info"]
     assert b"lora" in content and b"learning_rate" in content and b"lora_alpha" in content
 

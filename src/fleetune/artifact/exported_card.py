@@ -79,6 +79,9 @@ def _exported_load(record: ModelRecord, kind: str) -> str:
 # As the hub calls what loads them.
 _LIBRARIES = {"hf": "transformers", "onnx": "onnx"}
 _ONNX = """\
+import os
+
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # before onnxruntime is loaded: its builds from 1.29 on report to their maker
 import onnxruntime
 from transformers import AutoTokenizer
 

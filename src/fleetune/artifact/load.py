@@ -19,7 +19,7 @@ from fleetune.backbone.load import Backbone, find_backbone
 from fleetune.backbone.sites import SiteMap, site_map
 from fleetune.backbone.weights import refuse_pickle, refuse_pickled
 from fleetune.data.metrics import metrics_of
-from fleetune.durable import sha256
+from fleetune.durable import read_file, sha256
 from fleetune.errors import DataError, RefusedError, SettingsError, unreadable
 from fleetune.methods.base import LowRank, Method
 from fleetune.methods.table import METHODS, make_method
@@ -290,6 +290,6 @@ def _check_backbone(record: ModelRecord, backbone: Backbone, folder: Path) -> No
 def read_json(path: Path) -> Any:
     """A small JSON file of a run. DataError where it cannot be read."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(read_file(path).decode())
     except (OSError, ValueError, RecursionError) as error:
         raise unreadable(path, error) from None

@@ -11,6 +11,7 @@ import contextlib
 import importlib.util
 import io
 import logging
+import os
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -80,6 +81,8 @@ def _silent() -> Generator[None]:
 
 def _run(graph: Path, inputs: dict[str, Tensor]) -> Tensor:
     """Logits by ONNX Runtime on the processor."""
+    # From 1.29 on its builds send what is run to their maker, unless this is set before it is loaded.
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     import onnxruntime
 
     session: Any = onnxruntime.InferenceSession(str(graph), providers=["CPUExecutionProvider"])

@@ -20,7 +20,13 @@ from fleetune.artifact import layout
 from fleetune.artifact.card import EVAL_RESULTS, is_hub_id
 from fleetune.artifact.load import check_files, read_record
 from fleetune.backbone import hub
-from fleetune.errors import EnvironmentProblem, FleetuneError, RefusedError, SettingsError
+from fleetune.errors import (
+    EnvironmentProblem,
+    FleetuneError,
+    RefusedError,
+    SettingsError,
+    without_passwords,
+)
 
 FILES = (
     *("*.safetensors", "*.safetensors.index.json", "config.json", "adapter_config.json"),
@@ -40,7 +46,7 @@ def push_model(folder: Path, repo: str, *, public: bool = False) -> str:
     _check_whole(folder)
     operations = [_add(folder, path) for path in _files(folder)]
     address = hub.endpoint()
-    shown = hub.without_password(address)
+    shown = without_passwords(address)
     if hub.is_offline():
         raise EnvironmentProblem(
             f"HF_HUB_OFFLINE is set, so nothing was sent to {shown}; unset it to push"

@@ -36,9 +36,10 @@ def save_trial(
     metrics: Mapping[str, Any],
     predictions: Sequence[tuple[str, Split, NDArray[Any]]],
     checker: Checker,
-) -> str:
-    """Write a trial's folder; it appears under its name only when it is whole and checked. The sha256 of its predictions.
+) -> dict[str, str]:
+    """Write a trial's folder; it appears under its name only when it is whole and checked.
 
+    Returns the sha256 of `weights` and `predictions`.
     predictions: name, rows and logits [n, C] of each test set. Raises FleetuneError where what was read back is not
     what was trained, NoNumbers where that is not finite.
     """
@@ -54,7 +55,7 @@ def save_trial(
         body = {**record.as_json(), "checksums": sums}
         put(staging / layout.RECORD, as_json(layout.sealed(body)))
         checker.check(staging, tensors, low_rank, peft=method.abilities.peft_format)
-    return sums[layout.PREDICTIONS]
+    return {"weights": sums[layout.WEIGHTS], "predictions": sums[layout.PREDICTIONS]}
 
 
 def adapter_config(record: ModelRecord, method: Method, sites: SiteMap) -> dict[str, Any]:

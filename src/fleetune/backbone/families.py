@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from fleetune.errors import SettingsError, did_you_mean
+from fleetune.errors import SettingsError
 
 Pooling = Literal["first", "mean", "late"]
 
@@ -103,7 +103,7 @@ def family_of(config: Any) -> Family:
     if model_type not in FAMILIES:
         raise SettingsError(
             "backbone",
-            [f'model type "{model_type}" is not supported{did_you_mean(model_type, FAMILIES)}'],
+            [f'model type "{model_type}" is not supported; those that are: {", ".join(FAMILIES)}'],
         )
     return FAMILIES[model_type]
 

@@ -10,7 +10,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from fleetune.backbone.hub import hub_snapshot
+from fleetune.backbone.hub import Look, hub_snapshot
 from fleetune.backbone.weights import refuse_pickle, refuse_pickled
 from fleetune.errors import EnvironmentProblem, SettingsError
 
@@ -41,10 +41,12 @@ def find_files(
     *,
     config_alone: bool = False,
     cached_alone: bool = False,
+    look: Look | None = None,
 ) -> Found:
     """Find, and download where needed, the files of the backbone that the user calls `name`.
 
-    config_alone: of a model of the hub, config.json and nothing else. cached_alone: without a download.
+    config_alone: of a model of the hub, config.json and nothing else. cached_alone: without a download. look: called with a
+    folder that holds config.json before anything else is downloaded; what it raises ends the whole.
 
     A folder that exists goes before a hub id of the same name, and `minilm` before both.
     Raises SettingsError for a name or revision that means nothing, EnvironmentProblem where
@@ -58,7 +60,9 @@ def find_files(
         return _in_folder(name)
     if name == MINILM:
         return _in_package()
-    folder = hub_snapshot(name, revision, config_alone=config_alone, cached_alone=cached_alone)
+    folder = hub_snapshot(
+        name, revision, config_alone=config_alone, cached_alone=cached_alone, look=look
+    )
     return Found(name, folder, revision=folder.name)
 
 

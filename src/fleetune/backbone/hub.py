@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +30,7 @@ from huggingface_hub.utils import (
 from huggingface_hub.utils import logging as hub_logging
 
 from fleetune.backbone.weights import refuse_pickle, weight_files
-from fleetune.errors import EnvironmentProblem, FleetuneError, SettingsError
+from fleetune.errors import EnvironmentProblem, FleetuneError, SettingsError, without_passwords
 
 _untyped: Any = huggingface_hub
 
@@ -43,6 +43,7 @@ FILES = (
     *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
 )
 COMMIT = re.compile(r"[0-9a-f]{40}")
+Look = Callable[[Path], object]
 REVISION = re.compile(r"(?!.*\.\.)\w[\w./+-]*")
 # The library's own default is to wait for ever. This holds for each address of the host, of which
 # there often are two, so that an unreachable hub is given up after about 10 s.
@@ -59,10 +60,12 @@ def hub_snapshot(
     *,
     config_alone: bool = False,
     cached_alone: bool = False,
+    look: Look | None = None,
 ) -> Path:
     """The folder, named by its commit, of the files of one model; downloads what is missing.
 
-    config_alone: get config.json and nothing else. cached_alone: ask nobody, as if offline.
+    config_alone: get config.json and nothing else. cached_alone: ask nobody, as if offline. look: called with a folder that holds
+    config.json before anything else is downloaded; what it raises ends the whole.
     Raises SettingsError for a model or revision that is not there, EnvironmentProblem where network
     or token is missing, RefusedError for weights stored as pickle alone.
     """
@@ -82,7 +85,7 @@ def hub_snapshot(
             raise model.unreachable(why)
     try:
         with quiet_hub():
-            return model.download()
+            return model.download(look)
     except FAILURES as error:
         problem, cause = model.explain(error), error
     # What the hub does not know is a mistake to point out, not a reason to take what lies around.
@@ -110,7 +113,7 @@ class _Model:
             return None
         return folder if self._is_whole(folder) else None
 
-    def download(self) -> Path:
+    def download(self, look: Look | None) -> Path:
         # Asked first, with a time limit, since snapshot_download has none for its own questions;
         # and so that a model without safetensors is refused before anything is fetched.
         api: Any = HfApi(endpoint=self.endpoint)
@@ -118,16 +121,19 @@ class _Model:
         if not COMMIT.fullmatch(info.sha or ""):
             raise ValueError("no commit in the answer")
         if not self.config_alone:
-            refuse_pickle(self.repo, [file.rfilename for file in info.siblings or ()])
+            names = [file.rfilename for file in info.siblings or ()]
+            refuse_pickle(self.repo, names)
+            if look is not None and "config.json" in names:
+                look(self._snapshot(local_files_only=False, config_alone=True))
         return self._snapshot(local_files_only=False)
 
-    def _snapshot(self, *, local_files_only: bool) -> Path:
+    def _snapshot(self, *, local_files_only: bool, config_alone: bool = False) -> Path:
         folder: str = _untyped.snapshot_download(
             self.repo,
             revision=self.revision,
             endpoint=self.endpoint,
             etag_timeout=_timeout(),
-            allow_patterns=["config.json"] if self.config_alone else list(FILES),
+            allow_patterns=["config.json"] if config_alone or self.config_alone else list(FILES),
             ignore_patterns=["*/*"],
             local_files_only=local_files_only,
         )
@@ -145,12 +151,17 @@ class _Model:
         """The failure as one of ours."""
         answer = next((e for e in _chain(error) if isinstance(e, errors.HfHubHTTPError)), None)
         if answer is None:
+            if (place := _full_or_closed(error)) is not None:
+                return place
             return self.unreachable(network_reason(error).replace(self.endpoint, self._shown))
         status = answer.response.status_code
         code = answer.response.headers.get("X-Error-Code")
         if isinstance(answer, errors.RevisionNotFoundError):
             rule = f'{self.repo} has no revision "{self.revision}" at {self._shown}'
             return SettingsError("backbone", [f"{rule}; name a branch, tag or commit it has"])
+        elsewhere = answer.response.url.host != urlsplit(self.endpoint).hostname
+        if status in (401, 403) and elsewhere:
+            return self.unreachable(f"{answer.response.url.host} answered with status {status}")
         if isinstance(answer, errors.GatedRepoError) or (
             status in (401, 403) and code != "RepoNotFound"
         ):
@@ -184,7 +195,7 @@ class _Model:
     @property
     def _shown(self) -> str:
         """The endpoint without user name and password."""
-        return without_password(self.endpoint)
+        return without_passwords(self.endpoint)
 
 
 def _check_names(repo: str, revision: str | None) -> None:
@@ -213,12 +224,6 @@ def endpoint() -> str:
     return address
 
 
-def without_password(address: str) -> str:
-    """The address as it may be shown."""
-    parts = urlsplit(address)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
-
-
 def _timeout() -> float:
     return float(os.environ.get("HF_HUB_ETAG_TIMEOUT") or TIMEOUT_SECONDS)
 
@@ -233,6 +238,17 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
+
+
+def _full_or_closed(error: Exception) -> EnvironmentProblem | None:
+    """Where not the network failed but the disk: an error that names a file, other than one of the hub's."""
+    for said in _chain(error):
+        if isinstance(said, OSError) and said.filename and not isinstance(said, _HTTPError):
+            return EnvironmentProblem(
+                f"{said.filename}: {said.strerror}; models of the hub are kept in {constants.HF_HUB_CACHE}: make room there, or "
+                "set HF_HOME to a folder that can be written"
+            )
+    return None
 
 
 def network_reason(error: Exception) -> str:

@@ -85,11 +85,6 @@ class Laid:
         """How many rows of a sequence attention works on at once."""
         return block_of(len(self.tokens.trial), len(self.sequences.trial))
 
-    def rows(self, count: int) -> LaidRows:
-        """Whose so many rows are."""
-        # Token rows first, as in Stream.bounds.
-        return self.tokens if count == len(self.tokens.trial) else self.sequences
-
     def drawing(self, rates: Sequence[float], *site: str | int) -> Drawing:
         """A dropout at a place in the model, each micro-batch's at its own rate; rates: [M]."""
         return Drawing(self.keys, self.levels_of(rates), site_words(*site))

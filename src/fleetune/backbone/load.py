@@ -26,6 +26,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils import logging as transformers_logging
 
 from fleetune.backbone.draws import drawing
+from fleetune.backbone.families import family_of
 from fleetune.backbone.fetch import find_files
 from fleetune.backbone.sites import empty_model
 from fleetune.backbone.weights import (
@@ -152,8 +153,8 @@ def find_backbone(name: str, *, revision: str | None = None) -> Backbone:
     name: `minilm`, a hub id, or a folder. revision: a branch, tag or commit of a hub id.
     Raises SettingsError, DataError, EnvironmentProblem or RefusedError.
     """
-    found = find_files(name, revision)
-    config = _read_config(found.folder)
+    found = find_files(name, revision, look=_read_known)
+    config = _read_known(found.folder)
     told = _config_checksum(found.folder)
     refuse_pickle(str(found.folder), [file.name for file in found.folder.iterdir()])
     files = weight_files(found.folder)
@@ -164,10 +165,43 @@ def find_backbone(name: str, *, revision: str | None = None) -> Backbone:
     if found.sha256 is not None and digest != found.sha256:
         raise wrong_checksum(files[0], digest, found.sha256)
     tokenizer = _read_tokenizer(found.folder, config)
+    _give_padding(found.folder, config, tokenizer)
+    _refuse_unknown_tokens(found.folder, config, tokenizer)
     limit = _max_length(config, tokenizer)
     return Backbone(
         name, found.source, found.revision, config, tokenizer, found.folder, digest, limit, told
     )
+
+
+def _read_known(folder: Path) -> PreTrainedConfig:
+    """The config, of a family that Fleetune knows."""
+    config = _read_config(folder)
+    family_of(config)
+    return config
+
+
+def _give_padding(folder: Path, config: Any, tokenizer: Any) -> None:
+    """A config that names no padding token takes the tokenizer's; DataError where positions count from one that nobody names."""
+    if getattr(config, "pad_token_id", None) is not None:
+        return
+    if tokenizer.pad_token_id is None and config.model_type in OFFSET_POSITIONS:
+        rule = "config.json must name its padding token (`pad_token_id`), since positions count from it, and does not"
+        raise DataError(str(folder), [f"{rule}; put in the number that the model was trained with"])
+    # Of the other families whatever stands there is masked.
+    config.pad_token_id = tokenizer.pad_token_id or 0
+
+
+def _refuse_unknown_tokens(folder: Path, config: Any, tokenizer: Any) -> None:
+    """SettingsError where the tokenizer has tokens for which the model has no embedding."""
+    rows = config.vocab_size
+    extra = sorted(
+        (number, token) for token, number in tokenizer.get_vocab().items() if number >= rows
+    )
+    if extra:
+        named = ", ".join(repr(token) for _, token in extra[:3])
+        rule = f"the tokenizer has {len(extra):,} more tokens than the {rows:,} rows of the embeddings, such as {named}"
+        remedy = "use the model's own tokenizer, or resize_token_embeddings(len(tokenizer)) in transformers and save the model"
+        raise SettingsError(str(folder), [f"{rule}; {remedy}"])
 
 
 def config_only(name: str, revision: str | None = None) -> PreTrainedConfig:
@@ -230,9 +264,9 @@ def _refuse_endless(file: Path, read: dict[str, Any]) -> None:
     """DataError where a config asks for so many modules that making them, even empty, would not end."""
     counts = {k: v for k, v in read.items() if _MODULES.search(k) and isinstance(v, int)}
     problems = [
-        f"`{key} <= {MOST_LAYERS}` must hold, but is {f'{value:,}'[:30]}; the file is damaged, or is no encoder's"
+        f"`0 <= {key} <= {MOST_LAYERS}` must hold, but it is {f'{value:,}'[:30]}; the file is damaged, or is no encoder's"
         for key, value in counts.items()
-        if value > MOST_LAYERS
+        if not 0 <= value <= MOST_LAYERS
     ]
     if problems:
         raise DataError(str(file), problems)
@@ -243,7 +277,7 @@ def _read_tokenizer(folder: Path, config: PreTrainedConfig) -> PreTrainedTokeniz
         tokenizer = _untyped.AutoTokenizer.from_pretrained(
             folder, config=config, use_fast=True, local_files_only=True, trust_remote_code=False
         )
-    if not tokenizer.is_fast:
+    if not getattr(tokenizer, "is_fast", False):
         rule = "must have a fast tokenizer (tokenizer.json), and has none"
         raise SettingsError(str(folder), [f"{rule}; give another model"])
     # transformers makes an empty one (of T5 with a blank in it) where its files are missing: every word would be unknown.

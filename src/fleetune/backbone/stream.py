@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fleetune.backbone.laid import Laid
+from fleetune.backbone.laid import Laid, LaidRows
 from fleetune.backbone.noise import BatchRows, Blocks, Noise
 from fleetune.backbone.send import send
 
@@ -188,12 +188,26 @@ class Stream:
         """Where each micro-batch's part of so many rows starts, and their number at the end, [M + 1]."""
         return self._in(self._batch_bounds, rows)
 
+    def reduce(self) -> None:
+        """From here on, a sequence has one row: whatever ran with this stream before had its tokens."""
+        self.kept["reduced"] = True
+
+    def _kind(self, rows: int) -> Literal["tokens", "sequences"] | None:
+        """What so many rows are. Where each sequence has one token, their number does not say, and the place in the pass does."""
+        tokens, sequences = rows == self.n_token_rows, rows == self.n_sequences
+        if tokens and not (sequences and "reduced" in self.kept):
+            return "tokens"
+        return "sequences" if sequences else None
+
+    def laid_rows(self, rows: int) -> LaidRows:
+        """Whose so many rows are, where the pass is laid out on its device."""
+        assert self.laid is not None
+        return self.laid.sequences if self._kind(rows) == "sequences" else self.laid.tokens
+
     def _in(self, bounds: _Bounds, rows: int) -> list[int]:
-        # Token rows first: where both counts agree, each sequence has one row and both bounds are the same.
-        if rows == self.n_token_rows:
-            return bounds.tokens
-        if rows == self.n_sequences:
-            return bounds.sequences
+        kind = self._kind(rows)
+        if kind is not None:
+            return bounds.tokens if kind == "tokens" else bounds.sequences
         # Rows that belong to no token or sequence, such as a table of relative positions.
         alone = len(bounds.tokens) == 2
         assert alone, f"{rows} rows belong to no trial, so trials cannot share them"
@@ -216,10 +230,12 @@ class Stream:
         it for them where both have as many rows; so they do for sequences where their number is the table's.
         """
         rows = math.prod(lead)
-        is_packed = self.layout == "packed"
-        if rows == self.n_token_rows and (is_packed or lead == (self.n_sequences, self.longest)):
-            return "tokens"
-        return "sequences" if rows == self.n_sequences else None
+        kind = self._kind(rows)
+        if kind == "tokens" and not (
+            self.layout == "packed" or lead == (self.n_sequences, self.longest)
+        ):
+            return "sequences" if rows == self.n_sequences else None
+        return kind
 
     def existing(self, lead: tuple[int, ...], batch: int) -> NDArray[np.int64] | None:
         """Which of a micro-batch's rows of [*lead, width] hold tokens, counted from its first; None where all of them count."""

@@ -88,8 +88,13 @@ def checksum(files: list[Path]) -> str:
 
 def wrong_checksum(file: Path, found: str, wanted: str) -> RefusedError:
     """The error for a file that is not what was published."""
-    remedy = "delete it, and install or download it again"
-    return RefusedError(f"{file}: sha256 must be {wanted}, but is {found}; {remedy}")
+    rule = f"{file}: sha256 must be {wanted}, but is {found}"
+    return RefusedError(f"{rule}; delete {_target(file)}, and install or download it again")
+
+
+def _target(file: Path) -> str:
+    """What to delete where a file is damaged. The hub's cache has links to its files: a link alone would come back."""
+    return str(file.resolve()) if file.is_symlink() else "it"
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -114,7 +119,9 @@ def _digest(file: Path) -> str:
     except (SafetensorError, OSError) as error:
         refuse_pickled(file)
         rule = f"must be a whole safetensors file, but is damaged or cut off ({error})"
-        raise DataError(str(file), [f"{rule}; delete it and download it again"]) from error
+        raise DataError(
+            str(file), [f"{rule}; delete {_target(file)} and download it again"]
+        ) from error
     # The hub's cache names a large file by its sha256: damage done since is found here.
     named = file.resolve().name
     if len(named) == len(found) and named != found:

@@ -75,7 +75,7 @@ def study(
     writers = report_names(settings.report_to if report_to is None else report_to)
     if output_dir is not None:
         refuse_foreign(output_dir)  # before minutes are spent on data
-    prepared = prepare(settings, cache=not dry_run, device=device)
+    prepared = prepare(settings, cache=not dry_run, device=device, run=output_dir)
     if dry_run:
         _tell(prepared, settings, device)
         tell_plan(prepared, device, as_json)

@@ -191,7 +191,7 @@ def run(
     check_compute(None, device)
     writers = report_names(report_to)
     refuse_foreign(output_dir)  # before minutes are spent on data
-    prepared = prepare(settings, device=device)
+    prepared = prepare(settings, device=device, run=output_dir)
     _introduce(prepared, settings, device)
     with in_terminal(prepared, output_dir, device, writers) as watch:
         outcome = Run(output_dir, prepared, device, save_steps=save_steps).train(watch)

@@ -78,7 +78,7 @@ class CohortLinear(Leaf):
         rows = x.reshape(-1, x.shape[-1])
         if active.tables is not None and (stacked := active.tables.at(self.name)) is not None:
             assert stream.laid is not None
-            whose, asks = stream.laid.rows(len(rows)), active.tables.asks
+            whose, asks = stream.laid_rows(len(rows)), active.tables.asks
             drawing = self.drawing(stacked, stream)
             y = grouped_linear(rows, self.weight, self.bias, stacked, whose, drawing, asks)
             return y.view(*x.shape[:-1], self.out_features)
@@ -132,7 +132,7 @@ class CohortLinear(Leaf):
         if (laid := stream.laid) is not None:
             rates = [0.0 if slot is None else slot.dropout for slot in low_rank]
             drawing = laid.drawing(stream.by_batch(rates), name, call)
-            whole = multiplied(torch.ones_like(rows), laid.rows(len(rows)), drawing)
+            whole = multiplied(torch.ones_like(rows), stream.laid_rows(len(rows)), drawing)
             return [whole[low:high] for low, high in pairwise(bounds)]
         cuts = stream.batch_bounds(len(rows))
         for k, slot in enumerate(low_rank):
@@ -160,10 +160,9 @@ class CohortLayerNorm(Leaf):
         tables: Tables | None = self.current.active.tables
         rows = x.reshape(-1, x.shape[-1])
         if tables is not None and (stacked := tables.at(self.name)) is not None:
-            laid = self.current.require().laid
-            assert laid is not None
+            whose = self.current.require().laid_rows(len(rows))
             y = self._norm(rows, self.weight, None)
-            return grouped_bias(y, stacked, laid.rows(len(rows)), tables.asks).view(x.shape)
+            return grouped_bias(y, stacked, whose, tables.asks).view(x.shape)
         if weights is None and biases is None:
             return self._norm(x, self.weight, self.bias)
         bounds = self.current.require().bounds(rows.shape[0])
@@ -218,7 +217,7 @@ class CohortDropout(Leaf):
         rows = x.reshape(-1, x.shape[-1])
         if (laid := stream.laid) is not None:
             drawing = laid.drawing(rates, self.name, call)
-            return dropped(rows, laid.rows(len(rows)), drawing).view(x.shape)
+            return dropped(rows, stream.laid_rows(len(rows)), drawing).view(x.shape)
         whose = stream.batch_rows(tuple(x.shape[:-1]))
         kept = noise.every(rates, torch.empty_like(rows), whose, self.name, call)
         return x * kept.view(x.shape)

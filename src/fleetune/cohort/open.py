@@ -253,6 +253,7 @@ class OpenBackbone:
         stream = self.current.require()
         if not stream.first_tokens_only:
             return None
+        stream.reduce()
         return tuple(x.index_select(1, stream.first_tokens) for x in args)
 
     def _pool(self, _module: nn.Module, _args: Any, output: Any) -> Any:
@@ -303,6 +304,8 @@ class OpenBackbone:
 
     def _pooled(self, hidden: Tensor) -> Tensor:
         stream = self.current.require()
+        if self.pooling != "late":
+            stream.reduce()
         if stream.pooled is not None:
             return stream.pooled[:, None]
         found = self._reduced(hidden)

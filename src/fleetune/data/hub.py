@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from fleetune.data.base import Dataset, Split, Task
-from fleetune.errors import DataError, EnvironmentProblem
+from fleetune.errors import DataError, EnvironmentProblem, without_passwords
 
 REPOSITORY = "nyu-mll/glue"
 REVISION = "main"
@@ -46,20 +46,29 @@ def read_hub(task: Task, config: str, hub_splits: Mapping[str, str]) -> Dataset:
 
 def _download(task: Task, config: str) -> Any:
     import datasets
+    from huggingface_hub.utils import logging as hub_logging
 
+    verbosity = hub_logging.get_verbosity()
+    hub_logging.set_verbosity_error()  # it tells of each further try, with the whole address
     try:
         return datasets.load_dataset(REPOSITORY, config, revision=REVISION)
     # Whatever goes wrong in there is the network, the hub or its cache, and comes as a dozen
     # classes of four packages.
     except Exception as error:
         lines = str(error).strip().splitlines()
-        reason = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+        reason = (
+            f"{type(error).__name__}: {without_passwords(lines[0])}"
+            if lines
+            else type(error).__name__
+        )
         raise EnvironmentProblem(
             f"GLUE's {task.name} could not be read from the hub ({REPOSITORY}): {reason}\n"
             "  - connect to the network, or set HF_ENDPOINT, and leave HF_HUB_OFFLINE unset\n"
             "  - or give a folder with GLUE's TSV files: --data-dir DIR\n"
             "  - or use what needs no network: --task demo-sentiment"
         ) from error
+    finally:
+        hub_logging.set_verbosity(verbosity)
 
 
 def _commit(rows: Any) -> str | None:

@@ -12,7 +12,8 @@ from typing import Any
 
 from torch.utils.tensorboard.writer import SummaryWriter
 
-from fleetune.live.writers import LOGS, Point
+from fleetune.live.writers import Point
+from fleetune.study.folder import LOGS
 
 EVENT_FILES = "events.out.tfevents.*"
 

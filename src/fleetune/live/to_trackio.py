@@ -18,7 +18,8 @@ from typing import Any
 import trackio  # pyright: ignore[reportMissingImports]
 
 from fleetune.durable import write_json
-from fleetune.live.writers import LOGS, Point
+from fleetune.live.writers import Point
+from fleetune.study.folder import LOGS
 
 NOTE = "trackio.json"
 

@@ -27,8 +27,6 @@ from fleetune.study import journal
 from fleetune.study.folder import TRIALS
 from fleetune.study.stage import Watch
 
-LOGS = "logs"
-"""The folder of a run where writers put their files."""
 NONE = "none"
 
 

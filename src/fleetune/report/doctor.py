@@ -12,10 +12,10 @@ import huggingface_hub
 import torch
 
 from fleetune import __version__
-from fleetune.backbone.hub import is_offline, without_password
+from fleetune.backbone.hub import is_offline
 from fleetune.backbone.load import find_backbone
 from fleetune.data.tokens import default_cache_dir
-from fleetune.errors import FleetuneError
+from fleetune.errors import FleetuneError, without_passwords
 from fleetune.study.estimate import matrix_rate
 from fleetune.study.machine import PACKAGES, hardware
 from fleetune.study.prepare import resolve_dtype
@@ -153,7 +153,7 @@ def _backbone() -> dict[str, Any]:
 
 def _hub() -> dict[str, Any]:
     """Says what is set and asks nobody: no network call without need."""
-    endpoint = without_password(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
+    endpoint = without_passwords(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
     asked = "offline" if is_offline() else "asked when a hub id is used"
     token = "a token is set" if huggingface_hub.get_token() else "no token"
     return _found("hub", f"{endpoint}, {asked}, {token}")

@@ -29,7 +29,9 @@ from fleetune.report.study_tables import chosen
 from fleetune.report.tables import floors, lost_told, named, texts_of
 
 NAME = "report.html"
-_START = b"<!doctype html"
+# What says that a page is ours: the second in those of earlier versions.
+_MARKS = (b'<meta name="generator" content="Fleetune">', b" - Fleetune</title>")
+_HEAD = 16_384
 Facts = dict[str, Any]
 # A page lists so many trials; the rest is in results.parquet.
 MOST_TRIALS = 500
@@ -67,12 +69,12 @@ def write_report(folder: Path, output: Path | None = None) -> Path:
 
 
 def _refuse_other(path: Path) -> None:
-    """RefusedError for a file that is no page; an empty one holds nothing to lose."""
+    """RefusedError for a file that is no page of ours; an empty one holds nothing to lose."""
     if not path.is_file():
         return
     with path.open("rb") as file:
-        start = file.read(len(_START))
-    if start and start.lower() != _START:
+        start = file.read(_HEAD)
+    if start and not any(mark in start for mark in _MARKS):
         raise RefusedError(f"{path}: exists and is no report; give --output another file")
 
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from fleetune.artifact.load import read_json
 from fleetune.data.parquet import check_promised
-from fleetune.durable import sha256
+from fleetune.durable import read_file, sha256
 from fleetune.errors import DataError, FleetuneError, unreadable
 from fleetune.study.folder import ENVIRONMENT, STUDY
 
@@ -37,7 +37,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
     """study.toml of a run."""
     path = folder / STUDY
     try:
-        found = tomllib.loads(path.read_text(encoding="utf-8"))
+        found = tomllib.loads(read_file(path).decode())
     except (OSError, ValueError, RecursionError) as error:
         raise unreadable(path, error) from None
     tables = found.get("data")
@@ -90,7 +90,8 @@ class Predictions(NamedTuple):
 def read_predictions(path: Path) -> dict[str, Predictions]:
     """predictions.parquet of a trial by test set, the main one first; empty where there were no rows."""
     try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        content = pa.BufferReader(read_file(path))
+        with pq.ParquetFile(content, page_checksum_verification=True) as file:
             check_promised(path, file.metadata, 1)
             table = file.read()
         table.validate(full=True)
@@ -121,7 +122,7 @@ def read_predictions(path: Path) -> dict[str, Predictions]:
 
 
 def is_of_another_run(path: Path, checksum: str | None) -> bool:
-    """Whether a trial's predictions are not those that the journal knows; checksum: None in runs of an older version."""
+    """Whether a trial's file is not the one that the journal knows; checksum: None in runs of an older version."""
     return checksum not in (None, sha256(path))
 
 

@@ -135,6 +135,7 @@ def _trial(ident: str, history: History) -> dict[str, Any]:
         "train": done.get("train", {}),
         "tokens": done.get("tokens"),
         "predictions": done.get("predictions"),
+        "weights": done.get("weights"),
     }
 
 

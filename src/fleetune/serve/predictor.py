@@ -217,7 +217,7 @@ def model_folder(path: Path) -> Path:
             over = facts["study"]["status"] == "done"
             remedy = "" if over else "; run the same command again"
             raise SettingsError("model", [f"{path}: {none_left(facts)}{remedy}"])
-        return _kept(path, best["id"])
+        return _kept(path, best)
     if not (path / layout.RECORD).is_file():
         if path.is_file():
             refuse_pickled(path)
@@ -228,10 +228,14 @@ def model_folder(path: Path) -> Path:
     return path
 
 
-def _kept(run: Path, winner: str) -> Path:
+def _kept(run: Path, winner: Mapping[str, Any]) -> Path:
     """The folder of a run's winner; DataError where its model is lost, which the scores of the run outlive."""
-    folder = trial_folder(run, winner)
+    folder = trial_folder(run, winner["id"])
     if (folder / layout.RECORD).is_file():
+        _, sums = read_record(folder)
+        if winner["weights"] not in (None, sums.get(layout.WEIGHTS)):
+            problem = "is of another run than the one that it lies in; restore it from a copy"
+            raise DataError(str(folder), [problem])
         return folder
     others = sorted(p.parent for p in run.glob(f"trials/*/{layout.RECORD}"))
     remedy = f", or give another trial's folder, such as {others[0]}" if others else ""

@@ -93,10 +93,11 @@ def any_whole(folder: Path) -> bool:
     return any(_whole(s) for s in snapshots(folder))
 
 
-def set_aside_damaged(folder: Path, events: int) -> list[str]:
+def set_aside_damaged(folder: Path, events: int, run: str) -> list[str]:
     """Rename what cannot be used to NAME.damaged; one sentence for each file that is damaged, missing, or of no snapshot.
 
-    events: how many the journal holds. A snapshot that rests on more would leave out what the journal has lost.
+    events: how many the journal holds. A snapshot that rests on more would leave out what the journal has lost. run: what tells
+    a run from others; a snapshot of another one is none of this.
     """
     told: dict[str, str] = {}
     whole: list[Snapshot] = []
@@ -109,13 +110,17 @@ def set_aside_damaged(folder: Path, events: int) -> list[str]:
             continue
         broken = list(_broken(snapshot))
         known = snapshot.note.get("events", 0)
-        if known > events:
-            told[path.name] = (
-                f"{path.name} rests on {known} events of the journal, which holds {events}; it was set aside as "
-                f"{path.name}.damaged"
+        # One of an earlier version does not say whose it is.
+        foreign = snapshot.note.get("run", run) != run
+        if foreign or known > events:
+            why = (
+                "is of another run"
+                if foreign
+                else f"rests on {known} events of the journal, which holds {events}"
             )
+            told[path.name] = f"{path.name} {why}; it was set aside as {path.name}.damaged"
         told |= {file.name: _aside(file) for file in broken if file.name not in told}
-        if broken or known > events:
+        if broken or foreign or known > events:
             path.rename(path.with_name(f"{path.name}.damaged"))
         else:
             whole.append(snapshot)

@@ -59,6 +59,10 @@ def _is_training(value: Any) -> bool:
 
 TEXT: Rule = ("a text", lambda value: isinstance(value, str))
 NUMBER: Rule = ("a number", _is_number)
+MOMENT: Rule = (
+    "seconds since 1970, up to the year 9999",
+    lambda value: _is_number(value) and 0 <= value < 253_402_300_800,
+)
 WHOLE: Rule = ("a whole number", _is_whole)
 YES: Rule = ("true or false", lambda value: isinstance(value, bool))
 NAME: Rule = ("a trial's name (letters, digits, `_`, `.`, `-`)", _is_name)
@@ -89,6 +93,7 @@ FIELDS: Mapping[str, Mapping[str, Rule]] = {
         "test": ("a table of numbers, or null", _or_none(_each(_is_number))),
         "tests": ("a table of numbers for each test set", _each(_each(_is_number))),
         "predictions": ("a sha256, or null", _or_none(TEXT[1])),
+        "weights": ("a sha256, or null", _or_none(TEXT[1])),
         "train": ("a table of numbers, or null", _or_none(_each(_is_number))),
         "tokens": ("a whole number, or null", _or_none(_is_whole)),
     },
@@ -125,7 +130,7 @@ FIELDS: Mapping[str, Mapping[str, Rule]] = {
 
 def wrong_fields(event: Mapping[str, Any]) -> list[str]:
     """What an event says that no Fleetune would have written: a sentence for each field, empty for a sound event."""
-    rules = {"time": NUMBER, **FIELDS.get(event["kind"], {})}
+    rules = {"time": MOMENT, **FIELDS.get(event["kind"], {})}
     return [
         f"{event['kind']}: `{key}` must be {rule}, but is {event.get(key)!r:.60}"
         for key, (rule, holds) in rules.items()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import tomllib
 from collections.abc import Generator, Mapping
@@ -10,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from fleetune.backbone.hub import COMMIT
 from fleetune.durable import TEMPORARY, make_folder
 from fleetune.errors import DataError, EnvironmentProblem, RefusedError, reason
 from fleetune.study import journal
@@ -26,6 +28,8 @@ STUDY = "study.toml"
 ENVIRONMENT = "environment.json"
 TRIALS = "trials"
 CHECKPOINTS = "checkpoints"
+LOGS = "logs"
+"""Where writers of `report_to` put their files."""
 GIVEN = ("data.jsonl", "test.jsonl")
 """Rows that a Python program gave; there before the run is (given.py)."""
 
@@ -38,6 +42,22 @@ def trial_folder(run: Path, ident: str) -> Path:
 def has_begun(folder: Path) -> bool:
     """Whether a study has been started in a folder."""
     return (folder / STUDY).is_file()
+
+
+def recorded_commit(folder: Path | None, backbone: str) -> str | None:
+    """The commit of the hub's backbone that a run in this folder began with; None where there is none such.
+
+    A branch moves on, and the run goes on with what it had.
+    """
+    path = None if folder is None else folder / ENVIRONMENT
+    if path is None or not path.is_file():
+        return None
+    try:
+        told = json.loads(path.read_bytes())["backbone"]
+        commit = told["revision"] if told["name"] == backbone else None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None  # `refuse_changes` says what is wrong with it
+    return commit if isinstance(commit, str) and COMMIT.fullmatch(commit) else None
 
 
 @contextmanager
@@ -97,8 +117,8 @@ def _refuse_no_place(folder: Path) -> None:
 
 def _refuse_links(folder: Path) -> None:
     """RefusedError where something of a run lies elsewhere: whoever made the link would choose what is overwritten there."""
-    names = (".lock", STUDY, ENVIRONMENT, TRIALS, CHECKPOINTS, journal.NAME, *GIVEN)
-    inner = (folder / TRIALS, folder / CHECKPOINTS)
+    names = (".lock", STUDY, ENVIRONMENT, TRIALS, CHECKPOINTS, LOGS, journal.NAME, *GIVEN)
+    inner = (folder / TRIALS, folder / CHECKPOINTS, folder / LOGS)
     places = [folder / name for name in names]
     places += [path for place in inner if place.is_dir() for path in place.iterdir()]
     for path in places:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from fleetune.durable import append as append_to
-from fleetune.durable import sync_folder
+from fleetune.durable import read_file, sync_folder
 from fleetune.errors import DataError, RefusedError
 from fleetune.study.events import wrong_fields
 from fleetune.study.history import Event, History
@@ -110,7 +110,7 @@ def _line(event: dict[str, Any]) -> bytes:
 
 def _read(path: Path) -> tuple[list[dict[str, Any]], int]:
     """The events, and the length in bytes up to which all is well."""
-    content = path.read_bytes()
+    content = read_file(path)
     events: list[dict[str, Any]] = []
     good = 0
     while good < len(content):

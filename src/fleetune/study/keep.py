@@ -105,7 +105,7 @@ def keep(
     if given.spec.phase == CONFIRM:
         facts["train"] = _train_scores(bench, trained)
     ident, seed, method = given.spec.id, given.spec.seed, given.method
-    facts["predictions"] = save_trial(
+    facts |= save_trial(
         folder,
         _record(bench, trained, _first_of(tests) if optimistic else {}),
         method,

@@ -25,6 +25,7 @@ from fleetune.data.splits import subset, three_way
 from fleetune.data.tokens import TokenTable, default_cache_dir, tokenize, tokenizer_fingerprint
 from fleetune.errors import DataError, EnvironmentProblem, SettingsError, did_you_mean
 from fleetune.study.fixed import check_columns, misplaced
+from fleetune.study.folder import recorded_commit
 from fleetune.study.rows import TaskRows, settle, trial_input
 from fleetune.study.settings import MOST_SEED, PROTOCOLS, TRAIN, Settings
 from fleetune.study.settings import DataSettings as DataSettings
@@ -86,11 +87,14 @@ class Prepared:
         return self.dataset.task.num_labels
 
 
-def prepare(settings: Settings, *, cache: bool = True, device: str = "cpu") -> Prepared:
+def prepare(
+    settings: Settings, *, cache: bool = True, device: str = "cpu", run: Path | None = None
+) -> Prepared:
     """Read data and backbone, check everything. Raises any FleetuneError.
 
     cache: whether tokens may be kept for the next time; False writes nothing at all. device: where it is to run, which decides
-    what dtype "auto" is.
+    what dtype "auto" is. run: the folder that it is to run in; a run that has begun goes on with the commit of
+    its backbone.
     """
     _check(settings)
     arms = arms_of(settings.methods, settings.training)
@@ -105,7 +109,8 @@ def prepare(settings: Settings, *, cache: bool = True, device: str = "cpu") -> P
     names = [d.task.name for d in datasets]
     if len(set(names)) != len(names):
         raise SettingsError("data", [f"the tasks need different names, but got {', '.join(names)}"])
-    backbone = find_backbone(settings.backbone, revision=settings.revision)
+    commit = recorded_commit(run, settings.backbone)
+    backbone = find_backbone(settings.backbone, revision=commit or settings.revision)
     max_length = min(settings.max_length or DEFAULT_MAX_LENGTH, backbone.max_length)
     prefixes = _prefixes(names) if len(names) > 1 else [""]
     tasks = tuple(

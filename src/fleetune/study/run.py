@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import hashlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -148,7 +149,7 @@ class Run:
             told = f"going on elsewhere ({'; '.join(changed)}): numbers may differ in their last digits"
             self._mended("machine-changed", told, changes=list(changed))
         folder = self.folder / CHECKPOINTS
-        for told in checkpoints.set_aside_damaged(folder, self.journal.found):
+        for told in checkpoints.set_aside_damaged(folder, self.journal.found, self._name()):
             self._mended("checkpoint-damaged", f"{CHECKPOINTS}/: {told}", told=told)
         begun = {e["id"] for e in history.all("epoch")} - history.ends.keys()
         if begun and not checkpoints.any_whole(folder):
@@ -257,7 +258,8 @@ class Run:
     ) -> None:
         """sample: its trials, or what stands for them. alone: why they train one after the other; None: they share."""
         self._load(task)
-        stage = Stage(name, self.bench, schedule, self.journal, self.folder / CHECKPOINTS, finish)
+        place = self.folder / CHECKPOINTS
+        stage = Stage(name, self.bench, schedule, self.journal, place, self._name(), finish)
         found = limits.known(name, self.bench.engine, self.journal)
         if found is None or (self.trials is not None and found.trials > self.trials):
             planned = limits.planned(
@@ -272,6 +274,11 @@ class Run:
             watch(planned)
             found = planned.limits
         stage.train(found, Saving(self.save_steps, SAVE_SECONDS), watch)
+
+    def _name(self) -> str:
+        """What tells this run from others: its settings, and the data and backbone that it began with."""
+        told = "".join(sha256(self.folder / name) for name in (STUDY, ENVIRONMENT))
+        return hashlib.sha256(told.encode()).hexdigest()
 
     def _load(self, task: PreparedTask) -> None:
         if self.bench is None:

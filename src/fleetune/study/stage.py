@@ -47,7 +47,8 @@ Raises NoNumbers where it has none."""
 
 
 class Stage:
-    """name: of this stage, unique in its run. finish: called once for each trial that trained to its end."""
+    """name: of this stage, unique in its run. run: what tells its run from others. finish: called once for each trial that
+    trained to its end."""
 
     def __init__(
         self,
@@ -56,6 +57,7 @@ class Stage:
         schedule: Resumable,
         journal: Journal,
         folder: Path,
+        run: str,
         finish: Finish,
     ) -> None:
         self.name = name
@@ -63,6 +65,7 @@ class Stage:
         self.schedule = schedule
         self.journal = journal
         self.folder = folder
+        self.run = run
         self.finish = finish
         self.settled: set[str] = set()
         """Parked trials whose state is on the disk as it is."""
@@ -194,6 +197,7 @@ class Stage:
         states |= {i: t.checkpoint() for i, t in cohort.parked.items() if i not in self.settled}
         note = {
             "stage": self.name,
+            "run": self.run,
             "schedule": self.schedule.state(),
             "active": [*(t.id for t in cohort.active), *cohort.waiting],
             "parked": list(cohort.parked),
