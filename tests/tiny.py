@@ -101,11 +101,19 @@ def tiny_model(family: str, seed: int = 0, num_labels: int = 3, **settings: Any)
 
 
 def tiny_table(
-    rows: int, seed: int = 0, *, longest: int = 40, types: bool = False, first: int = 5
+    rows: int,
+    seed: int = 0,
+    *,
+    longest: int = 40,
+    types: bool = False,
+    first: int = 5,
+    ones: float = 0.0,
 ) -> TokenTable:
-    """Random tokens in rows of 2 to `longest`."""
+    """Random tokens in rows of 2 to `longest`; a share `ones` of the rows has one, so that passes of such rows alone come up."""
     rng = np.random.default_rng(seed)
     lengths = rng.integers(2, longest + 1, rows)
+    if ones:
+        lengths[rng.random(rows) < ones] = 1
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     ids = rng.integers(first, VOCABULARY, offsets[-1]).astype(np.int32)
     type_ids = None

@@ -1,7 +1,7 @@
 """One cohort in a process of its own: predicted memory, and the kernel's count of the peak. For test_memory.py.
 
-Run as `python -m tests.cohort.resident TRIALS METHODS DTYPE FAMILY [ACCUMULATION [BATCH [LANES [SELECTION]]]]`; prints one line
-of JSON, bytes.
+Run as `python -m tests.cohort.resident TRIALS METHODS DTYPE FAMILY [ACCUMULATION [BATCH [LANES [SELECTION [LONG [JUDGED]]]]]]`;
+prints one line of JSON, bytes. LONG: so many of the training rows have 512 tokens. JUDGED: tokens of each selection row.
 """
 
 from __future__ import annotations
@@ -32,18 +32,26 @@ SHAPES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def table(rows: int) -> TokenTable:
+def table(rows: int, long: int = 0, length: int = 0) -> TokenTable:
     rng = np.random.default_rng(rows)
-    offsets = np.concatenate([[0], np.cumsum(rng.integers(SHORTEST, LONGEST + 1, rows))])
+    lengths = rng.integers(SHORTEST, LONGEST + 1, rows)
+    lengths = np.full(rows, length) if length else np.where(np.arange(rows) < long, 512, lengths)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
     ids = rng.integers(5, 30_000, offsets[-1]).astype(np.int32)
-    return TokenTable(ids, offsets.astype(np.int64), None, 0, LONGEST)
+    return TokenTable(ids, offsets.astype(np.int64), None, 0, 512)
 
 
 def inputs(
-    trials: int, methods: list[str], accumulation: int = 1, batch: int = 16, judged: int = 48
+    trials: int,
+    methods: list[str],
+    accumulation: int = 1,
+    batch: int = 16,
+    judged: int = 48,
+    long: int = 0,
+    length: int = 0,
 ) -> list[TrialInput]:
     rows = 3 * accumulation * batch
-    train, selection = table(rows), table(judged)
+    train, selection = table(rows, long), table(judged, length=length)
     return [
         TrialInput(
             spec=TrialSpec(id=str(k), task="random", method=methods[k % len(methods)], seed=k),
@@ -85,13 +93,15 @@ def main(
     batch: int = 16,
     lanes: int = 1,
     judged: int = 48,
+    long: int = 0,
+    length: int = 0,
 ) -> None:
     torch.set_num_threads(lanes)
     config = AutoConfig.for_model(family, **SHAPES[family], vocab_size=30_522, num_labels=2)
     model = AutoModelForSequenceClassification.from_config(config)
     fresh = frozenset(n for n, _ in model.named_parameters() if "classifier" in n)
     engine = Engine(model, fresh, dtype=getattr(torch, dtype))
-    given = inputs(trials, methods, accumulation, batch, judged)
+    given = inputs(trials, methods, accumulation, batch, judged, long, length)
     predicted = needs(engine, given, measure(engine, given), trials=trials, tokens=TOKENS)
     # Kernels, caches and code that any training touches once are not the cohort's.
     run(engine, inputs(1, ["head"]), 64)

@@ -15,12 +15,15 @@ from fleetune.cohort.events import Advanced, EpochDone, TrialDone
 from fleetune.cohort.train import Cohort
 from fleetune.cohort.trial import Rows, TrialInput
 from fleetune.config import training_settings
+from fleetune.data.tokens import TokenTable
 from fleetune.methods.table import METHODS, make_method
 from fleetune.records import TrialSpec
 from tests.oracles import solo
 from tests.tiny import tiny_model, tiny_table
 
-TRAIN, SELECTION = tiny_table(38, seed=1, longest=24), tiny_table(11, seed=2, longest=24)
+TRAIN = tiny_table(38, seed=1, longest=24, ones=0.3)
+EVEN = tiny_table(38, seed=1, longest=24)
+SELECTION = tiny_table(11, seed=2, longest=24)
 LABELS = np.random.default_rng(0).integers(0, 3, 38)
 SELECTION_LABELS = np.random.default_rng(1).integers(0, 3, 11)
 HEAD = frozenset({"classifier.weight", "classifier.bias"})
@@ -32,6 +35,7 @@ def trial(
     method: dict[str, Any] | None = None,
     *,
     rows: int = 38,
+    table: TokenTable = TRAIN,
     **training: Any,
 ) -> TrialInput:
     settings = {
@@ -49,7 +53,7 @@ def trial(
         ),
         method=make_method(name, method or {}),
         settings=training_settings(settings),
-        train=Rows(TRAIN, np.arange(rows), LABELS),
+        train=Rows(table, np.arange(rows), LABELS),
         selection=Rows(SELECTION, np.arange(11), SELECTION_LABELS),
         metrics=("accuracy",),
         best_metric="loss",

@@ -43,7 +43,8 @@ pytestmark = pytest.mark.filterwarnings(
 
 SEED = 11
 N = 100
-TRAIN, HELD_OUT = tiny_table(N, seed=1, longest=24), tiny_table(17, seed=2, longest=24)
+TRAIN = tiny_table(N, seed=1, longest=24, ones=0.3)
+HELD_OUT = tiny_table(17, seed=2, longest=24, ones=0.3)
 LABELS = np.random.default_rng(0).integers(0, 3, N)
 # The settings that Trainer gets under the same names.
 SHARED: dict[str, Any] = {

@@ -22,12 +22,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fleetune.backbone.device_noise import noise_on
 from fleetune.backbone.noise import Noise, NoiseKey
 from fleetune.cohort.company import all_share
+from fleetune.cohort.drawn import Drawn, drawn, typical_length
 from fleetune.cohort.engine import Engine
 from fleetune.cohort.evaluation import evaluation_passes, fitting
 from fleetune.cohort.known import MOST_BYTES, Entry
@@ -79,8 +81,12 @@ class Rates:
     evaluation: Line
     length: int
     """Tokens of the sequences that were measured: attention's share of the rate grows with them."""
+    judged: int
+    """The same in evaluation."""
     known: int
     """Bytes, at whatever number of trials and tokens."""
+    drawn: Drawn
+    """The micro-batches of their first epoch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,12 +150,6 @@ def known_bytes(engine: Engine, inputs: Sequence[TrialInput], owned: Sequence[Ow
     return min(sum(size for size in sizes.values() if size <= MOST_BYTES), MOST_BYTES)
 
 
-def typical_length(rows: Rows) -> int:
-    """The length whose sequences need by the token what these rows need: the mean over tokens, not over rows."""
-    lengths = rows.table.lengths[rows.rows].astype(np.float64)
-    return max(round(float((lengths**2).sum() / lengths.sum())), 1)
-
-
 def needs(
     engine: Engine,
     inputs: Sequence[TrialInput],
@@ -163,7 +163,7 @@ def needs(
     states = sorted((state_bytes(given, engine) for given in inputs), reverse=True)
     batches = sorted((round(typical_tokens(given)) for given in inputs), reverse=True)[:trials]
     padding = padding_share(engine, inputs)
-    passes, shared_by = _passes_of(engine, inputs, batches, tokens)
+    passes, shared_by = _passes_of(engine, inputs, batches, rates.drawn.heaviest(trials), tokens)
     lanes = engine.lanes.count
     running = _side_by_side(passes, lanes)
     judged = _side_by_side(_evaluated(inputs, trials, tokens, lanes), lanes)
@@ -179,25 +179,34 @@ def needs(
 
 
 def _passes_of(
-    engine: Engine, inputs: Sequence[TrialInput], batches: Sequence[int], tokens: int
+    engine: Engine,
+    inputs: Sequence[TrialInput],
+    typical: Sequence[int],
+    heaviest: Sequence[float] | NDArray[np.float64],
+    tokens: int,
 ) -> tuple[list[float], int]:
-    """The tokens of each pass of a round whose micro-batches hold so many, and how many passes hold a part of one trial."""
+    """The tokens of each pass of a round, and how many passes hold a part of one trial.
+
+    typical: tokens of each trial's micro-batches on the average, by which rounds are laid out. heaviest: in the round that has
+    most, where a round holds one of each.
+    """
     lanes = engine.lanes.count
     ahead = min(given.settings.gradient_accumulation_steps for given in inputs)
     shares = all_share([given.method for given in inputs], engine.backbone.family)
     most = ahead if shares else 1
     several = takewhile(
-        lambda n: fits_round([n * b for b in batches], tokens, engine), range(2, most + 1)
+        lambda n: fits_round([n * b for b in typical], tokens, engine), range(2, most + 1)
     )
     count = max(several, default=1)
+    batches = typical if count > 1 else [float(n) for n in heaviest]
     if engine.graphs is not None:
         held = min(count, at_once(sum(batches), tokens)) * sum(batches)
-        return [max(min(tokens, held), max(batches))], 1
+        return [float(max(min(tokens, held), max(batches)))], 1
     slices = [float(count * n) for n in batches]
     if count > 1 and are_sliced(slices, tokens, lanes):
         return [sum(slices[i] for i in own) for own in balanced(slices, tokens, lanes)], 1
     sizes = [float(n) for n in batches for _ in range(count)]
-    divided = lanes if are_divided(len(sizes), count * sum(batches), lanes) else 1
+    divided = lanes if are_divided(len(sizes), round(count * sum(batches)), lanes) else 1
     sizes = [n / divided for n in sizes for _ in range(divided)]
     passes = [sum(sizes[i] for i in own) for own in balanced(sizes, tokens, lanes)]
     return passes, min(count * divided, len(passes))
@@ -241,12 +250,6 @@ def _laid(company: Sequence[tuple[Rows, int]], tokens: int, lanes: int) -> list[
     return [sum(float(lengths[k][places].sum()) for k, places in one) for one in passes]
 
 
-def worst_batch(given: TrialInput) -> int:
-    """Tokens of the largest micro-batch that a trial could draw."""
-    lengths = np.sort(given.train.table.lengths[given.train.rows])
-    return int(lengths[-given.settings.per_device_train_batch_size :].sum())
-
-
 def padding_share(engine: Engine, inputs: Sequence[TrialInput]) -> float:
     """How many rows a pass computes by the token: more than one only in the padded layout, and at most this."""
     if engine.backbone.family.layout == "packed":
@@ -270,52 +273,59 @@ def measure(engine: Engine, inputs: Sequence[TrialInput]) -> Rates:
     """
     distinct = {repr(given.method): given for given in inputs}
     kinds = list(distinct.values())
-    length = max(typical_length(given.train) for given in kinds)
+    draws = drawn(inputs)
+    length = max(round(draws.longest()), *(typical_length(given.train) for given in kinds))
+    # At its end a trial is scored on other rows, of which those that it was trained on tell the length.
+    judged = max(typical_length(own) for g in kinds for own in (g.train, g.selection) if len(own))
     owned = [engine.start(given) for given in kinds]
     rate = max((k.settings.dropout for k in kinds if k.settings.dropout is not None), default=None)
     if any(k.settings.dropout is None for k in kinds):
         rate = None
     shares = all_share([given.method for given in kinds], engine.backbone.family)
     together = [owned] if shares else [[one] for one in owned]
-    lines = [_lines(engine, company, length, rate) for company in together]
+    lines = [_lines(engine, company, length, judged, rate) for company in together]
     training, evaluation = (_highest(each) for each in zip(*lines, strict=True))
     state_of = dict(zip(distinct, owned, strict=True))
     known = known_bytes(engine, inputs, [state_of[repr(given.method)] for given in inputs])
     if engine.graphs is not None:
         for one in owned:
             engine.graphs.forget(one)
-    return Rates(training, evaluation, length, known)
+    return Rates(training, evaluation, length, judged, known, draws)
 
 
 def _lines(
-    engine: Engine, owned: Sequence[Owned], length: int, rate: float | None
+    engine: Engine, owned: Sequence[Owned], length: int, judged: int, rate: float | None
 ) -> tuple[Line, Line]:
-    """What these trials' passes need in training and in evaluation, by the token."""
+    """What these trials' passes need by the token, in training and in evaluation; length, judged: of the sequences there."""
     device = engine.backbone.device
 
     def noise() -> Noise:
         return noise_on(device, [NoiseKey(0, 0, rate) for _ in owned])
 
-    points: list[tuple[int, int, int]] = []
+    def train(packed: Packed) -> Callable[[], None]:
+        drawn_here = noise()
+        return lambda: _backward(engine, owned, packed, drawn_here)
+
     if device.type == "cuda":
         # Libraries take memory for good when they are first called, and what trials own is laid out in tables.
         _backward(engine, owned, _even(len(owned), 1, length), noise())
-    for tokens in _PROBE_TOKENS:
-        rows = -(-tokens // (length * len(owned))) + len(points)
-        packed, drawn = _even(len(owned), rows, length), noise()
-        points.append(
-            (
-                rows * length * len(owned),
-                _peak(engine, lambda p=packed, n=drawn: _backward(engine, owned, p, n)),
-                _peak(engine, lambda p=packed: _forward(engine, owned, p)),
-            )
-        )
-    (t0, *first), (t1, *second) = points
-    training, evaluation = (
-        Line(max(low - (high - low) / (t1 - t0) * t0, 0.0), (high - low) / (t1 - t0))
-        for low, high in zip(first, second, strict=True)
+    training = _line(engine, len(owned), length, train)
+    evaluation = _line(
+        engine, len(owned), judged, lambda packed: lambda: _forward(engine, owned, packed)
     )
     return training, evaluation
+
+
+def _line(
+    engine: Engine, trials: int, length: int, work: Callable[[Packed], Callable[[], None]]
+) -> Line:
+    """Through the peaks of two passes of equal sequences."""
+    points: list[tuple[int, int]] = []
+    for tokens in _PROBE_TOKENS:
+        rows = -(-tokens // (length * trials)) + len(points)
+        points.append((rows * length * trials, _peak(engine, work(_even(trials, rows, length)))))
+    (t0, low), (t1, high) = points
+    return Line(max(low - (high - low) / (t1 - t0) * t0, 0.0), (high - low) / (t1 - t0))
 
 
 def _highest(lines: Sequence[Line]) -> Line:

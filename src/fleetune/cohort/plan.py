@@ -15,6 +15,7 @@ from typing import Generic, TypeVar
 from fleetune.backbone.families import Family
 from fleetune.cohort import memory, room
 from fleetune.cohort.company import why_alone
+from fleetune.cohort.drawn import worst_batch
 from fleetune.cohort.engine import Engine
 from fleetune.cohort.memory import Needs
 from fleetune.cohort.trial import TrialInput
@@ -95,7 +96,7 @@ def fit(
     rates = memory.measure(engine, inputs)
     wished = default.trials if size is None else size
     most = 1 if alone else min(wished, len(inputs))
-    floor = max(memory.worst_batch(given) for given in inputs)
+    floor = max(worst_batch(given) for given in inputs)
 
     def needs(trials: int, tokens: int) -> Needs:
         return memory.needs(engine, inputs, rates, trials=trials, tokens=tokens, parked=parked)

@@ -390,7 +390,7 @@ class Cohort:
 
     def _leave(self, trial: Trial) -> Iterator[Event]:
         self._remove(trial)
-        trial.best_state()
+        trial.take_best()
         self.schedule.left(trial.id, failed=False)
         yield TrialDone(trial)
 

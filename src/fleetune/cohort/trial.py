@@ -58,6 +58,12 @@ class TrialInput:
     """End after so many epochs of a schedule that is laid out for more; None: train to its end."""
 
 
+def epoch_rows(given: TrialInput, epoch: int) -> NDArray[np.int64]:
+    """Training rows in the order in which an epoch, counted from 0, has them."""
+    rows = given.train.rows
+    return rows[stream(given.spec.seed, "order", epoch).permutation(len(rows))]
+
+
 def typical_tokens(given: TrialInput) -> float:
     """Tokens of a training micro-batch on the average."""
     own = given.train
@@ -142,8 +148,7 @@ class Trial:
     def batch(self, ahead: int = 0) -> NDArray[np.int64]:
         """Rows of the next micro-batch, in the epoch's own order; or of one so many after it in its accumulation group."""
         if self._order is None or self._order[0] != self.epoch:
-            order = stream(self.given.spec.seed, "order", self.epoch).permutation(self.rows)
-            self._order = (self.epoch, self.given.train.rows[order])
+            self._order = (self.epoch, epoch_rows(self.given, self.epoch))
         size = self.given.settings.per_device_train_batch_size
         at = (self.micro_step % self.micro_per_epoch + ahead) * size
         return self._order[1][at : at + size]
@@ -213,8 +218,17 @@ class Trial:
         self.results.append(result)
         self.loss_sum, self.rows_seen = 0.0, 0
         if self.best_epoch == 0 or not selection or self._better(selection[self.given.best_metric]):
-            self.best, self.best_epoch = self.owned.snapshot(), result.epoch
+            self._keep()
+            self.best_epoch = result.epoch
         return result
+
+    def _keep(self) -> None:
+        """Copy the weights to where the best are, in place: two copies at once would be one more than is planned for."""
+        if not self.best:
+            self.best = self.owned.snapshot()
+            return
+        for kept, flat in zip(self.best, self.owned.flats, strict=True):
+            kept.copy_(flat.detach())
 
     def _better(self, score: float) -> bool:
         best = self.results[self.best_epoch - 1].selection[self.given.best_metric]
@@ -272,11 +286,10 @@ class Trial:
                     f"{name} is {tensor.dtype} {list(tensor.shape)}, where {self.id} has {flat.dtype} {list(wanted)}"
                 )
 
-    def best_state(self) -> dict[str, Tensor]:
-        """The weights of the best epoch by name; the trial goes on with them."""
+    def take_best(self) -> None:
+        """Go on with the weights of the best epoch."""
         with torch.no_grad():
             self.owned.restore(self.best)
-        return self.owned.state()
 
 
 class Undo:
