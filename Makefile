@@ -3,6 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.ready
 # Several processes of one thread each: threads of two processes on two cores wait for one another at every product.
+# What a configuration of pip's says of other places does not hold in an environment of our own.
+export PIP_USER := 0
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .PHONY: help setup demo test test-slow test-lowest torture lint docs site bench lock audit sbom clean
@@ -26,7 +28,7 @@ setup: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Fleetune needs Python 3.11 or newer, but $(PYTHON) is " + sys.version.split()[0] + "; run make with PYTHON=python3.11")'
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[demo,dev]'
 	touch $@
@@ -42,7 +44,7 @@ test-slow: $(STAMP)
 
 # In an environment of its own, with the lowest versions that pyproject.toml allows. Warnings of old libraries are no errors here.
 test-lowest:
-	test -x .venv-lowest/bin/python || $(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv-lowest
 	.venv-lowest/bin/python -m pip install --quiet --upgrade pip
 	.venv-lowest/bin/python -m pip install --quiet -c constraints-lowest.txt -e '.[demo,serve,onnx,tensorboard]' \
 		accelerate==1.3.0 hypothesis nbformat pytest pytest-timeout pytest-xdist
@@ -73,7 +75,7 @@ lock: $(STAMP)
 
 # The tools have an environment of their own: what they need is not what Fleetune needs.
 build/tools/bin/pip-audit:
-	$(PYTHON) -m venv build/tools
+	$(PYTHON) -m venv --clear build/tools
 	build/tools/bin/pip install --quiet pip-audit cyclonedx-bom
 
 # --strict: a package that the database does not know is a failure and not a pass.

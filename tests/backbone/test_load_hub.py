@@ -180,6 +180,22 @@ def test_refused(
     assert hub.tokens[0] == (None if token is None else f"Bearer {TOKEN}")
 
 
+def test_an_unknown_family_is_refused_before_it_is_fetched(hub: LocalHub, saved: Path) -> None:
+    files = {path.name: path.read_bytes() for path in saved.iterdir()}
+    files["config.json"] = json.dumps({"model_type": "gpt2", "vocab_size": 100}).encode()
+    hub.add("someone/gpt", files)
+    with pytest.raises(SettingsError, match='"gpt2" is not supported; those that are: bert'):
+        find_backbone("someone/gpt")
+    assert not any("safetensors" in asked for asked in hub.asked)
+
+
+@pytest.mark.parametrize("name", ["mniilm", "MiniLM", "minlm"])
+def test_minilm_misspelt(hub: LocalHub, name: str) -> None:
+    with pytest.raises(SettingsError, match='did you mean "minilm"'):
+        find_backbone(name)
+    assert hub.asked == []
+
+
 def test_pickle_alone_is_refused_before_it_is_fetched(hub: LocalHub, saved: Path) -> None:
     files = {path.name: path.read_bytes() for path in saved.iterdir()}
     del files["model.safetensors"]
@@ -242,11 +258,17 @@ def test_damaged_in_the_cache(hub: LocalHub, saved: Path) -> None:
     file = find_backbone(REPO).folder / "model.safetensors"
     whole = file.read_bytes()
     file.resolve().write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    with pytest.raises(RefusedError, match="sha256 must be"):
+    with pytest.raises(RefusedError, match="sha256 must be") as caught:
         find_backbone(REPO)
+    # The file of the snapshot is a link; the hub's library would make it again, to the same damaged content.
+    assert f"delete {file.resolve()}, and" in str(caught.value)
     file.resolve().write_bytes(whole[:-1])
-    with pytest.raises(DataError, match="damaged or cut off"):
+    with pytest.raises(DataError, match="damaged or cut off") as told:
         find_backbone(REPO)
+    assert f"delete {file.resolve()} and" in str(told.value)
+    file.resolve().unlink()
+    assert find_backbone(REPO).folder / "model.safetensors" == file
+    assert file.read_bytes() == whole
 
 
 # --- unreachable and offline

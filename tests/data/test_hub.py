@@ -104,6 +104,14 @@ def test_unreachable(calls: dict[str, Any], error: Exception) -> None:
     assert caught.value.__cause__ is error
 
 
+def test_a_password_in_the_endpoint_is_not_shown(calls: dict[str, Any]) -> None:
+    calls["gives"] = OSError("401 for url 'http://alice:S3CRET@PW@hub.example/api/datasets'; retry")
+    with pytest.raises(EnvironmentProblem) as caught:
+        load_glue("rte", None)
+    assert "hub.example/api" in str(caught.value)
+    assert not any(word in str(caught.value) for word in ("alice", "S3CRET", "PW"))
+
+
 def test_wrong_contents(calls: dict[str, Any]) -> None:
     calls["gives"] = fake("rte", label=-1)
     with pytest.raises(DataError, match="train, row 2, column label: -1 is no class"):

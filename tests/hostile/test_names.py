@@ -147,6 +147,45 @@ def test_a_run_with_a_link_in_it_is_not_written_to(made: Made, tmp_path: Path, n
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
 
 
+def test_logs_that_lie_elsewhere_are_not_written_to(made: Made, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(made.run, tmp_path / "run"))
+    (tmp_path / "outside").mkdir()
+    (run / "logs").symlink_to(tmp_path / "outside")
+    with pytest.raises(RefusedError, match="is a link"):
+        runs.train(run, settings(made.folder, made.backbone))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["study.toml", "environment.json", "journal.jsonl", "trials/head-s0/predictions.parquet"],
+)
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_what_has_no_end_is_not_read(made: Made, tmp_path: Path, name: str, kind: str) -> None:
+    """A pipe would be waited for, and a device read, for ever."""
+    run = Path(shutil.copytree(made.run, tmp_path / "run"))
+    (run / name).unlink()
+    if kind == "pipe":
+        os.mkfifo(run / name)
+    else:
+        (run / name).symlink_to("/dev/zero")
+    found = run_cli("show", run)
+    assert "Traceback" not in found.err
+    if "predictions" in name:
+        assert found.code == 0 and "predictions.parquet is damaged" in found.out
+    else:
+        assert found.code in (2, 4, 6) and name in found.err
+
+
+@pytest.mark.parametrize("time", [1e18, 2.0**52, 1e308, -1.0])
+def test_a_journal_of_another_age_is_damaged(made: Made, tmp_path: Path, time: float) -> None:
+    run = Path(shutil.copytree(made.run, tmp_path / "run"))
+    event = dict(journal.read(run / journal.NAME)[-1]) | {"time": time}
+    with (run / journal.NAME).open("ab") as file:
+        file.write(journal._line(event))
+    found = run_cli("report", run)
+    assert found.code == 4 and "`time` must be seconds since 1970" in found.err
+
+
 def test_files_that_settings_name_with_nul_are_refused(made: Made, tmp_path: Path) -> None:
     """TOML can hold what no argument of a process can."""
     for table in (

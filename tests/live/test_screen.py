@@ -14,6 +14,7 @@ from fleetune.live import follow
 from fleetune.live.lines import Lines
 from fleetune.live.screen import SECONDS_BETWEEN, SHARE_OF_TIME, Screen, picture
 from fleetune.live.state import Plan, State
+from fleetune.study import saving
 from tests.live.made_up import Clock, trial
 
 WIDTHS = (20, 40, 60, 100, 200)
@@ -70,6 +71,28 @@ def test_what_matters_is_said_at_every_width(width: int) -> None:
     ):
         assert words in told
     assert "accuracy 0.5000" in told and "best so far on the selection rows" in told
+
+
+@pytest.mark.parametrize("height", [8, 10, 12])
+@pytest.mark.parametrize("stopping", [False, True])
+def test_low_screens_keep_how_far_the_run_is(height: int, stopping: bool) -> None:
+    """The bests give way, and what a second Ctrl-C does is said until the end."""
+    state = busy(5)
+    state.stopping = stopping
+    found = drawn(state, 30, height)
+    assert len(found) <= height and any("trials" in line and "/" in line for line in found)
+    assert any("stopping after this step" in line for line in found) == stopping
+
+
+def test_a_signal_is_told_in_the_picture() -> None:
+    """A line written beside it would be wiped by the next picture, and leave lines of the last one behind."""
+    state = busy(2)
+    screen, out = screen_on(state, width=80, height=24, force_terminal=True)
+    with screen:
+        assert saving.tellers
+        saving.tellers[-1]()
+        assert "stopping after this step" in out.getvalue()
+    assert not saving.tellers
 
 
 def test_wide_screens_say_more() -> None:

@@ -23,6 +23,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
+from fleetune import durable
 from fleetune.artifact import layout
 from fleetune.cohort.engine import Engine
 from fleetune.cohort.events import Advanced, EpochDone, TrialDone, TrialFailed
@@ -30,12 +31,14 @@ from fleetune.errors import DataError, RefusedError, SettingsError
 from fleetune.report import tables
 from fleetune.report.facts import run_facts
 from fleetune.report.model_facts import model_facts
+from fleetune.serve.predictor import model_folder
 from fleetune.study import checkpoints, journal
 from fleetune.study import run as study_run
 from fleetune.study.folder import locked
 from fleetune.study.machine import refuse_changes
 from fleetune.study.prepare import MethodSettings, Prepared, prepare
 from fleetune.study.run import Run
+from tests.backbone.hub import LocalHub
 from tests.runs import (
     METHODS,
     Made,
@@ -524,6 +527,68 @@ def test_predictions_of_another_run_are_no_answer(made: Made, tmp_path: Path) ->
     trial = next(t for t in facts["trials"] if t["method"] == "bitfit")
     with pytest.raises(DataError, match="is of another run"):
         model_facts(run, facts, trial)
+
+
+def test_the_model_of_another_run_is_no_winner(made: Made, tmp_path: Path) -> None:
+    run, other = tmp_path / "run", tmp_path / "other"
+    given = settings(made.folder, made.backbone, ("head",), seeds=[0])
+    train(run, given)
+    train(other, replace(given, training={**given.training, "learning_rate": 0.3}))
+    assert model_folder(run) == run / "trials/head-s0"
+    shutil.rmtree(run / "trials/head-s0")
+    shutil.copytree(other / "trials/head-s0", run / "trials/head-s0")
+    with pytest.raises(DataError, match="is of another run than the one that it lies in"):
+        model_folder(run)
+
+
+def test_a_snapshot_of_another_run_is_set_aside(wide, tmp_path, capsys) -> None:
+    """Its trials have the same names, and other settings."""
+    prepared, whole, events = wide
+    run, other = tmp_path / "run", tmp_path / "other"
+    stopped_after_two_snapshots(prepared, events, run)
+    shutil.copytree(run, other)
+    # As a run that began with something else would have it.
+    for manifest in sorted((other / "checkpoints").glob("snapshot-*.json")):
+        body = json.loads(manifest.read_bytes())
+        del body["sha256"]
+        body["note"]["run"] = "0" * 64
+        digest = checkpoints._digest(body)
+        manifest.write_bytes(durable.as_json({**body, "sha256": digest}))
+    shutil.rmtree(run / "checkpoints")
+    shutil.copytree(other / "checkpoints", run / "checkpoints")
+    train(run, prepared)
+    assert "is of another run; it was set aside" in capsys.readouterr().err
+    for path in (run / "checkpoints").iterdir():
+        assert path.name.endswith(".damaged")
+        path.unlink()
+    assert_same_run(run, whole)
+
+
+def test_a_run_goes_on_with_the_commit_of_its_backbone(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The branch that it was found by moves on between two commands."""
+    other = Path(shutil.copytree(made.backbone, tmp_path / "moved"))
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**config, "layer_norm_eps": 1e-3}))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    with LocalHub() as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        first = hub.add("someone/tiny", Path(made.backbone))
+        given = replace(settings(made.folder, made.backbone, ("head",)), backbone="someone/tiny")
+        train(whole, prepare(given))
+        with pytest.raises(KeyboardInterrupt):
+            train(run, prepare(given, run=run), stop_after(3))
+        assert hub.add("someone/tiny", other) != first
+        assert prepare(given).backbone.revision != first
+        again = prepare(given, run=run)
+        assert again.backbone.revision == first
+        train(run, again)
+    assert_same_run(run, whole)
 
 
 def test_holdout_never_mixes_rows(made: Made) -> None:

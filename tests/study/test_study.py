@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tomli_w
 import torch
 
 from fleetune.cohort.events import EpochDone, Started
@@ -19,6 +20,7 @@ from fleetune.errors import RefusedError
 from fleetune.report.facts import run_facts
 from fleetune.report.winner import winner
 from fleetune.study.estimate import matrix_rate
+from fleetune.study.folder import refuse_changes
 from fleetune.study.prepare import Prepared
 from fleetune.study.run import Run
 from fleetune.study.seal import Seal
@@ -307,15 +309,26 @@ def test_other_settings_cannot_open_the_test_rows_again(whole, ready: Prepared) 
     assert tree(folder) == before
 
 
+def test_a_method_more_is_one_difference(whole) -> None:
+    """And not one for each of its settings, nor for each of those that changed places with it."""
+    folder, _ = whole
+    changed = tomllib.loads((folder / "study.toml").read_text())
+    changed["methods"] = [{**changed["methods"][0], "method": "head"}, *changed["methods"]]
+    with pytest.raises(RefusedError) as caught:
+        refuse_changes(folder / "study.toml", tomli_w.dumps(changed))
+    told = str(caught.value).splitlines()[1:]
+    assert told == ["  methods: ['bitfit', 'lora'] there, ['head', 'bitfit', 'lora'] now"]
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [
         (("seeds = 2", "seeds = 3"), "confirm.seeds: 2 there, 3 now"),
         (("trials_per_method = 4", "trials_per_method = 5"), "search.trials_per_method"),
-        (("r = [1, 2]", "r = [1, 4]"), "methods.2.r"),
+        (("r = [1, 2]", "r = [1, 4]"), "methods.lora.r"),
         (
             ("lora_dropout = 0.1", "lora_dropout = 0.2"),
-            "methods.2.lora_dropout: 0.1 there, 0.2 now",
+            "methods.lora.lora_dropout: 0.1 there, 0.2 now",
         ),
         (('"holdout"', '"cv"'), "data.protocol"),
     ],

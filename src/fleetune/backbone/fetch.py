@@ -5,6 +5,7 @@ Not covered: how the hub is asked (hub.py); what is inside the files (load.py, w
 
 from __future__ import annotations
 
+import difflib
 import importlib.util
 import os
 from dataclasses import dataclass
@@ -60,6 +61,9 @@ def find_files(
         return _in_folder(name)
     if name == MINILM:
         return _in_package()
+    if "/" not in name and difflib.get_close_matches(name.lower(), [MINILM], cutoff=0.75):
+        rule = f'there is no folder "{name}", and no model of the hub is called so'
+        raise SettingsError("backbone", [f'{rule}; did you mean "{MINILM}"?'])
     folder = hub_snapshot(
         name, revision, config_alone=config_alone, cached_alone=cached_alone, look=look
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fleetune.cli.options import dump, out, say, tell_cut
+from fleetune.cli.options import dump, out, say, shortened, tell_cut
 
 # A guess is checked at a glance.
 SHOWN_CLASSES = 5
@@ -76,7 +76,7 @@ def _guessed(task: Any, given: Any, text: str, label: str) -> list[str]:
     if not given.text_columns:
         guessed.append(f"text = {' + '.join(task.columns)} ({text})")
     if not given.label_column:
-        classes = ", ".join(task.label_names[:SHOWN_CLASSES])
+        classes = ", ".join(shortened(name) for name in task.label_names[:SHOWN_CLASSES])
         more = "" if len(task.label_names) <= SHOWN_CLASSES else ", ..."
         told = f"with {len(task.label_names)} classes, {classes}{more}"
         guessed.append(f"label = {task.label_column} {told} ({label})")

@@ -68,7 +68,6 @@ def main() -> None:
         study,
         train,
     )
-    from fleetune.cli.options import say
     from fleetune.cli.shell import finish
 
     for module in (demo, train, study, show, report, predict, evaluate, export, serve, info):
@@ -84,27 +83,39 @@ def main() -> None:
     try:
         app()
     except FleetuneError as error:
-        say(f"fleetune: {error}")
+        _last_word(str(error))
         sys.exit(error.exit_code)
     except SystemExit as end:
         # typer makes this of Ctrl-C, and says nothing.
         if end.code == INTERRUPTED:
-            sys.stderr.write(f"fleetune: interrupted{_going_on('; ')}\n")
+            signal.signal(
+                signal.SIGINT, signal.SIG_IGN
+            )  # the last word is said; what is left is the interpreter's own end
+            _last_word(f"interrupted{_going_on('; ')}")
         raise
     except BrokenPipeError:
         # The reader of our output has gone (`| head`); nothing more can be said.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
-        say(f"fleetune: {_disk_problem(error)}")
+        _last_word(_disk_problem(error))
         sys.exit(EnvironmentProblem.exit_code)
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise
-        say(
-            f"fleetune: out of memory{_going_on('; ')}; there may be more of it when others need less"
-        )
+        _last_word(f"out of memory{_going_on('; ')}; there may be more of it when others need less")
         sys.exit(STOPPED)
+
+
+def _last_word(text: str) -> None:
+    """Say why the command ends; where stderr is what is full or closed, the exit code alone says it."""
+    from fleetune.cli.options import say
+
+    try:
+        say(f"fleetune: {text}")
+        sys.stderr.flush()
+    except OSError:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
 
 
 def _disk_problem(error: OSError) -> str:
@@ -152,7 +163,9 @@ def _terminated(number: int, frame: Any) -> None:
 
 def _going_on(link: str) -> str:
     """What follows from being stopped, after a link to what stands before it; empty where nothing was kept."""
-    return f"{link}the same command goes on from here" if _command in _GO_ON else ""
+    run = sys.modules.get("fleetune.study.run")
+    begun = run is not None and run.Run.begun and _command in _GO_ON
+    return f"{link}the same command goes on from here" if begun else ""
 
 
 def _open_closed() -> None:

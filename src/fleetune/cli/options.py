@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import json
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -251,6 +252,18 @@ def _holds(encoding: str | None, character: str) -> bool:
 def say(text: str) -> None:
     """Print talk."""
     sys.stderr.write(f"{visible_lines(text)}\n")
+
+
+def shortened(text: str) -> str:
+    """A text of the user's, as far as a table or a sentence has room for it."""
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def room() -> int | None:
+    """Columns of the terminal that data goes to; None where it goes elsewhere, and may be as wide as it is."""
+    if not sys.stdout.isatty():
+        return None
+    return shutil.get_terminal_size().columns
 
 
 def tell_cut(count: int, what: str, max_length: int, remedy: str = "") -> None:

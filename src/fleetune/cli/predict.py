@@ -17,6 +17,7 @@ from fleetune.cli.options import (
     Dtype,
     out,
     say,
+    shortened,
     tell_cut,
     visible_json,
 )
@@ -101,18 +102,20 @@ def predict(
         rows = [
             [
                 *(
-                    _short(cell if isinstance(cell, str) else json.dumps(cell))
+                    shortened(cell if isinstance(cell, str) else json.dumps(cell))
                     for cell in of_row.values()
                 ),
-                p.label,
+                shortened(p.label),
                 f"{max(p.probabilities.values()):.3f}" if p.probabilities else "",
-                *(_short(t) for t in texts),
+                *(shortened(t) for t in texts),
             ]
             for of_row, p, texts in zip(beside, found, zip(*pairs, strict=True), strict=True)
         ]
         names = ("text", "second text")[: len(pairs)]
         out(grid([*kept, "label", "probability", *names], rows, right=(len(kept) + 1,)))
-        if input_file is None:
+        if not found:
+            say("there was no text, so nothing was predicted")
+        elif input_file is None:
             say(
                 f"next: fleetune predict {shlex.quote(str(model))} --input FILE --output labels.jsonl"
             )
@@ -245,7 +248,3 @@ def _stdin() -> list[str]:
     while lines and not lines[-1].strip():
         lines.pop()
     return lines
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 60 else f"{text[:57]}..."

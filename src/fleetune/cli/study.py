@@ -19,6 +19,7 @@ from fleetune.cli.options import (
     check_destination,
     dump,
     out,
+    room,
     say,
 )
 from fleetune.errors import SOME_TRIALS_FAILED, SettingsError, counted
@@ -125,7 +126,7 @@ def _run(run: Any, settings: Any, writers: Sequence[str], as_json: bool) -> int:
     if as_json:
         dump(facts)
     else:
-        out(study_tables.found(facts))
+        out(study_tables.found(facts, room()))
     if outcome.failed:
         place = shlex.quote(str(output_dir))
         say(f"{counted(outcome.failed, 'trial')} failed; fleetune show {place} names them")

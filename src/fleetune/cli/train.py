@@ -27,6 +27,7 @@ from fleetune.cli.options import (
     dump,
     out,
     parse_set,
+    room,
     say,
     split_names,
     with_training_flags,
@@ -205,7 +206,7 @@ def run(
     if as_json:
         dump(facts)
     else:
-        out(study_tables.found(facts))
+        out(study_tables.found(facts, room()))
     if outcome.skipped:
         whole = counted(len(prepared.inputs), "trial")
         say(f"{outcome.skipped} of {whole} had been finished before")

@@ -19,7 +19,8 @@ from rich.text import Text
 from fleetune.cohort.events import Event, TrialFailed
 from fleetune.cohort.trial import Trial
 from fleetune.errors import printable
-from fleetune.live.state import State, clock, epoch_of, loss_of, scores_of
+from fleetune.live.state import Best, State, clock, epoch_of, loss_of, scores_of
+from fleetune.study import saving
 
 # A person reads no faster than this.
 SECONDS_BETWEEN = 0.5
@@ -43,8 +44,10 @@ class Screen:
             View(state), console=console, auto_refresh=False, transient=True, redirect_stdout=False
         )
         self.due = 0.0
+        self._draws = False
 
     def __enter__(self) -> Screen:
+        saving.tellers.append(self._wait)
         self.live.start()
         return self
 
@@ -54,6 +57,7 @@ class Screen:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        saving.tellers.remove(self._wait)
         self.live.stop()
         if self.state.task:
             self.console.print(Text(_summary(self.state)), soft_wrap=True)
@@ -67,9 +71,23 @@ class Screen:
             self.console.print(Text(printable(sentence)))
         now = self.state.clock()
         if now >= self.due:
-            self.live.refresh()
+            self._draw()
             took = self.state.clock() - now
             self.due = now + max(SECONDS_BETWEEN, took / SHARE_OF_TIME)
+
+    def _wait(self) -> None:
+        """A signal has come, and training ends after its step. It may have come in the middle of a picture."""
+        self.state.stopping = True
+        self.due = 0.0
+        if not self._draws:
+            self._draw()
+
+    def _draw(self) -> None:
+        self._draws = True
+        try:
+            self.live.refresh()
+        finally:
+            self._draws = False
 
 
 class View:
@@ -84,9 +102,10 @@ class View:
 
 
 def picture(state: State, width: int, height: int) -> RenderableType:
-    """Head, trials, bests and foot; the trials give way first where the console is low."""
-    bests = list(state.bests.items())[:MOST_BESTS]
+    """Head, trials, bests and foot; the trials give way first where the console is low, then the bests."""
     foot = _foot(state, width)
+    # Head, the trials' own, one trial, how many more there are, and the line above the bests.
+    bests = list(state.bests.items())[: max(min(MOST_BESTS, height - len(foot) - 6), 0)]
     taken = 2 + (len(bests) + 1 if bests else 0) + len(foot)
     room = max(min(MOST_TRIALS, height - taken - 2), 1)
     parts: list[RenderableType] = [_head(state, width), _trials(state.active, room, width)]
@@ -94,7 +113,7 @@ def picture(state: State, width: int, height: int) -> RenderableType:
         parts.append(Text(f"and {len(state.active) - room} more", style="dim"))
     if bests:
         rows = "test rows, OPTIMISTIC" if state.plan.optimistic else "selection rows"
-        parts += [_one_line(Text(f"best so far on the {rows}", style="dim")), _bests(state, width)]
+        parts += [_one_line(Text(f"best so far on the {rows}", style="dim")), _bests(bests, width)]
     return Group(*parts, *foot)
 
 
@@ -128,8 +147,7 @@ def _trials(active: Sequence[Trial], room: int, width: int) -> Table:
     return table
 
 
-def _bests(state: State, width: int) -> Table:
-    found = list(state.bests.items())[:MOST_BESTS]
+def _bests(found: Sequence[tuple[tuple[str, str], Best]], width: int) -> Table:
     table = Table.grid(padding=(0, 2, 0, 0))
     for justify in ("left", "right", "left"):
         table.add_column(no_wrap=True, justify=justify)
@@ -157,7 +175,10 @@ def _foot(state: State, width: int) -> list[RenderableType]:
         Text(f"{100 * state.share:.0f} %"),
     )
     told = (count, ", ".join(p for p in (speed, rest) if p))
-    return [bar, *map(_one_line, map(Text, [", ".join(told)] if width >= WIDE else told))]
+    lines = [", ".join(told)] if width >= WIDE else list(told)
+    if state.stopping:
+        lines.append("stopping after this step, to save; Ctrl-C again: at once")
+    return [bar, *map(_one_line, map(Text, lines))]
 
 
 def _cut(text: str, room: int) -> str:

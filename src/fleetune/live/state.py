@@ -82,6 +82,8 @@ class State:
         self.active: list[Trial] = []
         self.parked: set[str] = set()
         self.failed = 0
+        self.stopping = False
+        """Whether a signal has asked for an end."""
         self.task = self.phase = ""
         self.bests: dict[tuple[str, str], Best] = {}
         """By task and method, of the running phase."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fleetune.errors import counted
-from fleetune.report.tables import comparison, duration, grid, span
+from fleetune.report.tables import comparison, duration, fitted, grid, span
 from fleetune.report.words import p_equals, p_value
 from fleetune.stats.verdict import MIN_SEEDS
 
@@ -57,9 +57,9 @@ def _first_proposals(arms: Sequence[Mapping[str, Any]]) -> list[str]:
     return [grid(["task", "method", "trial", "first proposals"], rows, right=(2,))] if rows else []
 
 
-def found(facts: dict[str, Any]) -> str:
-    """Estimates, verdicts, and what the search chose."""
-    parts = [comparison(facts), _chosen(facts), _verdicts(facts["verdicts"])]
+def found(facts: dict[str, Any], width: int | None = None) -> str:
+    """Estimates, verdicts, and what the search chose. width: of the terminal; None: it does not matter."""
+    parts = [comparison(facts, width), _chosen(facts), _verdicts(facts["verdicts"], width)]
     parts.append(_over_tasks(facts["over_tasks"]))
     parts += [_rank(r) for r in facts["rank"]]
     return "\n\n".join(part for part in parts if part)
@@ -99,7 +99,7 @@ def _chosen(facts: Mapping[str, Any]) -> str:
     return grid(header, rows, right=(2, 3, 4, 5, 7)) if rows else ""
 
 
-def _verdicts(verdicts: Sequence[Mapping[str, Any]]) -> str:
+def _verdicts(verdicts: Sequence[Mapping[str, Any]], width: int | None) -> str:
     failed = any(v["failed_seeds"] for v in verdicts)
     rows = [
         [
@@ -130,7 +130,9 @@ def _verdicts(verdicts: Sequence[Mapping[str, Any]]) -> str:
         return ""
     notes = sorted({v["how"] for v in verdicts})
     notes += dict.fromkeys(v["reason"] for v in verdicts if v["seeds"] < MIN_SEEDS)
-    table = grid(header, rows, right=(2, 4, 5, 6, *((7,) if failed else ())))
+    spare = ["P(better)", "detectable", *(["task"] if len({row[0] for row in rows}) == 1 else [])]
+    numbers = (2, 4, 5, 6, *((7,) if failed else ()))
+    table = fitted(header, rows, numbers, width, [*spare, "p (Holm)"])
     return "\n".join([table, *(f"  {note}" for note in notes)])
 
 

@@ -27,8 +27,29 @@ def grid(header: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[i
     return "\n".join([line(clean[0]), "  ".join("-" * w for w in widths), *map(line, clean[1:])])
 
 
-def comparison(facts: dict[str, Any]) -> str:
-    """One row a method and setting: the estimate with all that it is worth."""
+def fitted(
+    header: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    right: Sequence[int],
+    width: int | None,
+    spare: Sequence[str],
+) -> str:
+    """A table without as many of its columns `spare`, the first first, as a width asks for; what is left out is said below."""
+    left: list[str] = []
+    while True:
+        kept = [i for i, name in enumerate(header) if name not in left]
+        numbers = [place for place, i in enumerate(kept) if i in right]
+        table = grid([header[i] for i in kept], [[row[i] for i in kept] for row in rows], numbers)
+        more = [name for name in spare if name in header and name not in left]
+        if width is None or not more or max(map(len, table.splitlines())) <= width:
+            break
+        left.append(more[0])
+    note = f"\n  left out, since the terminal is narrow: {', '.join(left)}" if left else ""
+    return table + note
+
+
+def comparison(facts: dict[str, Any], width: int | None = None) -> str:
+    """One row a method and setting: the estimate with all that it is worth. width: of the terminal; None: it does not matter."""
     tasks = list(dict.fromkeys(e["task"] for e in facts["estimates"]))
     several = len(tasks) > 1
     by_task = [[e for e in facts["estimates"] if e["task"] == task] for task in tasks]
@@ -53,7 +74,8 @@ def comparison(facts: dict[str, Any]) -> str:
         return "\n".join(lost) or none_left(facts)
     header = ["method", "metric", "test", "95% interval", "n", "seeds", "encoder", "head", "time"]
     header = [*(["task"] if several else []), *header]
-    table = grid(header, rows, right=[several + column for column in (2, 4, 6, 7, 8)])
+    numbers = [several + column for column in (2, 4, 6, 7, 8)]
+    table = fitted(header, rows, numbers, width, ("head", "time", "encoder", "n"))
     notes = sorted({f"{e['metric']}: {e['how']}" for e in facts["estimates"]})
     notes += floors(facts["estimates"])
     if len(facts["trials"]) > 1:

@@ -152,8 +152,9 @@ def refuse_changes(path: Path, text: str) -> None:
     new = _flat(tomllib.loads(text))
     changed = [
         f"  {key}: {old.get(key, 'unset')!r} there, {new.get(key, 'unset')!r} now{_hint(key, new)}"
-        for key in sorted(old.keys() | new.keys())
+        for key in sorted(old.keys() | new.keys(), key=lambda key: ("." in key, key))
         if old.get(key) != new.get(key)
+        and not _is_of_one_alone(key, old, new)
         and not (_is_place(key) or (key == "backbone.name" and _is_moved(old.get(key), new[key])))
     ]
     if changed:
@@ -161,6 +162,17 @@ def refuse_changes(path: Path, text: str) -> None:
         raise RefusedError(
             f"{path.parent}: holds a run with other settings; give another --output-dir, or the same settings to go on\n{listing}"
         )
+
+
+def _is_of_one_alone(key: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    """Whether a setting is of a method or task that stands on one side only, which the list of them says."""
+    table, _, rest = key.partition(".")
+    name = rest.partition(".")[0]
+    return any(
+        table in one and name in one[table] and name not in other.get(table, ())
+        for one, other in ((old, new), (new, old))
+        if isinstance(one.get(table), list) and isinstance(other.get(table), list)
+    )
 
 
 def _is_place(key: str) -> bool:
@@ -186,9 +198,11 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
             for k, v in _flat(inner, f"{prefix}.{key}".strip(".")).items()
         }
     if isinstance(value, list) and value and isinstance(value[0], dict):
-        return {
-            k: v
-            for i, inner in enumerate(value)
-            for k, v in _flat(inner, f"{prefix}.{i + 1}").items()
-        }
+        names = [str(v.get("name") or v.get("method") or v.get("task")) for v in value]
+        if len(set(names)) < len(names):
+            names = [str(i) for i in range(1, len(names) + 1)]
+        found: dict[str, Any] = {prefix: names}
+        for name, inner in zip(names, value, strict=True):
+            found |= _flat(inner, f"{prefix}.{name}")
+        return found
     return {prefix: value}

@@ -172,6 +172,8 @@ def _minor(version: str) -> str:
 
 def _rounding(before: dict[str, Any], found: dict[str, Any]) -> list[Change]:
     pairs = [(n, before["packages"].get(n), found["packages"][n]) for n in ("torch", "numpy")]
+    # An installed version knows no commit.
+    pairs.append(("fleetune's commit", before.get("commit") or found["commit"], found["commit"]))
     old, new = before["machine"], found["machine"]
     pairs += [(n, old.get(n), new.get(n)) for n in ("processor", "threads", "device", "gpu")]
     return [pair for pair in pairs if pair[1] != pair[2]]

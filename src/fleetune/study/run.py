@@ -71,6 +71,9 @@ class Run:
     what was found damaged or changed; by default it goes to stderr.
     """
 
+    begun = False
+    """Whether this process has had a run to go on with."""
+
     def __init__(
         self,
         folder: Path,
@@ -122,10 +125,12 @@ class Run:
         environment = self.folder / ENVIRONMENT
         if path.exists():
             refuse_lost(self.folder)
+            Run.begun = True
             return machine.refuse_changes(environment, found)
         write_json(environment, found)
         # Last, since its presence says that this is a run.
         write_bytes(path, text.encode())
+        Run.begun = True
         return []
 
     def _mend(self, changed: Sequence[str]) -> None:
