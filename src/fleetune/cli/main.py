@@ -88,9 +88,8 @@ def main() -> None:
     except SystemExit as end:
         # typer makes this of Ctrl-C, and says nothing.
         if end.code == INTERRUPTED:
-            signal.signal(
-                signal.SIGINT, signal.SIG_IGN
-            )  # the last word is said; what is left is the interpreter's own end
+            # What is left after the last word is the interpreter's own end.
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
             _last_word(f"interrupted{_going_on('; ')}")
         raise
     except BrokenPipeError:

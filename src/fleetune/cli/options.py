@@ -259,7 +259,7 @@ def shortened(text: str) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def room() -> int | None:
+def terminal_width() -> int | None:
     """Columns of the terminal that data goes to; None where it goes elsewhere, and may be as wide as it is."""
     if not sys.stdout.isatty():
         return None

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fleetune.cli.options import AsJson, dump, out, room, say, visible_lines
+from fleetune.cli.options import AsJson, dump, out, say, terminal_width, visible_lines
 from fleetune.errors import SettingsError
 
 
@@ -65,7 +65,7 @@ def _all(run: Path, facts: dict[str, Any]) -> None:
     out(f"{visible_lines(told)}\n")
     out(tables.trials(facts))
     out("")
-    out(study_tables.found(facts, room()))
+    out(study_tables.found(facts, terminal_width()))
     best = winner(facts)
     if study["status"] != "done":
         say("not finished: the same command goes on where it stopped")

@@ -19,8 +19,8 @@ from fleetune.cli.options import (
     check_destination,
     dump,
     out,
-    room,
     say,
+    terminal_width,
 )
 from fleetune.errors import SOME_TRIALS_FAILED, SettingsError, counted
 
@@ -126,7 +126,7 @@ def _run(run: Any, settings: Any, writers: Sequence[str], as_json: bool) -> int:
     if as_json:
         dump(facts)
     else:
-        out(study_tables.found(facts, room()))
+        out(study_tables.found(facts, terminal_width()))
     if outcome.failed:
         place = shlex.quote(str(output_dir))
         say(f"{counted(outcome.failed, 'trial')} failed; fleetune show {place} names them")

@@ -27,9 +27,9 @@ from fleetune.cli.options import (
     dump,
     out,
     parse_set,
-    room,
     say,
     split_names,
+    terminal_width,
     with_training_flags,
 )
 from fleetune.errors import SOME_TRIALS_FAILED, SettingsError, counted
@@ -206,7 +206,7 @@ def run(
     if as_json:
         dump(facts)
     else:
-        out(study_tables.found(facts, room()))
+        out(study_tables.found(facts, terminal_width()))
     if outcome.skipped:
         whole = counted(len(prepared.inputs), "trial")
         say(f"{outcome.skipped} of {whole} had been finished before")

@@ -7,6 +7,7 @@ or by Ctrl-C, the view is wiped and one line stays.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from types import TracebackType
 
@@ -44,7 +45,7 @@ class Screen:
             View(state), console=console, auto_refresh=False, transient=True, redirect_stdout=False
         )
         self.due = 0.0
-        self._draws = False
+        self._writes = False
 
     def __enter__(self) -> Screen:
         saving.tellers.append(self._wait)
@@ -64,6 +65,13 @@ class Screen:
 
     def watch(self, event: Event) -> None:
         """Take an event in, and draw if it is time."""
+        self._writes = True
+        try:
+            self._take(event)
+        finally:
+            self._writes = False
+
+    def _take(self, event: Event) -> None:
         self.state.follow(event)
         if isinstance(event, TrialFailed):
             self.console.print(Text(printable(f"{event.trial.id} failed: {event.reason}")))
@@ -71,23 +79,18 @@ class Screen:
             self.console.print(Text(printable(sentence)))
         now = self.state.clock()
         if now >= self.due:
-            self._draw()
+            self.live.refresh()
             took = self.state.clock() - now
             self.due = now + max(SECONDS_BETWEEN, took / SHARE_OF_TIME)
 
     def _wait(self) -> None:
-        """A signal has come, and training ends after its step. It may have come in the middle of a picture."""
+        """A signal has come, and training ends after its step. It may have come while something was being written."""
         self.state.stopping = True
         self.due = 0.0
-        if not self._draws:
-            self._draw()
-
-    def _draw(self) -> None:
-        self._draws = True
-        try:
-            self.live.refresh()
-        finally:
-            self._draws = False
+        if not self._writes:
+            # What goes wrong with a picture must not end what is about to be saved.
+            with contextlib.suppress(Exception):
+                self.live.refresh()
 
 
 class View:

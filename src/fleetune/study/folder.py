@@ -49,11 +49,10 @@ def recorded_commit(folder: Path | None, backbone: str) -> str | None:
 
     A branch moves on, and the run goes on with what it had.
     """
-    path = None if folder is None else folder / ENVIRONMENT
-    if path is None or not path.is_file():
+    if folder is None or not has_begun(folder):
         return None
     try:
-        told = json.loads(path.read_bytes())["backbone"]
+        told = json.loads((folder / ENVIRONMENT).read_bytes())["backbone"]
         commit = told["revision"] if told["name"] == backbone else None
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None  # `refuse_changes` says what is wrong with it
