@@ -103,3 +103,17 @@ def test_exit_codes_are_those_of_the_process(made: Made, tmp_path: Path) -> None
         assert (done.stdout != "") == (code == 0) and "Traceback" not in done.stderr
         if code == 0:
             assert json.loads(done.stdout)["study"]["status"] == "done"
+
+
+def test_an_interrupt_while_the_command_is_loaded_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from fleetune.__main__ import main
+
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fleetune.cli.main.main", interrupted)
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 130 and capsys.readouterr().err == "fleetune: interrupted\n"
