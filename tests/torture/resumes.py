@@ -153,7 +153,7 @@ CHANGES: dict[str, tuple[str, Callable[[Path], list[Any] | None]]] = {
     "split seed": ("seeds", lambda _: ["--seed", 1]),
     "backbone": ("backbone: ", _other_weights),
     "tokenizer": ("tokenizer: ", _other_tokenizer),
-    "method's settings": ("methods.1.r", lambda _: ["--set", "r=4"]),
+    "method's settings": ("methods.lora.r", lambda _: ["--set", "r=4"]),
     "training settings": ("weight_decay", lambda _: ["--weight-decay", 0.5]),
     "library major": ("transformers (major version)", _other_library),
     "dtype": ("dtype", lambda _: ["--dtype", "float64"]),
