@@ -85,7 +85,11 @@ def hub_snapshot(
             raise model.unreachable(why)
     try:
         with quiet_hub():
-            return model.download(look)
+            told = model.asked(alone=look is not None)
+        if look is not None and told is not None:
+            look(told)  # apart: what reads it lets the library talk again
+        with quiet_hub():
+            return model.download()
     except FAILURES as error:
         problem, cause = model.explain(error), error
     # What the hub does not know is a mistake to point out, not a reason to take what lies around.
@@ -113,7 +117,8 @@ class _Model:
             return None
         return folder if self._is_whole(folder) else None
 
-    def download(self, look: Look | None) -> Path:
+    def asked(self, *, alone: bool) -> Path | None:
+        """Ask what there is; RefusedError for pickle alone. alone: get config.json before the rest, and give its folder."""
         # Asked first, with a time limit, since snapshot_download has none for its own questions;
         # and so that a model without safetensors is refused before anything is fetched.
         api: Any = HfApi(endpoint=self.endpoint)
@@ -123,8 +128,11 @@ class _Model:
         if not self.config_alone:
             names = [file.rfilename for file in info.siblings or ()]
             refuse_pickle(self.repo, names)
-            if look is not None and "config.json" in names:
-                look(self._snapshot(local_files_only=False, config_alone=True))
+            if alone and "config.json" in names:
+                return self._snapshot(local_files_only=False, config_alone=True)
+        return None
+
+    def download(self) -> Path:
         return self._snapshot(local_files_only=False)
 
     def _snapshot(self, *, local_files_only: bool, config_alone: bool = False) -> Path:
