@@ -81,7 +81,7 @@ def _refuse_other(path: Path) -> None:
 def render(facts: Facts, page: Facts) -> str:
     """The page as text; the same facts give the same bytes."""
     style, script = _asset("page.css"), _asset("page.js")
-    trials, estimates = facts["trials"], facts["estimates"]
+    trials, estimates, verdicts = facts["trials"], facts["estimates"], words.verdicts(facts)
     lost = [lost_told(record) for record in facts["lost"]]
     return _template().render(
         facts=facts,
@@ -92,16 +92,16 @@ def render(facts: Facts, page: Facts) -> str:
         answers=_LOST if lost and not estimates else words.answers(facts),
         untold=[*(f"{told[0].upper()}{told[1:]}." for told in lost), *words.untold(facts)],
         lead=sections.lead(facts, page),
-        verdicts=words.verdicts(facts),
+        verdicts=verdicts,
         over_tasks=facts.get("over_tasks", []),
         estimates=named(facts["estimates"]),
         sets=list(dict.fromkeys(e["set"] for e in estimates)),
-        metrics=list(dict.fromkeys(v["metric"] for v in words.verdicts(facts))),
+        metrics=list(dict.fromkeys(v["metric"] for v in verdicts)),
         phases=list(dict.fromkeys(t["phase"] for t in trials)),
         floors=floors(estimates),
         has_memory=any(e.get("memory_bytes") is not None for e in estimates),
         ranks=facts.get("rank", []),
-        compared={(v["task"], v["method"], v["reference"]) for v in words.verdicts(facts)},
+        compared={(v["task"], v["method"], v["reference"]) for v in verdicts},
         arms=_arms(facts),
         cohorts=facts["cohorts"][:MOST_COHORTS],
         sections=sections.sections(facts, page),
