@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from fleetune.errors import DataError, SettingsError, did_you_mean
 
@@ -177,7 +177,14 @@ def train(
         raise SettingsError("methods", problems)
     folder, rows = Path(output_dir), dict[str, bytes]()
     task, file = _source(data, folder / "data.jsonl", rows)
-    test_file = None if test_data is None else _source(test_data, folder / "test.jsonl", rows)[1]
+    named, test_file = (
+        (None, None) if test_data is None else _source(test_data, folder / "test.jsonl", rows)
+    )
+    if named is not None:
+        rule = "must be a file, a frame or a list of dicts"
+        raise SettingsError(
+            "test_data", [f"{rule}, but {named} is a task; leave it out, or give the task as data"]
+        )
     settings = fixed_settings(
         DataSettings(
             task=task,
@@ -232,6 +239,9 @@ def study(
                 "study", ["overrides are for a file; change the dict, or leave them out"]
             )
         settings = parse_study(_plain(study), begun=begun)
+    elif not isinstance(cast(Any, study), str | os.PathLike):
+        rule = "must be a study file or a dict of its tables"
+        raise SettingsError("study", [f"{rule}, but got {_shown(study)}"])
     else:
         settings = read_study(Path(study), overrides, begun=begun)
     return _run(
@@ -284,13 +294,16 @@ def _run(
     from fleetune.data.notes import notes_on
     from fleetune.live.follow import in_python
     from fleetune.live.writers import report_names
+    from fleetune.study.folder import refuse_foreign
     from fleetune.study.given import kept_rows
+    from fleetune.study.notes import on_dtype, on_lengths
     from fleetune.study.prepare import check_compute, prepare
     from fleetune.study.run import Run
     from fleetune.study.saving import check_save_steps
 
     check_compute(None, device)
     check_save_steps(save_steps)
+    refuse_foreign(folder)  # before minutes are spent on data
     writers = report_names(settings.report_to if report_to is None else report_to)
     with kept_rows(folder, rows or {}) as held:
         prepared = prepare(settings, device=device, run=folder)
@@ -298,6 +311,11 @@ def _run(
             of = f"{task.dataset.task.name}: " if len(prepared.tasks) > 1 else ""
             for note in notes_on(task.dataset):
                 warnings.warn(of + note, stacklevel=_level_of_caller())
+        for note in (
+            *on_lengths(prepared, settings, "max_length"),
+            *on_dtype(prepared.dtype, device, 'dtype="auto"'),
+        ):
+            warnings.warn(note, stacklevel=_level_of_caller())
         with in_python(prepared, folder, device, report_to=writers, **told) as watch:
             Run(folder, prepared, device, save_steps=save_steps).train(watch, held=held)
     return Result(folder)
@@ -370,6 +388,8 @@ def _place(model: Any) -> Path:
 def _plain(value: Any) -> Any:
     """A study as a file could have it: paths as texts, tuples as lists, numpy's numbers and arrays as Python's."""
     if isinstance(value, Mapping):
+        if other := [key for key in dict[Any, Any](value) if not isinstance(key, str)]:
+            raise SettingsError("study", [f"keys must be strings, but got {_shown(other[0])}"])
         return {key: _plain(inner) for key, inner in dict[Any, Any](value).items()}
     if isinstance(value, os.PathLike):
         return os.fspath(value)

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 from fleetune.errors import SettingsError, did_you_mean
 
@@ -192,28 +193,54 @@ def training_settings(values: Mapping[str, Any], where: str = "training") -> Tra
         raise SettingsError(where, explain(error, TrainingSettings)) from None
 
 
-def explain(error: ValidationError, model: type[BaseModel]) -> list[str]:
-    """Each problem of a pydantic error as a sentence with key, rule and value."""
-    sentences: list[str] = []
+_PLAIN_TYPES = ("str", "int", "float", "bool")
+
+
+def explain(error: ValidationError, model: type[BaseModel], *, noun: str = "setting") -> list[str]:
+    """Each problem of a pydantic error as a sentence with key, rule and value; noun: what the model's fields are called."""
+    sentences: dict[str, str] = {}
     for problem in error.errors():
-        path = ".".join(str(part) for part in problem["loc"] if not _is_branch(part))
-        key = str(problem["loc"][0]) if problem["loc"] else ""
-        if problem["type"] == "extra_forbidden":
-            better = instead_of(key)
-            hint = f"; {better}" if better else did_you_mean(key, model.model_fields)
-            sentences.append(f"{path}: unknown setting{hint}")
-        elif problem["type"] == "value_error":
-            sentences.append(str(problem["msg"]).removeprefix("Value error, "))
-        elif problem["type"] == "literal_error":
+        parts = [part for part in problem["loc"] if not _is_branch(part)]
+        path = ".".join(str(part + 1) if isinstance(part, int) else part for part in parts)
+        told = _sentence(problem, path, _table_at(model, parts[:-1]), noun)
+        # Each branch of a union says what it would have taken: the first is enough.
+        sentences.setdefault(path or told, told)
+    return list(sentences.values())
+
+
+def _sentence(problem: ErrorDetails, path: str, table: type[BaseModel], noun: str) -> str:
+    """table: where the field stands, or would."""
+    key = path.rpartition(".")[2]
+    match problem["type"]:
+        case "extra_forbidden":
+            better = instead_of(key) if noun == "setting" else None
+            return f"{path}: unknown {noun}{f'; {better}' if better else did_you_mean(key, table.model_fields)}"
+        case "missing":
+            return f"{path}: missing, and has no default; give it"
+        case "value_error":
+            return str(problem["msg"]).removeprefix("Value error, ")
+        case "literal_error":
             choices = re.findall(r"'([^']*)'", str(problem.get("ctx", {}).get("expected")))
             told = did_you_mean(str(problem["input"]), choices)
-            sentences.append(f'{path}: "{problem["input"]}" is not known{told}')
-        else:
+            return f'{path}: "{problem["input"]}" is not known{told}'
+        case _:
             rule = str(problem["msg"])
-            sentences.append(f"{path}: {rule[0].lower()}{rule[1:]}, but got {problem['input']!r}")
-    return list(dict.fromkeys(sentences))
+            return f"{path}: {rule[0].lower()}{rule[1:]}, but got {problem['input']!r}"
 
 
 def _is_branch(part: str | int) -> bool:
     """Whether a part of pydantic's path names a branch of a union, which users never wrote."""
-    return isinstance(part, str) and ("[" in part or "(" in part)
+    return isinstance(part, str) and ("[" in part or "(" in part or part in _PLAIN_TYPES)
+
+
+def _table_at(model: type[BaseModel], path: Iterable[str | int]) -> type[BaseModel]:
+    """The model that stands at a path below another; the other itself where none does."""
+    for part in path:
+        field = model.model_fields.get(part) if isinstance(part, str) else None
+        inner = [] if field is None else [field.annotation]
+        while inner:
+            kind = inner.pop()
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                model = kind
+            inner += get_args(kind)
+    return model

@@ -14,8 +14,9 @@ and can be resumed, 130 and 143 ended by a signal.
 from __future__ import annotations
 
 import difflib
+import errno
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 DONE = 0
 SOME_TRIALS_FAILED = 3
@@ -103,6 +104,25 @@ def safe_text(text: str) -> str:
 def counted(n: int, noun: str) -> str:
     """So many of something whose plural takes an s."""
     return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
+def chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, and those that it came from."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def disk_error(error: BaseException) -> OSError | None:
+    """Where a disk failed and not the network: the error in the chain that has a number and names a file that is there."""
+    return next(
+        (
+            e
+            for e in chain(error)
+            if isinstance(e, OSError) and e.errno not in (None, errno.ENOENT) and e.filename
+        ),
+        None,
+    )
 
 
 def reason(error: Exception) -> str:

@@ -17,7 +17,7 @@ import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from fleetune.cohort.engine import Engine
-from fleetune.cohort.memory import measure, needs
+from fleetune.cohort.memory import estimate
 from fleetune.cohort.train import Cohort
 from fleetune.cohort.trial import Rows, TrialInput
 from fleetune.config import training_settings
@@ -102,7 +102,7 @@ def main(
     fresh = frozenset(n for n, _ in model.named_parameters() if "classifier" in n)
     engine = Engine(model, fresh, dtype=getattr(torch, dtype))
     given = inputs(trials, methods, accumulation, batch, judged, long, length)
-    predicted = needs(engine, given, measure(engine, given), trials=trials, tokens=TOKENS)
+    predicted = estimate(engine, given).needs(trials=trials, tokens=TOKENS)
     # Kernels, caches and code that any training touches once are not the cohort's.
     run(engine, inputs(1, ["head"]), 64)
     gc.collect()

@@ -19,7 +19,7 @@ from fleetune.cohort import train as train_module
 from fleetune.cohort.engine import Engine
 from fleetune.cohort.events import Advanced, Event, PassesShrunk
 from fleetune.cohort.graphs import Graphs, Work
-from fleetune.cohort.memory import measure
+from fleetune.cohort.memory import estimate
 from fleetune.cohort.passes import Part, Passed, cut, micro_batches, run_pass, work_of
 from fleetune.cohort.train import Cohort
 from fleetune.cohort.trial import Trial, TrialInput
@@ -87,7 +87,7 @@ def test_a_cohort_that_replays_ends_as_one_that_does_not(
 
 
 def test_what_was_measured_takes_no_memory_from_then_on(engine: Engine) -> None:
-    measure(engine, GIVEN)
+    estimate(engine, GIVEN)
     assert not graphs_of(engine)._stacks._kept
 
 

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
+from fleetune.backbone.shortage import is_out_of_memory
 from fleetune.cohort.engine import Engine
 from fleetune.cohort.events import Advanced, Event, PassesShrunk
 from fleetune.cohort.layers import Leaf
-from fleetune.cohort.shortage import is_out_of_memory
 from fleetune.cohort.train import Cohort
 from fleetune.data.packing import Packed
 from tests.cohort.outcomes import assert_bit_equal, head_of, train, trial

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from typing import Any
 
 import pytest
@@ -54,6 +55,17 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     return state
+
+
+def test_a_full_disk_is_no_missing_network(calls: dict[str, Any]) -> None:
+    full = OSError(errno.ENOSPC, "No space left on device", "/cache/glue.arrow")
+    calls["gives"] = RuntimeError("An error occurred while generating the dataset")
+    calls["gives"].__cause__ = full
+    with pytest.raises(
+        EnvironmentProblem, match=r"/cache/glue.arrow: No space left.*make room"
+    ) as told:
+        load_glue("rte", None)
+    assert "network" not in str(told.value)
 
 
 @pytest.mark.parametrize("name", GLUE)

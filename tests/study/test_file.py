@@ -283,6 +283,16 @@ sampler = "tpee"
         (("[search]", '[search]\nsampler = "grid"'), "methods.lora.learning_rate: a grid needs a list"),
         (('method = "bitfit"', 'method = "bitfit"\nnum_train_epochs = [3, 5]'), "budgets are equal in epochs"),
         (('method = "bitfit"', 'method = "bitfit"\nnum_train_epochs = 3'), "must be the same for every searched"),
+        (
+            (
+                "num_train_epochs = 25",
+                "num_train_epochs = 1\nmax_steps = 12\n[[methods]]\nmethod = 'head'\nlearning_rate = [1e-3, 2e-3]\n"
+                "num_train_epochs = 11\nmax_steps = 2",
+            ),
+            "must be the same for every searched",
+        ),
+        (('method = "bitfit"', 'method = "bitfit"\ndropout = "2learning_rate"\nmax_grad_norm = "0.5dropout"'), "a rule itself"),
+        (('method = "bitfit"', 'method = "bitfit"\nmax_grad_norm = "0.5dropout"'), "`dropout`, which has no number by default"),
         (('method = "bitfit"', 'method = "bitfit"\nrank_study = true'), "bitfit has no rank"),
         (("r = [1, 2, 4, 8, 16]", "r = 4\nrank_study = true"), "`r` must be a list of ranks"),
         (("r = [1, 2, 4, 8, 16]", "r = [1, 2]\nrank_study = true\nreference_rank = 3"), "one of the ranks 1, 2, but got 3"),

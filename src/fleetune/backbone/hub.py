@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +30,14 @@ from huggingface_hub.utils import (
 from huggingface_hub.utils import logging as hub_logging
 
 from fleetune.backbone.weights import refuse_pickle, weight_files
-from fleetune.errors import EnvironmentProblem, FleetuneError, SettingsError, without_passwords
+from fleetune.errors import (
+    EnvironmentProblem,
+    FleetuneError,
+    SettingsError,
+    chain,
+    disk_error,
+    without_passwords,
+)
 
 _untyped: Any = huggingface_hub
 
@@ -157,7 +164,7 @@ class _Model:
 
     def explain(self, error: Exception) -> FleetuneError:
         """The failure as one of ours."""
-        answer = next((e for e in _chain(error) if isinstance(e, errors.HfHubHTTPError)), None)
+        answer = next((e for e in chain(error) if isinstance(e, errors.HfHubHTTPError)), None)
         if answer is None:
             if (place := _full_or_closed(error)) is not None:
                 return place
@@ -242,28 +249,21 @@ def is_offline() -> bool:
     return constants.HF_HUB_OFFLINE or asked.upper() in constants.ENV_VARS_TRUE_VALUES
 
 
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
-
-
 def _full_or_closed(error: Exception) -> EnvironmentProblem | None:
     """Where not the network failed but the disk: an error that names a file, other than one of the hub's."""
-    for said in _chain(error):
-        if isinstance(said, OSError) and said.filename and not isinstance(said, _HTTPError):
-            return EnvironmentProblem(
-                f"{said.filename}: {said.strerror}; models of the hub are kept in {constants.HF_HUB_CACHE}: make room there, or "
-                "set HF_HOME to a folder that can be written"
-            )
-    return None
+    if (said := disk_error(error)) is None:
+        return None
+    return EnvironmentProblem(
+        f"{said.filename}: {said.strerror}; models of the hub are kept in {constants.HF_HUB_CACHE}: make room there, or "
+        "set HF_HOME to a folder that can be written"
+    )
 
 
 def network_reason(error: Exception) -> str:
     """What the system said. The HTTP library may quote headers: of its errors the kind alone."""
     if isinstance(error, UnicodeEncodeError):
         return "HF_TOKEN holds characters that no request can carry"
-    for said in reversed([*_chain(error)]):
+    for said in reversed([*chain(error)]):
         if isinstance(said, OSError) and not isinstance(said, errors.EntryNotFoundError):
             return (said.strerror or str(said) or type(said).__name__).splitlines()[0]
     if isinstance(error, _HTTPError):

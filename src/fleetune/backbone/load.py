@@ -28,6 +28,7 @@ from transformers.utils import logging as transformers_logging
 from fleetune.backbone.draws import drawing
 from fleetune.backbone.families import family_of
 from fleetune.backbone.fetch import find_files
+from fleetune.backbone.shortage import is_out_of_memory
 from fleetune.backbone.sites import empty_model
 from fleetune.backbone.weights import (
     checksum,
@@ -369,6 +370,8 @@ def _reading(folder: Path) -> Generator[None]:
         rule = f"{folder}: reading it needs a package that is not installed"
         raise EnvironmentProblem(f"{rule} ({_first_line(error)}); install it") from error
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         if "trust_remote_code" in str(error):
             rule = f"{folder}: needs code that it brings along, and that is never run"
             raise RefusedError(f"{rule}; give another model") from error

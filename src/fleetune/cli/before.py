@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fleetune.cli.options import dump, out, say, shortened, tell_cut
+from fleetune.cli.options import dump, out, say, shortened
 
 # A guess is checked at a glance.
 SHOWN_CLASSES = 5
@@ -24,15 +24,10 @@ def tell_guesses(
 
 def tell_lengths(prepared: Any, settings: Any, place: str = "--max-length") -> None:
     """Whether rows were cut, and whether the length that was asked for is more than there is; place: where it is given."""
-    most = prepared.max_length
-    if settings.max_length is not None and settings.max_length > most:
-        say(
-            f"{place} {settings.max_length} is more than the backbone reads: {most} tokens are used"
-        )
-    for task in prepared.tasks:
-        of = f" ({task.dataset.task.name})" if len(prepared.tasks) > 1 else ""
-        for name, count in task.truncated.items():
-            tell_cut(count, name + of, most, f" ({place})")
+    from fleetune.study.notes import on_lengths
+
+    for note in on_lengths(prepared, settings, place):
+        say(note)
 
 
 def tell_notes(dataset: Any, of: str = "") -> None:
@@ -46,12 +41,10 @@ def tell_notes(dataset: Any, of: str = "") -> None:
 
 def tell_imitated(dtype: str, device: str) -> None:
     """That the dtype which was asked for is slow here."""
-    from fleetune.study.prepare import is_imitated
+    from fleetune.study.notes import on_dtype
 
-    if is_imitated(dtype, device):
-        say(
-            f"note: {device} has no {dtype} in hardware; --dtype auto would take float32, which is many times faster here"
-        )
+    for note in on_dtype(dtype, device, "--dtype auto"):
+        say(f"note: {note}")
 
 
 def tell_plan(prepared: Any, device: str, as_json: bool) -> None:

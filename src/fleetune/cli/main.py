@@ -149,7 +149,7 @@ def _is_out_of_memory(error: BaseException) -> bool:
     # torch is loaded where its errors come from, and only then.
     if "torch" not in sys.modules:
         return False
-    from fleetune.cohort.shortage import is_out_of_memory
+    from fleetune.backbone.shortage import is_out_of_memory
 
     return is_out_of_memory(error)
 

@@ -15,7 +15,7 @@ import typer
 
 from fleetune.cli import shell
 from fleetune.config import TrainingSettings
-from fleetune.errors import SettingsError, counted, did_you_mean, printable
+from fleetune.errors import SettingsError, did_you_mean, printable
 
 Task = Annotated[
     str | None,
@@ -266,13 +266,12 @@ def terminal_width() -> int | None:
     return shutil.get_terminal_size().columns
 
 
-def tell_cut(count: int, what: str, max_length: int, remedy: str = "") -> None:
+def tell_cut(count: int, what: str, max_length: int) -> None:
     """That rows lost their end; silent where none did."""
+    from fleetune.data.notes import cut_rows
+
     if count:
-        are, were = ("is", "was") if count == 1 else ("are", "were")
-        say(
-            f"{counted(count, 'row')} of {what} {are} longer than {max_length} tokens and {were} cut{remedy}"
-        )
+        say(cut_rows(count, what, max_length))
 
 
 def dump(value: Any) -> None:

@@ -1,17 +1,43 @@
-"""What trials draw: the order of an epoch's rows, and how many tokens each round of micro-batches has.
+"""What rows ask of a pass, and what trials draw: the order of an epoch's rows, and the load of each round of micro-batches.
 
 Notation: N trials, R rounds of an epoch (of the trial that has most).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fleetune.cohort.trial import Rows, TrialInput, epoch_rows
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What a pass has to hold for some rows."""
+
+    tokens: float
+    squares: float
+    """The sum of the rows' squared lengths, which attention's part follows."""
+
+    def __truediv__(self, parts: int) -> Load:
+        return Load(self.tokens / parts, self.squares / parts)
+
+
+NOTHING = Load(0.0, 0.0)
+
+
+def altogether(loads: Iterable[Load]) -> Load:
+    own = [(one.tokens, one.squares) for one in loads]
+    return Load(*(sum(part) for part in zip(*own, strict=True))) if own else NOTHING
+
+
+def load_of(lengths: NDArray[np.int64]) -> Load:
+    """Of rows of so many tokens each."""
+    wide = lengths.astype(np.float64)
+    return Load(float(wide.sum()), float((wide**2).sum()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,15 +49,32 @@ class Drawn:
     squares: NDArray[np.float64]
     """Sums of squared lengths, [N, R]."""
 
-    def heaviest(self, trials: int) -> NDArray[np.float64]:
-        """The tokens of each micro-batch, the largest first, in the round that has most: of the trials with most in all."""
-        busiest = np.argsort(-self.tokens.sum(1), kind="stable")[:trials]
-        own = self.tokens[busiest]
-        return np.sort(own[:, own.sum(0).argmax()])[::-1]
+    def heaviest(
+        self,
+        trials: int,
+        count: int,
+        weigh: Callable[[NDArray[np.float64], NDArray[np.float64]], NDArray[np.float64]],
+    ) -> list[list[Load]]:
+        """What each of the trials that have most brings to the rounds that could need most, the largest first.
 
-    def longest(self) -> float:
-        """The length whose sequences need by the token what those of a round need, where that is most."""
-        return float((self.squares.sum(0) / self.tokens.sum(0)).max())
+        count: how many of a trial's micro-batches a round holds. weigh: what a pass needs for so many tokens and squares. The
+        rounds are the one that weighs most, the one with the heaviest single load, and the heaviest by the token: how a round
+        is cut into passes decides which of them needs most at once.
+        """
+        busiest = np.argsort(-self.tokens.sum(1), kind="stable")[:trials]
+        starts = np.arange(0, self.tokens.shape[1], count)
+        tokens = np.add.reduceat(self.tokens[busiest], starts, axis=1)
+        squares = np.add.reduceat(self.squares[busiest], starts, axis=1)
+        weight = weigh(tokens, squares)
+        whole = weight.sum(0)
+        rounds = {whole.argmax(), weight.max(0).argmax(), (whole / tokens.sum(0)).argmax()}
+        return [
+            [
+                Load(float(tokens[i, at]), float(squares[i, at]))
+                for i in np.argsort(-tokens[:, at], kind="stable")
+            ]
+            for at in sorted(rounds)
+        ]
 
 
 def drawn(inputs: Sequence[TrialInput]) -> Drawn:
@@ -46,8 +89,8 @@ def drawn(inputs: Sequence[TrialInput]) -> Drawn:
 
 def typical_length(rows: Rows) -> int:
     """The length whose sequences need by the token what these rows need: the mean over tokens, not over rows."""
-    lengths = rows.table.lengths[rows.rows].astype(np.float64)
-    return max(round(float((lengths**2).sum() / lengths.sum())), 1)
+    load = load_of(rows.table.lengths[rows.rows])
+    return max(round(load.squares / load.tokens), 1)
 
 
 def worst_batch(given: TrialInput) -> int:

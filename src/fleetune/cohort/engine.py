@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fleetune.backbone.noise import Noise
 from fleetune.backbone.send import make_current, send
+from fleetune.backbone.shortage import is_out_of_memory
 from fleetune.backbone.sites import SiteMap, site_map
 from fleetune.cohort.company import takes_company
 from fleetune.cohort.evaluation import Batch, evaluation_passes
@@ -24,7 +25,6 @@ from fleetune.cohort.layers import Active
 from fleetune.cohort.open import OpenBackbone
 from fleetune.cohort.own import Stacks, active_of
 from fleetune.cohort.owned import Owned, initial_values, parents, stand_in
-from fleetune.cohort.shortage import is_out_of_memory
 from fleetune.cohort.trial import Rows, TrialInput
 from fleetune.data.packing import Packed, pack
 from fleetune.methods.base import Method

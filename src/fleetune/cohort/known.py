@@ -18,9 +18,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fleetune.backbone.shortage import if_it_fits
 from fleetune.cohort.lanes import Lanes
 from fleetune.cohort.open import OpenBackbone
-from fleetune.cohort.shortage import if_it_fits
 from fleetune.data.packing import pack
 from fleetune.data.tokens import TokenTable
 

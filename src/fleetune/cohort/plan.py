@@ -93,13 +93,13 @@ def fit(
     share = SHARE_OF_FREE_CPU if device.type == "cpu" else SHARE_OF_FREE
     budget = (room.available(device) if free is None else free) * share
     default = default_limits(str(device))
-    rates = memory.measure(engine, inputs)
+    estimate = memory.estimate(engine, inputs)
     wished = default.trials if size is None else size
     most = 1 if alone else min(wished, len(inputs))
     floor = max(worst_batch(given) for given in inputs)
 
     def needs(trials: int, tokens: int) -> Needs:
-        return memory.needs(engine, inputs, rates, trials=trials, tokens=tokens, parked=parked)
+        return estimate.needs(trials=trials, tokens=tokens, parked=parked)
 
     def need(trials: int, tokens: int) -> int:
         return needs(trials, tokens).beyond_backbone

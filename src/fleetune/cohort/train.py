@@ -28,6 +28,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fleetune.backbone.shortage import Found, if_it_fits
 from fleetune.cohort.charge import charge, work_in
 from fleetune.cohort.engine import Engine
 from fleetune.cohort.evaluation import fitting
@@ -57,7 +58,6 @@ from fleetune.cohort.passes import (
 )
 from fleetune.cohort.room import Returned
 from fleetune.cohort.schedule import FixedList, Schedule
-from fleetune.cohort.shortage import Found, if_it_fits
 from fleetune.cohort.trial import Trial, TrialInput, Undo, eval_rows, eval_tokens
 
 State = tuple[dict[str, Tensor], dict[str, Any]]

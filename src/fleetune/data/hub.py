@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from fleetune.data.base import Dataset, Split, Task
-from fleetune.errors import DataError, EnvironmentProblem, without_passwords
+from fleetune.errors import DataError, EnvironmentProblem, disk_error, without_passwords
 
 REPOSITORY = "nyu-mll/glue"
 REVISION = "main"
@@ -46,6 +46,7 @@ def read_hub(task: Task, config: str, hub_splits: Mapping[str, str]) -> Dataset:
 
 def _download(task: Task, config: str) -> Any:
     import datasets
+    from datasets import config as places
     from huggingface_hub.utils import logging as hub_logging
 
     verbosity = hub_logging.get_verbosity()
@@ -55,6 +56,11 @@ def _download(task: Task, config: str) -> Any:
     # Whatever goes wrong in there is the network, the hub or its cache, and comes as a dozen
     # classes of four packages.
     except Exception as error:
+        if (said := disk_error(error)) is not None:
+            raise EnvironmentProblem(
+                f"{said.filename}: {said.strerror}; data sets of the hub are kept in {places.HF_DATASETS_CACHE}: make "
+                "room there, or set HF_HOME to a folder that can be written"
+            ) from error
         lines = str(error).strip().splitlines()
         reason = (
             f"{type(error).__name__}: {without_passwords(lines[0])}"

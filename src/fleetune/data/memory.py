@@ -17,13 +17,14 @@ from fleetune.errors import DataError
 
 
 def records_of(frame: Any) -> list[dict[str, Any]]:
-    """The rows of a pandas frame. DataError where two of its columns have one name."""
-    names = [str(name) for name in frame.columns]
+    """The rows of a pandas frame, or of a pyarrow table. DataError where two of its columns have one name."""
+    arrow = hasattr(frame, "to_pylist")
+    names = [str(name) for name in (frame.column_names if arrow else frame.columns)]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         told = "this name stands twice; every column needs its own"
         raise DataError("data", [f"column {name}: {told}" for name in twice])
-    return frame.to_dict(orient="records")
+    return frame.to_pylist() if arrow else frame.to_dict(orient="records")
 
 
 def as_jsonl(rows: Iterable[Mapping[str, Any]]) -> bytes:

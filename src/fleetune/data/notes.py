@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from fleetune.data.base import Dataset
 from fleetune.data.overlap import overlap_message, overlaps
+from fleetune.errors import counted
 
 _MOST_TOLD = 5
 # With a hundred rows the interval of an accuracy reaches ten points to either side: more than methods differ by.
@@ -48,6 +49,12 @@ def few_rows(dataset: Dataset) -> list[str]:
         f"{n} {name} rows are few: the 95% interval of an accuracy may reach {100 * _reach(n):.0f} points to either side"
         for name, n in few.items()
     ]
+
+
+def cut_rows(count: int, what: str, max_length: int) -> str:
+    """That rows lost their end."""
+    are, were = ("is", "was") if count == 1 else ("are", "were")
+    return f"{counted(count, 'row')} of {what} {are} longer than {max_length} tokens and {were} cut"
 
 
 def _reach_of_r(n: int) -> float:

@@ -61,7 +61,7 @@ class PeftTuner:
 class Method(BaseModel):
     """A way to fine-tune. Fields are its hyperparameters, under the names that peft gives them."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: ClassVar[str]
     summary: ClassVar[str]

@@ -68,6 +68,8 @@ class BitFit(Method):
         if self.terms == "all":
             return sites.roles
         wanted = PAPER_SUBSET if self.terms == "paper-subset" else self.terms
+        if not wanted:
+            raise SettingsError("bitfit", ["terms: an empty list leaves nothing to train"])
         problems = [
             f'terms: "{term}" is no role of a {sites.model_type} backbone{did_you_mean(term, sites.roles)}'
             for term in wanted

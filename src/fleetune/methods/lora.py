@@ -98,6 +98,8 @@ class Lora(Method):
         if self.target_modules == "default":
             # peft's table for bert, roberta, electra, ...: query and value; a fused projection counts as both.
             return tuple(s for s in linear if s.role in ("query", "value", "query_key_value"))
+        if not self.target_modules:
+            raise SettingsError("lora", ["target_modules: an empty list leaves nothing to train"])
         problems: list[str] = []
         endings = {site.name.rpartition(".")[2] for site in linear}
         for target in self.target_modules:

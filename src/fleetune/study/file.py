@@ -12,10 +12,11 @@ import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
+from fleetune.config import explain
 from fleetune.data.load import TASK_NAMES
 from fleetune.data.textfile import check_exists
 from fleetune.errors import DataError, SettingsError, did_you_mean, reason
@@ -29,10 +30,7 @@ from fleetune.study.settings import (
 )
 from fleetune.study.space import Arm, arms_of
 from fleetune.study.tables import (
-    BackboneTable,
-    ConfirmTable,
     DataTable,
-    SearchTable,
     StudyFile,
 )
 from fleetune.study.together import together
@@ -129,8 +127,11 @@ def _validated(given: Mapping[str, Any], single: bool) -> tuple[StudyFile | None
     try:
         return StudyFile(**given), []
     except ValidationError as error:
-        found = error.errors()
-    problems = [_sentence(problem, single) for problem in found]
+        found, problems = error.errors(), explain(error, StudyFile, noun="key")
+    if single:
+        problems = [
+            f"data.{p.removeprefix('data.1.')}" if p.startswith("data.1.") else p for p in problems
+        ]
     try:
         return StudyFile(**_without(given, [problem["loc"] for problem in found])), problems
     except ValidationError:
@@ -151,33 +152,6 @@ def _without(given: Mapping[str, Any], places: Sequence[tuple[int | str, ...]]) 
         if isinstance(table, dict):
             table.pop(last, None)
     return copied
-
-
-_TABLES: dict[str, type[BaseModel]] = {
-    "data": DataTable,
-    "backbone": BackboneTable,
-    "search": SearchTable,
-    "confirm": ConfirmTable,
-}
-
-
-def _sentence(problem: Any, single: bool) -> str:
-    """One of pydantic's problems with key, rule and value."""
-    loc = [str(part + 1) if isinstance(part, int) else part for part in problem["loc"]]
-    if single and loc[:2] == ["data", "1"]:
-        loc = ["data", *loc[2:]]
-    key = ".".join(loc)
-    if problem["type"] == "extra_forbidden":
-        model = _TABLES.get(loc[0], StudyFile) if len(loc) > 1 else StudyFile
-        return f"{key}: unknown key{did_you_mean(loc[-1], model.model_fields)}"
-    if problem["type"] == "missing":
-        return f"{key}: missing; a study needs [data] and [[methods]]"
-    if problem["type"] == "literal_error":
-        model = _TABLES.get(loc[0], StudyFile)
-        choices = get_args(model.model_fields[loc[-1]].annotation)
-        return f'{key}: "{problem["input"]}" is not known{did_you_mean(str(problem["input"]), choices)}'
-    rule = str(problem["msg"])
-    return f"{key}: {rule[0].lower()}{rule[1:]}, but got {problem['input']!r}"
 
 
 def method_entries(tables: Any) -> tuple[list[MethodSettings], list[str]]:
@@ -250,7 +224,10 @@ def _data_problems(tables: Sequence[DataTable], *, whole: bool) -> list[str]:
             told = {"test_file": d.test_file, "groups_column": d.groups_column}
             problems += [f"{where}.{k}: is for `file`" for k, v in told.items() if v is not None]
     named = [
-        (t, d.file) for d in tables for t in (d.task if isinstance(d.task, list) else [d.task])
+        (t, d.file)
+        for d in tables
+        for t in (d.task if isinstance(d.task, list) else [d.task])
+        if t or d.file
     ]
     twice = sorted({str(t or f) for t, f in named if named.count((t, f)) > 1})
     problems += [f'data: "{name}" stands twice; a task is studied once' for name in twice]

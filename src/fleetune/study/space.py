@@ -19,7 +19,7 @@ import math
 import re
 import types
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass
 from typing import Any, Union, get_args, get_origin
 
@@ -188,7 +188,8 @@ def _arms(entry: int, name: str, m: MethodSettings, training: Mapping[str, Any])
             problems += [
                 f"{where}.{p}" for v in checked for p in _wrong(cls, key, v, where == "training")
             ]
-    problems += _chained_rules(name, rules)
+    valued = {key for key, value in {**fixed, **searched}.items() if value is not None}
+    problems += _baseless_rules(name, cls, rules, valued)
     ranks = searched.get("r")
     if m.rank_study:
         problems += _rank_problems(name, cls, ranks, m)
@@ -204,11 +205,20 @@ def _arms(entry: int, name: str, m: MethodSettings, training: Mapping[str, Any])
     ]
 
 
-def _chained_rules(name: str, rules: Mapping[str, Rule]) -> list[str]:
+def _baseless_rules(
+    name: str, cls: type[Method], rules: Mapping[str, Rule], valued: Set[str]
+) -> list[str]:
+    """Rules that follow what has no number; valued: the settings that the study gives a value or values."""
     return [
-        f"methods.{name}.{key}: follows `{rule.of}`, which is a rule itself; name a setting that has values"
+        f"methods.{name}.{key}: follows `{rule.of}`, which {why}"
         for key, rule in rules.items()
-        if rule.of in rules
+        for why in (
+            ["is a rule itself; name a setting that has values"]
+            if rule.of in rules
+            else ["has no number by default; give it one"]
+            if rule.of not in valued and _default(cls, rule.of) is None
+            else []
+        )
     ]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from fleetune.config import TrainingSettings
 from fleetune.errors import did_you_mean
 from fleetune.study.settings import MethodSettings
 from fleetune.study.space import Arm, Range
@@ -82,9 +83,14 @@ def _training(arm: Arm) -> dict[str, Any]:
     return arm.values(arm.first_picks())[1]
 
 
+def _setting(arm: Arm, key: str) -> float:
+    """The value of a training setting, the default where the study says nothing."""
+    return float(_training(arm).get(key, TrainingSettings.model_fields[key].default))
+
+
 def _steps(arm: Arm) -> int:
     """`max_steps` where it says how long an arm trains, else 0."""
-    return max(_training(arm).get("max_steps", 0), 0)
+    return max(int(_setting(arm, "max_steps")), 0)
 
 
 def _lengths_searched(arm: Arm, *, begun: bool) -> list[str]:
@@ -107,11 +113,7 @@ def _lengths_searched(arm: Arm, *, begun: bool) -> list[str]:
 
 def _equal_lengths(searched: Sequence[Arm], *, begun: bool) -> list[str]:
     """The same for all searched methods: each has the budget of the others."""
-    lengths = {
-        str(_training(a).get("num_train_epochs", "default"))
-        + str(_training(a).get("max_steps", ""))
-        for a in searched
-    }
+    lengths = {(_setting(a, "num_train_epochs"), _steps(a)) for a in searched}
     if len(lengths) > 1:
         return [
             "methods: num_train_epochs and max_steps must be the same for every searched method, since search budgets "
@@ -121,8 +123,8 @@ def _equal_lengths(searched: Sequence[Arm], *, begun: bool) -> list[str]:
         return []
     problems: list[str] = []
     for key in BATCHES:
-        values = {a.name: _training(a).get(key, "the default") for a in searched}
-        if len(set(map(str, values.values()))) > 1:
+        values = {a.name: int(_setting(a, key)) for a in searched}
+        if len(set(values.values())) > 1:
             told = ", ".join(f"{value} for {name}" for name, value in values.items())
             problems.append(
                 f"methods: {key} must be the same for every searched method where max_steps ends a training, since search "
