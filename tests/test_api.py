@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -63,6 +65,45 @@ def trained(made: Made, tmp_path_factory: pytest.TempPathFactory) -> fleetune.Re
 
 
 # --- the package itself
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda **k: fleetune.train(rows(20), "head", test_data="demo-sentiment", **k), "demo-sentiment is a task; leave it out"),
+        (lambda **k: fleetune.study([{"task": "rte"}], **k), "must be a study file or a dict of its tables"),
+        (lambda **k: fleetune.study({"training": {1: 2}}, **k), "keys must be strings, but got 1"),
+        (lambda **k: fleetune.train(rows(20), "lora", dtype=None, **k), 'dtype: "None" is not known'),
+        (lambda **k: fleetune.train(rows(20), "lora", max_length="64", **k), "max_length: input should be a valid integer"),
+        (lambda **k: fleetune.train(rows(20), "lora", text_column=3, **k), "text_columns.1: input should be a valid string"),
+        (lambda **k: fleetune.train(rows(20), "lora", protocol=None, **k), 'protocol: "None" is not known'),
+    ],
+)  # fmt: skip
+def test_what_has_another_type_is_named(
+    call: Callable[..., Any], said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(SettingsError, match=re.escape(said)):
+        call(output_dir=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_rows_of_an_arrow_table_are_those_of_its_frame(tmp_path: Path) -> None:
+    import pyarrow as pa
+
+    from fleetune.data.memory import as_jsonl, records_of
+
+    frame = pd.DataFrame(rows(4))
+    assert as_jsonl(records_of(pa.Table.from_pandas(frame))) == as_jsonl(records_of(frame))
+
+
+def test_rows_that_are_cut_are_told(made: Made, tmp_path: Path) -> None:
+    told = {"backbone": made.backbone, "output_dir": tmp_path / "run", "max_length": 4, **SHORT}
+    with pytest.warns(UserWarning, match="are longer than 4 tokens") as warned:
+        fleetune.train(rows(40), "head", **told)
+    assert [str(one.message) for one in warned] == [
+        f"{count} rows of {name} are longer than 4 tokens and were cut (max_length)"
+        for name, count in (("train", 36), ("test", 4))
+    ]
 
 
 def test_importing_the_package_loads_nothing_heavy() -> None:

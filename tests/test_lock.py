@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import re
 import tomllib
+from importlib.metadata import distributions
 from pathlib import Path
 
 import pytest
+from packaging.specifiers import SpecifierSet
 from scripts.lock import lock
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def _item(name: str, **info: object) -> dict:
@@ -42,17 +46,33 @@ def test_a_package_without_a_hash_is_refused() -> None:
         lock({"install": [_item("x", dir_info={})]})
 
 
+def test_every_pinned_package_runs_on_the_lowest_python() -> None:
+    """Else pip finds no way out on a machine whose Python is older than the one that the pins were made with."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lowest = project["requires-python"].removeprefix(">=") + ".0"
+    pinned = {
+        line.partition("==")[0].strip()
+        for line in (ROOT / "constraints.txt").read_text().splitlines()
+        if "==" in line and not line.startswith("#")
+    }
+    here = {d.metadata["Name"].casefold(): d for d in distributions()}
+    asked = {
+        n: here[n.casefold()].metadata["Requires-Python"] for n in pinned if n.casefold() in here
+    }
+    assert len(asked) > 50
+    assert {n: s for n, s in asked.items() if s and not SpecifierSet(s).contains(lowest)} == {}
+
+
 def test_the_lowest_versions_are_those_that_are_allowed() -> None:
     """`make test-lowest` tries them; torch's lowest has no build without CUDA."""
-    root = Path(__file__).resolve().parents[1]
-    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     wanted = [
         *project["dependencies"],
         *(w for e in ("serve", "onnx", "tensorboard") for w in extras[e]),
     ]
     allowed = dict(re.findall(r"^([\w-]+)>=([\d.]+)", "\n".join(wanted), re.MULTILINE))
-    lines = (root / "constraints-lowest.txt").read_text().splitlines()
+    lines = (ROOT / "constraints-lowest.txt").read_text().splitlines()
     tried = dict(line.split("==") for line in lines if not line.startswith("#"))
     assert allowed.keys() == tried.keys()
     for name in allowed.keys() - {"torch"}:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -170,28 +170,21 @@ def train(
     """
     from fleetune.study.file import method_entries
     from fleetune.study.fixed import fixed_settings
+    from fleetune.study.from_python import columns, method_tables, rows_from
     from fleetune.study.settings import DataSettings
 
-    entries, problems = method_entries(_method_tables(methods))
+    entries, problems = method_entries(method_tables(methods))
     if problems:
         raise SettingsError("methods", problems)
     folder, rows = Path(output_dir), dict[str, bytes]()
-    task, file = _source(data, folder / "data.jsonl", rows)
-    named, test_file = (
-        (None, None) if test_data is None else _source(test_data, folder / "test.jsonl", rows)
-    )
-    if named is not None:
-        rule = "must be a file, a frame or a list of dicts"
-        raise SettingsError(
-            "test_data", [f"{rule}, but {named} is a task; leave it out, or give the task as data"]
-        )
+    task, file, test_file = rows_from(data, test_data, folder, rows)
     settings = fixed_settings(
         DataSettings(
             task=task,
             data_dir=None if data_dir is None else str(data_dir),
             file=file,
             test_file=test_file,
-            text_columns=_columns(text_column),
+            text_columns=columns(text_column),
             label_column=label_column,
             groups_column=groups_column,
             max_train_samples=max_train_samples,
@@ -231,6 +224,7 @@ def study(
     """
     from fleetune.study.file import parse_study, read_study
     from fleetune.study.folder import has_begun
+    from fleetune.study.from_python import plain, shown
 
     begun = has_begun(Path(output_dir))
     if isinstance(study, Mapping):
@@ -238,10 +232,10 @@ def study(
             raise SettingsError(
                 "study", ["overrides are for a file; change the dict, or leave them out"]
             )
-        settings = parse_study(_plain(study), begun=begun)
+        settings = parse_study(plain(study), begun=begun)
     elif not isinstance(cast(Any, study), str | os.PathLike):
         rule = "must be a study file or a dict of its tables"
-        raise SettingsError("study", [f"{rule}, but got {_shown(study)}"])
+        raise SettingsError("study", [f"{rule}, but got {shown(study)}"])
     else:
         settings = read_study(Path(study), overrides, begun=begun)
     return _run(
@@ -332,47 +326,6 @@ def _level_of_caller() -> int:
     return level
 
 
-def _method_tables(methods: Methods) -> list[dict[str, Any]]:
-    """As a study file's [[methods]]."""
-    given: Any = methods
-    if isinstance(methods, str):
-        return [{"method": methods}]
-    if isinstance(methods, Mapping):
-        for name, settings in dict[str, Any](methods).items():
-            if not isinstance(settings, Mapping):
-                told = (
-                    f'must be a table such as {{"learning_rate": 1e-3}}, but got {_shown(settings)}'
-                )
-                raise SettingsError("methods", [f"{name}: {told}"])
-        return [
-            {"name" if "method" in settings else "method": key, **settings}
-            for key, settings in methods.items()
-        ]
-    if not isinstance(given, Iterable):
-        rule = "must be a method's name, several, or names with their settings"
-        raise SettingsError("methods", [f"{rule}, but got {_shown(given)}"])
-    return [{"method": name} for name in methods]
-
-
-def _columns(named: str | Sequence[str] | None) -> tuple[str, ...] | None:
-    return (named,) if isinstance(named, str) else tuple(named or ()) or None
-
-
-def _source(data: Any, place: Path, kept: dict[str, bytes]) -> tuple[str | None, str | None]:
-    """(task, file): what the text names, or where rows from memory will lie, which are added to those to keep."""
-    from fleetune.data.memory import as_jsonl, records_of
-    from fleetune.study.fixed import task_or_file
-
-    if isinstance(data, str | os.PathLike):
-        return task_or_file(os.fspath(data))
-    rows = records_of(data) if hasattr(data, "columns") else data
-    if not isinstance(rows, Iterable):
-        told = "must be a task, a file, a frame or a list of dicts"
-        raise SettingsError("data", [f"{told}, but got {_shown(data)}"])
-    kept[place.name] = as_jsonl(rows)
-    return None, str(place)
-
-
 def _place(model: Any) -> Path:
     """A run's folder or a model's; SettingsError for what names none."""
     if isinstance(model, Result):
@@ -381,25 +334,10 @@ def _place(model: Any) -> Path:
         several = f"{model.name} has {len(model.folders)} trainings, and a model is one of them"
         raise SettingsError("model", [f"{several}; give one of .folders"])
     if not isinstance(model, str | os.PathLike):
-        raise SettingsError("model", [f"must be a folder or a Result, but got {_shown(model)}"])
+        from fleetune.study.from_python import shown
+
+        raise SettingsError("model", [f"must be a folder or a Result, but got {shown(model)}"])
     return Path(model)
-
-
-def _plain(value: Any) -> Any:
-    """A study as a file could have it: paths as texts, tuples as lists, numpy's numbers and arrays as Python's."""
-    if isinstance(value, Mapping):
-        if other := [key for key in dict[Any, Any](value) if not isinstance(key, str)]:
-            raise SettingsError("study", [f"keys must be strings, but got {_shown(other[0])}"])
-        return {key: _plain(inner) for key, inner in dict[Any, Any](value).items()}
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    if hasattr(value, "tolist"):
-        value = value.tolist()
-    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
-
-
-def _shown(value: Any) -> str:
-    return f"{value!r:.60} ({type(value).__name__})"
 
 
 # --- what is compared

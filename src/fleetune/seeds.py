@@ -11,6 +11,9 @@ import hashlib
 
 import numpy as np
 
+NUMERICS = 1
+"""Raised whenever a seed comes to mean other numbers than before: a run is not resumed across that (study/machine.py)."""
+
 
 def digest(seed: int, *name: str | int) -> bytes:
     """32 bytes that depend on every part of the name."""

@@ -9,9 +9,10 @@ import pytest
 
 from fleetune.errors import SettingsError
 from fleetune.study.file import parse_study, read_study
+from fleetune.study.forms import Choice, Range, Rule
 from fleetune.study.schema import schema
 from fleetune.study.settings import as_toml
-from fleetune.study.space import Choice, Range, Rule, arms_of
+from fleetune.study.space import arms_of
 from tests.runs import run_cli
 
 GOOD = """

@@ -14,6 +14,7 @@ import sys
 import time
 import tomllib
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,12 +33,14 @@ from fleetune.report import tables
 from fleetune.report.facts import run_facts
 from fleetune.report.model_facts import model_facts
 from fleetune.serve.predictor import model_folder
-from fleetune.study import checkpoints, journal
+from fleetune.study import checkpoints, journal, seal
 from fleetune.study import run as study_run
 from fleetune.study.folder import locked
+from fleetune.study.journal import Journal
 from fleetune.study.machine import refuse_changes
 from fleetune.study.prepare import MethodSettings, Prepared, prepare
 from fleetune.study.run import Run
+from fleetune.study.seal import Seal
 from tests.backbone.hub import LocalHub
 from tests.runs import (
     METHODS,
@@ -418,7 +421,11 @@ def test_another_config_of_the_backbone_is_refused(made: Made, tmp_path: Path) -
     environment = json.loads((tmp_path / "run/environment.json").read_text())
     found = copy.deepcopy(environment)
     found["backbone"]["config"] = "another"
-    del environment["backbone"]["config"]
+    del (
+        environment["backbone"]["config"],
+        environment["backbone"]["tokenizer"],
+        environment["numerics"],
+    )
     (tmp_path / "earlier.json").write_text(json.dumps(environment))
     assert refuse_changes(tmp_path / "earlier.json", found) == []
 
@@ -432,6 +439,58 @@ def test_another_major_version_is_refused(made: Made, tmp_path: Path) -> None:
     path.write_text(json.dumps(found))
     with pytest.raises(RefusedError, match=r"torch \(major version\): 1 there"):
         train(tmp_path / "run", given)
+
+
+def test_a_run_whose_seeds_meant_other_numbers_is_refused(made: Made, tmp_path: Path) -> None:
+    given = settings(made.folder, made.backbone, ["head"], seeds=[0])
+    train(tmp_path / "run", given)
+    path = tmp_path / "run/environment.json"
+    path.write_text(json.dumps(json.loads(path.read_bytes()) | {"numerics": 0}))
+    with pytest.raises(RefusedError, match="what a seed means: 0 there, 1 now"):
+        train(tmp_path / "run", given)
+
+
+def test_a_run_from_before_a_setting_was_there_goes_on(made: Made, tmp_path: Path) -> None:
+    """Its test rows were sealed for the same trials, whatever has no value counting for nothing."""
+    given = settings(made.folder, made.backbone, ["lora"], seeds=[0, 1])
+    prepared = prepare(given)
+    (task,) = prepared.tasks
+    earlier = [
+        replace(
+            one, spec=replace(one.spec, hyperparameters=without_unset(one.spec.hyperparameters))
+        )
+        for one in prepared.inputs
+    ]
+    opened = Journal(tmp_path / "journal.jsonl")
+    opened.append(
+        "test-declared",
+        task=task.dataset.task.name,
+        settings=sorted(seal._with_unset(one) for one in earlier),
+    )
+    before = opened.path.read_bytes()
+    Seal(opened, task).declare(prepared.inputs)
+    assert Seal(opened, task).open(prepared.inputs[0]).keys() == task.test_tables.keys()
+    with pytest.raises(RefusedError, match="sealed for 2 other trials"):
+        Seal(opened, task).check(prepared.inputs[:1])
+    assert opened.path.read_bytes().startswith(before)
+    opened.close()
+
+
+def without_unset(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if value is not None}
+
+
+def test_a_refused_run_is_left_as_it_is(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even that the command began is written down: what was done would no longer look so."""
+    given = settings(made.folder, made.backbone, ["head"], seeds=[0])
+    train(tmp_path / "run", given)
+    before = (tmp_path / "run/journal.jsonl").read_bytes()
+    monkeypatch.setattr(seal, "_hashed", lambda *_: "another")
+    with pytest.raises(RefusedError, match="sealed for 1 other trials"):
+        train(tmp_path / "run", given)
+    assert (tmp_path / "run/journal.jsonl").read_bytes() == before
 
 
 def test_a_foreign_folder_is_refused_and_left_as_it_is(made: Made, tmp_path: Path) -> None:

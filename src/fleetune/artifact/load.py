@@ -126,6 +126,15 @@ def _method(record: ModelRecord, folder: Path) -> Method:
     try:
         return make_method(record.method, record.hyperparameters)
     except SettingsError as error:
+        if unknown := [
+            problem.partition(":")[0]
+            for problem in error.problems
+            if ": unknown setting" in problem
+        ]:
+            raise RefusedError(
+                f"{folder}: trained with settings of {record.method} that this fleetune does not know ({', '.join(unknown)}); "
+                "update fleetune"
+            ) from None
         found = [f"damaged: hyperparameters: {problem}" for problem in error.problems]
         raise DataError(str(folder / layout.RECORD), found) from None
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from operator import index
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
+from fleetune.config import explain
 from fleetune.data.base import Task
 from fleetune.data.demo import DEMOS
 from fleetune.data.load import TASK_NAMES
@@ -14,6 +18,7 @@ from fleetune.errors import SettingsError, did_you_mean
 from fleetune.study.folder import has_begun
 from fleetune.study.settings import MOST_TRIALS, DataSettings, MethodSettings, Settings
 from fleetune.study.space import arms_of
+from fleetune.study.tables import BackboneTable, DataTable
 from fleetune.study.together import one_metric
 
 FIRST_SEED = 42
@@ -35,6 +40,8 @@ def fixed_settings(
     no seed, methods are chosen by different metrics, or something about data or seeds would change nothing. output_dir: where
     a run of these has begun, it goes on with the metrics that it has.
     """
+    if problems := _of_other_types(data, encoder):
+        raise SettingsError("settings", problems)
     if problems := misplaced(data, columns=True):
         raise SettingsError("data", problems)
     names = [m.name or m.method for m in methods]
@@ -49,6 +56,25 @@ def fixed_settings(
     if not begun and (problems := one_metric(arms_of(found.methods, training))):
         raise SettingsError("methods", [p.removeprefix("methods: ") for p in problems])
     return found
+
+
+def _of_other_types(data: DataSettings, encoder: Mapping[str, Any]) -> list[str]:
+    """What a Python caller gave that is no text or number where one is asked for; rules on values are prepare.py's."""
+    columns = data.text_columns
+    rows = asdict(data) | {"text_columns": None if columns is None else list(columns)}
+    told = {"name" if key == "backbone" else key: value for key, value in encoder.items()}
+    problems: list[str] = []
+    for table, values in ((DataTable, rows), (BackboneTable, told)):
+        try:
+            table.model_validate(values)
+        except ValidationError as error:
+            wrong = {
+                str(e["loc"][0])
+                for e in error.errors()
+                if e["type"].endswith("_type") or not isinstance(e["input"], str | int)
+            }
+            problems += [p for p in explain(error, table) if p.split(".")[0].split(":")[0] in wrong]
+    return problems
 
 
 def _seeds(seeds: int | Iterable[int], first: int | None) -> tuple[int, ...]:

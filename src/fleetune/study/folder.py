@@ -185,6 +185,8 @@ def _is_moved(old: Any, new: str) -> bool:
 
 
 def _hint(key: str, new: Mapping[str, Any]) -> str:
+    if key == "confirm.reference":
+        return " (an earlier version took a rank study's first rank; --set confirm.reference=... goes on with what stands there)"
     named = key.startswith("data.") and key.endswith("task") and key[:-4] + "file" in new
     return " (own rows are called after their file)" if named else ""
 

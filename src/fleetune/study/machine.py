@@ -16,6 +16,7 @@ from fleetune import __version__
 from fleetune.data.overlap import overlaps
 from fleetune.data.tokens import tokenizer_fingerprint
 from fleetune.errors import DataError, RefusedError
+from fleetune.seeds import NUMERICS
 from fleetune.study.prepare import Prepared, PreparedTask
 
 PACKAGES = ("torch", "transformers", "tokenizers", "peft", "numpy", "safetensors", "pyarrow")
@@ -27,6 +28,7 @@ def describe(prepared: Prepared, device: str) -> dict[str, Any]:
     tasks = [_data(task) for task in prepared.tasks]
     return {
         "fleetune": __version__,
+        "numerics": NUMERICS,
         "commit": commit(),
         "python": platform.python_version(),
         "packages": {name: metadata.version(name) for name in PACKAGES},
@@ -137,9 +139,9 @@ def _inputs(before: dict[str, Any], found: dict[str, Any]) -> list[Change]:
     ]
     old, new = before["backbone"], found["backbone"]
     pairs.append(("backbone", old["checksum"], new["checksum"]))
-    # A run that an earlier version began says nothing of it.
+    # A run that an earlier version began says nothing of these.
     pairs.append(("the backbone's config.json", old.get("config", new["config"]), new["config"]))
-    pairs.append(("tokenizer", old["tokenizer"], new["tokenizer"]))
+    pairs.append(("tokenizer", old.get("tokenizer", new["tokenizer"]), new["tokenizer"]))
     return [pair for pair in pairs if pair[1] != pair[2]]
 
 
@@ -162,6 +164,7 @@ def _versions(before: dict[str, Any], found: dict[str, Any]) -> list[Change]:
         for name in ("torch", "transformers", "tokenizers", "numpy")
     ]
     majors.append(("fleetune (version)", _minor(before["fleetune"]), _minor(found["fleetune"])))
+    majors.append(("what a seed means", before.get("numerics", 1), found["numerics"]))
     return [change for change in majors if change[1] != change[2]]
 
 

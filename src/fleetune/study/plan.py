@@ -10,13 +10,14 @@ from typing import Any
 from fleetune.cohort.trial import TrialInput
 from fleetune.methods.base import Method
 from fleetune.methods.table import method_class
+from fleetune.study.forms import Choice
 from fleetune.study.journal import Journal
 from fleetune.study.prepare import Prepared, PreparedTask
 from fleetune.study.propose import PROPOSED, Tried, propose
 from fleetune.study.rows import FOLDS, TaskRows, settle, trial_input
 from fleetune.study.search import Budget, Chosen, Search
 from fleetune.study.settings import SEARCH, SearchSettings
-from fleetune.study.space import Arm, Choice
+from fleetune.study.space import Arm
 
 # Three settings are the fewest that halving can thin out.
 LEAST_BATCH = 3

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from fleetune.seeds import digest
-from fleetune.study.space import Arm, Choice
+from fleetune.study.forms import Choice
+from fleetune.study.space import Arm
 
 DONE, STOPPED, FAILED = "done", "stopped", "failed"
 PROPOSED = "proposed"

@@ -101,16 +101,26 @@ class Run:
         with contextlib.nullcontext() if held else locked(self.folder):
             changed = self._open_folder()
             self.journal = Journal(self.folder / journal.NAME)
-            try:
-                self._mend(changed)
-                return self._train(watch)
-            except BaseException as error:
-                # Where the disk refuses this too, the first error is the one to tell.
-                with contextlib.suppress(OSError, RefusedError):
-                    self.journal.append("stopped", reason=type(error).__name__)
-                raise
-            finally:
-                self.journal.close()
+            with contextlib.closing(self.journal):
+                self._refuse_other_trials()
+                try:
+                    self._mend(changed)
+                    return self._train(watch)
+                except BaseException as error:
+                    # Where the disk refuses this too, the first error is the one to tell.
+                    with contextlib.suppress(OSError, RefusedError):
+                        self.journal.append("stopped", reason=type(error).__name__)
+                    raise
+
+    def _refuse_other_trials(self) -> None:
+        """RefusedError where the test rows are sealed for others; before anything is written down of this call.
+
+        What a study measures is known once its search is over: `_task` asks then.
+        """
+        for task in self.prepared.tasks:
+            name = task.dataset.task.name
+            if own := [i for i in self.prepared.inputs if i.spec.task == name]:
+                Seal(self.journal, task).check(own)
 
     def _open_folder(self) -> list[str]:
         """Refuse another run; make what is not there yet. What has changed in the machine, since rounding may follow it."""

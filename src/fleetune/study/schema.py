@@ -7,7 +7,7 @@ from typing import Any
 
 from fleetune.config import TrainingSettings
 from fleetune.methods.table import METHODS
-from fleetune.study.space import RANGE_KEYS
+from fleetune.study.forms import RANGE_KEYS
 from fleetune.study.tables import StudyFile
 
 

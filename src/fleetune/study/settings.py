@@ -1,7 +1,7 @@
 """What a user says: which rows, which backbone, which methods with which settings, how to search, how to confirm.
 
 `Settings` is the one form for `train` (fixed settings, no search) and for a study file. A setting of a method may be a
-value, or say what to search: the forms are those of the study file, see space.py.
+value, or say what to search: the forms are those of the study file, see forms.py.
 """
 
 from __future__ import annotations

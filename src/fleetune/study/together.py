@@ -7,8 +7,9 @@ from typing import Any
 
 from fleetune.config import TrainingSettings
 from fleetune.errors import did_you_mean
+from fleetune.study.forms import Range
 from fleetune.study.settings import MethodSettings
-from fleetune.study.space import Arm, Range
+from fleetune.study.space import Arm
 from fleetune.study.tables import SearchTable, StudyFile
 
 LENGTHS = ("num_train_epochs", "max_steps")
