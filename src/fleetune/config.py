@@ -173,7 +173,6 @@ INSTEAD = {
     "seed": "--seed and --seeds of train; in a study first_seed and seeds of [confirm]",
     "train_sampling_strategy": "none: packed rows have no padding, so their lengths need no grouping",
     "use_cpu": "--device cpu of the command",
-    "use_dora": "none: DoRA is not among the methods; use_rslora is another scaling of LoRA",
     "warmup_ratio": "warmup_steps (a share below 1)",
 }
 

@@ -25,6 +25,57 @@ def test_what_spoils_scores_is_told(tmp_path: Path) -> None:
     assert "no test row has the label Fraud, fraud" in told[2]
 
 
+def test_texts_under_several_labels_are_told(tmp_path: Path) -> None:
+    """Each text once, however many rows it has; the same text under one label is no harm."""
+    rows = [
+        ("same", "a"),
+        ("same", "b"),
+        ("same", "b"),
+        ("twice", "a"),
+        ("twice", "a"),
+        ("é", "b"),
+        ("é", "a"),
+    ]
+    (tmp_path / "train.csv").write_text("text,label\n" + "".join(f"{t},{y}\n" for t, y in rows * 3))
+    (tmp_path / "test.csv").write_text("text,label\nnew,a\nother,b\n")
+    (told,) = notes_on(
+        dataset_from_files(tmp_path / "train.csv", tmp_path / "test.csv", None, None)
+    )
+    assert told.startswith("2 texts of train stand there under more than one label")
+    assert told.endswith('the first is "same"')
+
+
+def test_what_was_read_in_another_encoding_is_told(tmp_path: Path) -> None:
+    """The euro sign of Windows-1252 is a control character of ISO-8859-1."""
+    sold = "".join(f"{i} €,{'ab'[i % 2]}\n" for i in range(12)).encode("cp1252").decode("latin-1")
+    (tmp_path / "train.csv").write_text(f"text,label\n{sold}", encoding="utf-8")
+    (tmp_path / "test.csv").write_text("text,label\n1 €,a\n2 €,b\n", encoding="utf-8")
+    (told,) = notes_on(
+        dataset_from_files(tmp_path / "train.csv", tmp_path / "test.csv", None, None)
+    )
+    assert "stand in 12 rows of train" in told and "iconv -f WINDOWS-1252" in told
+
+
+def test_a_label_that_programs_write_for_none_is_told(tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text(
+        "text,label\n" + "".join(f"row {i},{('ok', 'NaN', 'none')[i % 3]}\n" for i in range(12))
+    )
+    (tmp_path / "test.csv").write_text("text,label\nx,ok\ny,NaN\nz,none\n")
+    (told,) = notes_on(
+        dataset_from_files(tmp_path / "train.csv", tmp_path / "test.csv", None, None)
+    )
+    assert told.startswith("the label NaN is taken for a class of its own")
+
+
+def test_labels_with_few_test_rows_are_told(tmp_path: Path) -> None:
+    labels = ["ok"] * 30 + ["fraud"] * 4 + ["rare"] * 5
+    for name in ("train", "test"):
+        rows = "".join(f"{name} {i},{label}\n" for i, label in enumerate(labels))
+        (tmp_path / f"{name}.csv").write_text(f"text,label\n{rows}")
+    told = few_rows(dataset_from_files(tmp_path / "train.csv", tmp_path / "test.csv", None, None))
+    assert told[1:] == ["test has few rows of fraud (4): what it says of them is chance"]
+
+
 def test_the_label_of_f1_is_named(tmp_path: Path) -> None:
     (tmp_path / "train.csv").write_text(
         "text,label\n" + "".join(f"row {i},{('ok', 'fraud')[i % 2]}\n" for i in range(12))

@@ -340,7 +340,7 @@ def test_a_column_of_a_wrong_kind_is_named_by_its_name(
 
 
 def test_columns_of_a_wrong_kind_in_parquet(tmp_path: Path) -> None:
-    filled = "booleans; of integers, fill or leave out the empty cells"
+    filled = "booleans; make whole numbers integers or strings, which needs that no cell is empty"
     for name, rule, table in (
         ("label", filled, {"text": ["a b", "c"], "label": [1.0, None], "id": ["1", "2"]}),
         ("text", "strings$", {"text": [b"a b", b"c"], "label": ["x", "y"], "id": ["1", "2"]}),

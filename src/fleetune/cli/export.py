@@ -52,9 +52,10 @@ def export(
     Example: fleetune export runs/study --format optuna --output search.db
     """
     if format_ not in FORMATS:
-        raise SettingsError(
-            "export", [f'format "{format_}" is not known{did_you_mean(format_, FORMATS)}']
-        )
+        told = did_you_mean(format_, FORMATS)
+        if format_.casefold() == "peft":
+            told = "; a trial's folder (RUN/trials/ID) is in PEFT's layout as it is, and needs no export"
+        raise SettingsError("export", [f'format "{format_}" is not known{told}'])
     if public and push_to_hub is None:
         raise SettingsError("export", ["--public says who may read what --push-to-hub sends"])
     if format_ == "optuna":

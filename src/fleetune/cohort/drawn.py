@@ -53,25 +53,28 @@ class Drawn:
         self,
         trials: int,
         count: int,
+        tokens: int,
         weigh: Callable[[NDArray[np.float64], NDArray[np.float64]], NDArray[np.float64]],
     ) -> list[list[Load]]:
         """What each of the trials that have most brings to the rounds that could need most, the largest first.
 
-        count: how many of a trial's micro-batches a round holds. weigh: what a pass needs for so many tokens and squares. The
-        rounds are the one that weighs most, the one with the heaviest single load, and the heaviest by the token: how a round
-        is cut into passes decides which of them needs most at once.
+        count: how many of a trial's micro-batches a round holds. tokens: the most of a pass. weigh: what a pass needs for so many
+        tokens and squares. A round that just fits one pass may need more at once than a heavier one that is cut in two, so the
+        rounds are the heaviest of those with as many passes, and the ones with the heaviest load and by the token.
         """
         busiest = np.argsort(-self.tokens.sum(1), kind="stable")[:trials]
         starts = np.arange(0, self.tokens.shape[1], count)
-        tokens = np.add.reduceat(self.tokens[busiest], starts, axis=1)
+        loads = np.add.reduceat(self.tokens[busiest], starts, axis=1)
         squares = np.add.reduceat(self.squares[busiest], starts, axis=1)
-        weight = weigh(tokens, squares)
-        whole = weight.sum(0)
-        rounds = {whole.argmax(), weight.max(0).argmax(), (whole / tokens.sum(0)).argmax()}
+        weight = weigh(loads, squares)
+        whole, total = weight.sum(0), loads.sum(0)
+        passes = np.ceil(total / tokens)
+        rounds = {weight.max(0).argmax(), (whole / total).argmax()}
+        rounds |= {np.where(passes == n, whole, -1.0).argmax() for n in np.unique(passes)}
         return [
             [
-                Load(float(tokens[i, at]), float(squares[i, at]))
-                for i in np.argsort(-tokens[:, at], kind="stable")
+                Load(float(loads[i, at]), float(squares[i, at]))
+                for i in np.argsort(-loads[:, at], kind="stable")
             ]
             for at in sorted(rounds)
         ]

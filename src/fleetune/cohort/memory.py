@@ -143,7 +143,7 @@ class Estimate:
         typical = sorted((typical_tokens(one) for one in self.inputs), reverse=True)[:trials]
         count = self._at_once(typical, tokens)
         most = shared_by = 0
-        for loads in self.drawn.heaviest(trials, count, self.rates.training.weigh):
+        for loads in self.drawn.heaviest(trials, count, tokens, self.rates.training.weigh):
             passes, parts = _passes_of(self.engine, loads, count, tokens)
             most = max(most, self._running(self.rates.training, passes))
             shared_by = max(shared_by, parts)

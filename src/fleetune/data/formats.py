@@ -70,7 +70,9 @@ def lone_header(columns: Sequence[str]) -> str | None:
     if columns[0].casefold().startswith("sep="):
         return "line 1 is a note for Excel; remove it, and separate cells by commas in .csv, by tabs in .tsv"
     if len(columns) == 1 and any(separator in columns[0] for separator in ",;|\t"):
-        return "the header is one cell: separate cells by commas in .csv, by tabs in .tsv"
+        told = "the header is one cell: separate cells by commas in .csv, by tabs in .tsv"
+        by = next((separator for separator in ";|\t," if separator in columns[0]), ",")
+        return f"{told}, e.g. with pandas: read_csv(FILE, sep={by!r}).to_csv(NEW, index=False)"
     return None
 
 
@@ -82,9 +84,10 @@ def check_wanted(
     problems: list[str] = []
     for name in names:
         if name not in header.columns:
-            near = did_you_mean(name, header.columns)
+            lone = lone_header(header.columns)
+            near = "" if lone else did_you_mean(name, header.columns)
             hint = near if near.startswith(", did") else ""
-            remedy = lone_header(header.columns) or remedies[name]
+            remedy = lone or remedies[name]
             problems.append(
                 f"{header.place(name)}: missing{hint}; {remedy}; the columns are: {there}"
             )

@@ -99,7 +99,9 @@ def _cell(record: dict[str, Any], name: str, scalar: bool, decimal: bool) -> tup
         return None, str(value)
     wanted = "a string, an integer or a boolean" if scalar else "a string"
     wanted = "a number" if scalar and decimal else wanted
-    return f"{_kind(value)} where {wanted} must stand", ""
+    whole = scalar and isinstance(value, float) and value.is_integer()
+    remedy = f"; write {int(value)}" if whole else ""
+    return f"{_kind(value)} where {wanted} must stand{remedy}", ""
 
 
 def _mixed(kinds: dict[str, tuple[str, int]], name: str, kind: str, line: int) -> str | None:

@@ -30,11 +30,11 @@ def overlaps(dataset: Dataset) -> dict[str, Overlap]:
 def overlaps_with(train: Split, tests: Mapping[str, Split]) -> dict[str, Overlap]:
     """The same of any rows; classes are numbered alike on both sides."""
     labels: dict[object, set[float]] = {}
-    for text, label in _rows(train):
+    for text, label in rows_of(train):
         labels.setdefault(text, set()).add(label)
     found: dict[str, Overlap] = {}
     for name, split in tests.items():
-        shared = [(text, label) for text, label in _rows(split) if text in labels]
+        shared = [(text, label) for text, label in rows_of(split) if text in labels]
         if shared:
             other = sum(label not in labels[text] for text, label in shared)
             found[name] = Overlap(len(shared), other)
@@ -50,7 +50,8 @@ def overlap_message(name: str, found: Overlap, rows: int) -> str:
     )
 
 
-def _rows(split: Split) -> Iterator[tuple[object, float]]:
+def rows_of(split: Split) -> Iterator[tuple[str | tuple[str, str], float]]:
+    """The text, or both of a pair, and the label of each row."""
     assert split.labels is not None
     texts = split.first if split.second is None else zip(split.first, split.second, strict=True)
     yield from zip(texts, split.labels.tolist(), strict=True)

@@ -198,7 +198,7 @@ def _type_problem(kind: pa.DataType, scalar: bool, decimal: bool) -> str | None:
     wanted = "numbers" if scalar and decimal else wanted
     # Tables in memory turn integers into these where one is missing.
     filled = (
-        "; of integers, fill or leave out the empty cells"
+        "; make whole numbers integers or strings, which needs that no cell is empty"
         if scalar and pa.types.is_floating(kind)
         else ""
     )

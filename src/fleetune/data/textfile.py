@@ -79,7 +79,7 @@ def _problem(opened: Callable[[], IO[bytes]]) -> str | None:
                 held_back = len(error.object) - len(part)
                 at = done - held_back + error.start
                 byte = f"0x{error.object[error.start]:02x}"
-                remedy = "save it as UTF-8, e.g. with `iconv -f ISO-8859-1 -t UTF-8`"
+                remedy = "save it as UTF-8, e.g. with `iconv -f WINDOWS-1252 -t UTF-8`"
                 return f"{_place(opened, at)}: not UTF-8 ({byte}); {remedy}"
             if nul >= 0:
                 return (

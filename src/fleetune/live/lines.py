@@ -58,8 +58,9 @@ class Lines:
 def told(trial: Trial) -> str:
     """Epoch, loss and metric of a trial in a few words."""
     at, of = epoch_of(trial)
-    # Never past the end, as 1.88 of 1.875 rounded up would be.
-    words = f"epoch {math.floor(10 * at + 1e-9) / 10:.1f}/{of:g}"
+    # Never past the end, as 1.88 of 1.875 rounded up would be, and at the end what stands there.
+    here = f"{of:.4g}" if at >= of else f"{math.floor(10 * at + 1e-9) / 10:.1f}"
+    words = f"epoch {here}/{of:.4g}"
     loss, scores = loss_of(trial), scores_of(trial)
     if loss is not None:
         words += f" loss {loss:.4f}"
