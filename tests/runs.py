@@ -6,13 +6,14 @@ import contextlib
 import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import numpy as np
+import pytest
 import typer
 
 from fleetune.cli import main as cli
@@ -160,6 +161,36 @@ def run_cli(*words: object, stdin: str | bytes = "") -> Result:
             except SystemExit as end:
                 code = end.code if isinstance(end.code, int) else int(end.code is not None)
     return Result(code, out.getvalue(), err.getvalue())
+
+
+def on_disk(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Path]]:
+    """What is flushed to the disk and what gets its name from now on, in order: ("flush", path), ("name", path)."""
+    found: list[tuple[str, Path]] = []
+    opened: dict[int, Path] = {}
+    real_open, real_fsync = os.open, os.fsync
+
+    def open_(path: Any, *words: Any, **more: Any) -> int:
+        handle = real_open(path, *words, **more)
+        opened[handle] = Path(path)
+        return handle
+
+    def fsync(handle: int) -> None:
+        found.append(("flush", opened[handle]))
+        real_fsync(handle)
+
+    monkeypatch.setattr(os, "open", open_)
+    monkeypatch.setattr(os, "fsync", fsync)
+
+    def naming(real: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
+        def move(source: Any, target: Any) -> None:
+            found.append(("name", Path(target)))
+            real(source, target)
+
+        return move
+
+    for name in ("replace", "rename"):
+        monkeypatch.setattr(os, name, naming(getattr(os, name)))
+    return found
 
 
 def tree(folder: Path) -> dict[str, bytes]:

@@ -12,7 +12,7 @@ import pytest
 
 from fleetune import durable
 from fleetune.durable import BEFORE, HALF, RENAMED, SWAPPED, WRITTEN
-from tests.runs import tree
+from tests.runs import on_disk, tree
 
 
 class Cut(BaseException):
@@ -62,6 +62,38 @@ def test_a_folder_is_old_or_new(
     assert tree(path) == ({"a": b"new", "inner/b": b"newnew"} if point == RENAMED else before)
     durable.remove_leftovers(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["folder"]
+
+
+def test_a_file_is_flushed_then_named_and_then_its_folder_is_flushed(
+    tmp_path: Path, monkeypatch
+) -> None:
+    done = on_disk(monkeypatch)
+    durable.write_bytes(tmp_path / "file", b"content")
+    (first, temporary), *rest = done
+    assert first == "flush" and temporary.name.startswith(durable.TEMPORARY)
+    assert rest == [("name", tmp_path / "file"), ("flush", tmp_path)]
+
+
+def test_all_of_a_folder_is_flushed_before_it_is_named_and_its_own_folder_after(
+    tmp_path: Path, monkeypatch
+) -> None:
+    for content in (b"new", b"replaced"):
+        with monkeypatch.context() as patch:
+            done = on_disk(patch)
+            write_folder(tmp_path / "folder", content)
+        at = done.index(("name", tmp_path / "folder"))
+        flushed = [path.parts for kind, path in done[:at] if kind == "flush"]
+        (staging,) = {parts[: len(tmp_path.parts) + 1] for parts in flushed}
+        inner = {Path(*parts[len(staging) :]).as_posix() for parts in flushed}
+        assert inner == {".", "a", "inner", "inner/b"}
+        assert ("flush", tmp_path) in done[at:]
+
+
+def test_a_write_that_takes_a_part_goes_on_with_the_rest(tmp_path: Path, monkeypatch) -> None:
+    real = os.write
+    monkeypatch.setattr(os, "write", lambda handle, content: real(handle, content[:7]))
+    durable.write_bytes(tmp_path / "file", bytes(range(100)))
+    assert (tmp_path / "file").read_bytes() == bytes(range(100))
 
 
 def test_a_folder_whose_writer_died_between_the_renames_comes_back(tmp_path: Path) -> None:

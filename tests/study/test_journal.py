@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from fleetune import durable
 from fleetune.errors import DataError
 from fleetune.study import journal
 from fleetune.study.journal import Journal
+from tests.runs import on_disk
 
 
 def kinds(path: Path) -> list[str]:
@@ -60,6 +62,33 @@ def test_after_an_interrupted_append_the_next_one_stands_on_whole_lines(
     opened.append("stopped")
     opened.close()
     assert kinds(path) == ["first", "stopped"]
+
+
+def test_an_append_that_writes_a_part_is_an_error(tmp_path: Path, monkeypatch) -> None:
+    path = tmp_path / journal.NAME
+    opened = Journal(path)
+    opened.append("first")
+    real = os.write
+    monkeypatch.setattr(os, "write", lambda handle, content: real(handle, content[:7]))
+    with pytest.raises(OSError, match="No space left"):
+        opened.append("second")
+    opened.close()
+    assert kinds(path) == ["first"]
+
+
+def test_an_event_its_file_and_what_was_cut_are_flushed_at_once(
+    tmp_path: Path, monkeypatch
+) -> None:
+    path = tmp_path / journal.NAME
+    done = on_disk(monkeypatch)
+    opened = Journal(path)
+    assert done == [("flush", tmp_path)]
+    opened.append("first")
+    assert done[1:] == [("flush", path)]
+    opened.close()
+    path.write_bytes(path.read_bytes() + b"torn")
+    Journal(path).close()
+    assert done[2:] == [("flush", path)]
 
 
 def test_a_torn_tail_is_cut_and_counted(tmp_path: Path) -> None:

@@ -8,13 +8,14 @@ import threading
 from pathlib import Path
 
 import pytest
+import torch
 
 from fleetune.cohort.events import Advanced, EpochDone, Event
 from fleetune.study import checkpoints
 from fleetune.study.prepare import Prepared, prepare
 from fleetune.study.run import Run
 from fleetune.study.saving import deferred
-from tests.runs import Made, settings
+from tests.runs import Made, on_disk, settings
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +126,15 @@ def test_save_steps_saves_within_an_epoch(prepared: Prepared, tmp_path: Path) ->
             assert micro_steps(folder) == last
         else:
             assert checkpoints.snapshots(folder / "checkpoints") == []
+
+
+def test_a_snapshot_lasts_once_it_is_written(tmp_path: Path, monkeypatch) -> None:
+    """Its files are flushed before the list of them has its name, and the folder after."""
+    done = on_disk(monkeypatch)
+    checkpoints.write_all(tmp_path, {"a": ({"x": torch.zeros(1)}, {})}, note={"stage": "s"})
+    assert done[-2:] == [("name", tmp_path / "snapshot-1.json"), ("flush", tmp_path)]
+    names = [path.name for kind, path in done if kind == "name"]
+    assert len(names) == 2 and names[0].endswith(".safetensors")
 
 
 def test_two_snapshots_are_kept_and_nothing_else(prepared: Prepared, tmp_path: Path) -> None:
