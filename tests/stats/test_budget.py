@@ -45,6 +45,8 @@ def test_shape_of_the_curve(estimator: str) -> None:
     assert list(found.expected) == sorted(found.expected)
     assert found.expected[-1] <= scores.max() + 1e-12
     assert all(lo <= e + 1e-9 for lo, e in zip(found.low, found.expected, strict=True))
+    # The band is about the best of so many, and not about any of them.
+    assert list(found.low) == sorted(found.low) and found.low[-1] > np.median(scores)
     if estimator == "unbiased":
         assert found.expected[-1] == pytest.approx(scores.max())
 

@@ -14,6 +14,7 @@ from scipy import stats
 
 from fleetune.records import as_json
 from fleetune.seeds import stream
+from fleetune.stats.bootstrap import crossed_differences, mean_scorer
 from fleetune.stats.compare import Comparison, compare
 from fleetune.stats.multiple import holm_family
 
@@ -164,6 +165,14 @@ def test_probability_better_is_mann_whitney_over_trainings() -> None:
         u = stats.mannwhitneyu(b.sum(1), a.sum(1)).statistic
         found = compare(a, b, resamples=2).probability_better
         assert found == pytest.approx(u / (len(a) * len(b)), abs=1e-12)
+
+
+def test_the_bootstrap_draws_trainings_of_the_two_sides_apart() -> None:
+    """Two equal sides whose trainings differ: were one draw made for both, every difference would be 0."""
+    side = np.repeat(np.linspace(0, 1, 5)[:, None], 40, axis=1)
+    scorer = mean_scorer(np.concatenate([side, side]))
+    draws = crossed_differences(scorer, 5, 5, 40, resamples=2000, seed=0)
+    assert np.std(draws) == pytest.approx(side[:, 0].std() * (2 / 5) ** 0.5, rel=0.1)
 
 
 def test_equivalence_is_two_one_sided_tests() -> None:

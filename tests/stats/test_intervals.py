@@ -138,6 +138,9 @@ def test_all_right_or_all_wrong_is_no_certainty(seeds: int, value: int) -> None:
     assert found.value == value
     assert 0.1 < found.high - found.low < 0.3
     assert 0.0 <= found.low <= value <= found.high <= 1.0
+    mirrored = accuracy_estimate(np.full((seeds, 20), 1 - value, dtype=bool))
+    assert (1 - found.high, 1 - found.low) == pytest.approx((mirrored.low, mirrored.high))
+    assert found.how == mirrored.how
 
 
 def test_one_example() -> None:
@@ -157,6 +160,19 @@ def test_optimistic_travels_with_the_number() -> None:
     found = accuracy_estimate(np.array([[True, False]]), optimistic=True)
     assert found.optimistic and "optimistic" in str(found)
     assert "optimistic" not in str(accuracy_estimate(np.array([[True, False]])))
+
+
+@pytest.mark.parametrize(
+    "metric", ["accuracy", "f1", "f1_macro", "matthews_correlation", "pearson"]
+)
+def test_every_metric_carries_the_stamp_it_was_given(metric: str) -> None:
+    labels = np.arange(40) % 2
+    said = np.where(np.arange(40) % 7, labels, 1 - labels)
+    outputs = np.eye(2)[said][None] if metric != "pearson" else said[None, :, None]
+    for optimistic in (True, False):
+        assert (
+            metric_estimate(metric, outputs, labels, optimistic=optimistic).optimistic is optimistic
+        )
 
 
 def mean_score(outputs: np.ndarray, labels: np.ndarray) -> float:
@@ -242,6 +258,8 @@ def test_an_interval_ends_where_the_score_does() -> None:
     outputs = np.where(rng.random((2, 40)) < [[0.99], [0.8]], labels, 1 - labels)
     found = score_estimate("matthews_correlation", outputs, labels)
     assert found.high == 1.0 and found.low is not None and found.low >= -1.0
+    turned = score_estimate("matthews_correlation", 1 - outputs, labels)
+    assert turned.low == -1.0 and turned.high == pytest.approx(-found.low)
 
 
 def test_coverage_of_the_bootstrap(monkeypatch) -> None:

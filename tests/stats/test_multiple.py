@@ -110,16 +110,16 @@ def test_no_interval_of_a_family_contradicts_its_verdict() -> None:
 
 
 def test_the_ends_by_hand() -> None:
-    """Of p = 0.001 and 0.03 Holm finds both: the second at 5 %, while Bonferroni's 97.5 % interval holds 0."""
-    t = [float(stats.t.isf(p / 2, 40.0)) for p in (0.001, 0.03)]
-    first, second = holm_family(
-        {str(i): known(i, d) for i, d in enumerate(t)}, family="two"
-    ).members
-    assert (first.verdict, second.verdict) == ("better", "better")
-    half, step = float(stats.t.isf(0.0125, 40.0)), float(stats.t.isf(0.025, 40.0))
-    assert interval_of(first) == pytest.approx((t[0] - half, t[0] + half))
-    assert interval_of(second) == pytest.approx((t[1] - step, t[1] + half))
-    assert t[1] - half < 0 < t[1] - step
+    """Of p = 0.001, 0.02 and 0.04 Holm finds all: the second at 2.5 %, the third at 5 %; Bonferroni's intervals hold 0."""
+    t = [float(stats.t.isf(p / 2, 40.0)) for p in (0.001, 0.02, 0.04)]
+    members = holm_family({str(i): known(i, d) for i, d in enumerate(t)}, family="all").members
+    assert [m.verdict for m in members] == ["better"] * 3
+    half = float(stats.t.isf(0.025 / 3, 40.0))
+    steps = [half, float(stats.t.isf(0.0125, 40.0)), float(stats.t.isf(0.025, 40.0))]
+    for member, difference, step in zip(members, t, steps, strict=True):
+        assert interval_of(member) == pytest.approx((difference - step, difference + half))
+        assert difference - step > 0
+    assert t[2] < t[1] < half
 
 
 def test_intervals_of_a_family_hold_all_at_once() -> None:
@@ -178,6 +178,17 @@ def test_a_family_does_not_lift_the_bar_of_five_seeds() -> None:
     assert few.p_holm < 0.05 and few.verdict == "cannot tell"
 
 
+def test_equivalences_of_a_family_are_adjusted_too() -> None:
+    draw = stream(61, "equivalences")
+    right = draw.random((6, 4000)) < 0.8
+    alike = compare(right, right ^ (draw.random((6, 4000)) < 0.01), resamples=2)
+    one = replace(alike, p_value=0.9, equivalence_p=0.04)
+    assert holm_family({"x": one}, family="one").members[0].verdict == "equivalent"
+    members = holm_family({"x": one, "y": one}, family="two").members
+    assert [m.equivalence_p_holm for m in members] == pytest.approx([0.08, 0.08])
+    assert [m.verdict for m in members] == ["cannot tell"] * 2
+
+
 def test_an_empty_or_mixed_family_is_refused() -> None:
     a, b = (x[0] for x in simulate(stream(53, "mixed"), 1, (5, 5), 50, NOISES["calm"]))
     with pytest.raises(ValueError, match="one level"):
@@ -227,7 +238,7 @@ def test_points_and_shares_are_one_thing() -> None:
     b = np.array([68, 91, 72, 81, 88, 81, 70, 79])
     (of_points,) = across_tasks({"a": a, "b": b})
     (of_shares,) = across_tasks({"a": a / 100, "b": b / 100})
-    assert of_shares.p_value == of_points.p_value == signed_rank_p(((b - a) / 100).tolist())
+    assert of_shares.p_value == of_points.p_value == signed_rank_p((b / 100 - a / 100).tolist())
     assert of_shares.verdict == of_points.verdict == "cannot tell"
     (same,) = across_tasks({"a": np.full(6, 0.3), "b": [0.1 + 0.2] * 6})
     assert (same.ties, same.wins) == (6, 0)
@@ -265,6 +276,15 @@ def test_across_tasks_judges_all_pairs() -> None:
     against = across_tasks(scores, reference="b")
     assert [(f.a, f.b) for f in against] == [("b", "a"), ("b", "c")]
     assert against[0].verdict == "worse" and "Holm over 2 pairs" in against[0].how
+
+
+def test_across_tasks_judges_by_the_adjusted_p() -> None:
+    """Six wins of six have p = 1/32: enough for one pair, and not for one of three."""
+    scores = {"a": [0.5] * 6, "b": [0.6, 0.61, 0.63, 0.66, 0.7, 0.75]}
+    (alone,) = across_tasks(scores)
+    among = across_tasks({**scores, "c": [0.5] * 6})[0]
+    assert (alone.verdict, among.verdict) == ("better", "cannot tell")
+    assert among.p_value < 0.05 < among.p_holm
 
 
 def test_six_wins_of_six_are_the_least_that_counts() -> None:

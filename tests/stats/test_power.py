@@ -101,6 +101,12 @@ def test_examples_needed_equals_counting_up() -> None:
         assert examples_needed(PILOT, wanted, seeds=6) == count
 
 
+def test_examples_are_planned_for_as_many_seeds_as_a_verdict_takes() -> None:
+    """Of a pilot with fewer trainings, too."""
+    pilot = Components(0.0001, 0.0001, 0.08, 0.05, 0.07, seeds_a=2, seeds_b=3, n=277)
+    assert examples_needed(pilot, 0.05) == examples_needed(pilot, 0.05, seeds=5)
+
+
 def test_a_small_test_set_cannot_be_helped_by_seeds() -> None:
     """Examples alone leave a standard error of sqrt(0.08 / 277): 4.8 points is what no number of seeds gets below."""
     floor = (stats.norm.isf(0.025) + stats.norm.isf(0.2)) * math.sqrt(0.08 / 277)

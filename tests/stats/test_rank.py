@@ -75,6 +75,14 @@ def test_a_rising_score_is_seen_and_a_falling_one_too() -> None:
     assert rising.low > 0 > falling.high
 
 
+def test_a_slope_needs_five_trainings_of_every_rank() -> None:
+    draw = stream(84, "few of one rank")
+    shares = {1: (6, 0.3), 2: (6, 0.6), 4: (4, 0.9)}
+    scores = {r: draw.random((seeds, 400)) < share for r, (seeds, share) in shares.items()}
+    found = rank_trend(scores, resamples=2)
+    assert found.p_value < 0.05 and found.verdict == "cannot tell" and found.detectable is None
+
+
 def test_points_hold_value_and_interval() -> None:
     scores = study("points")
     for point in rank_trend(scores).points:

@@ -122,6 +122,19 @@ def test_standard_error_over_examples_is_pearsons_known_one() -> None:
     assert found == pytest.approx(expected, rel=0.08)
 
 
+def test_a_few_wrong_rows_feign_no_equivalence() -> None:
+    """What none of 60 rows shows may still be as large as the margin."""
+    labels = np.arange(60) % 2
+    a, b = np.tile(labels, (6, 1)), np.tile(labels, (6, 1))
+    b[:, 0] = 1 - b[:, 0]
+    a[0, 1] = b[0, 1] = 1 - labels[1]
+    found = compare_scores("f1", a, b, labels, margin=0.1, resamples=2)
+    assert found.equivalence_p >= (1 - 0.1) ** 60
+    accuracies = compare_scores("accuracy", a, b, labels, margin=0.1, resamples=2)
+    means = compare(a == labels, b == labels, margin=0.1, resamples=2)
+    assert accuracies.equivalence_p == pytest.approx(means.equivalence_p)
+
+
 def test_logits_are_read_as_classes_or_values() -> None:
     draw = stream(33, "logits")
     labels = draw.integers(0, 3, 50)
