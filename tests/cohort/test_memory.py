@@ -14,7 +14,7 @@ import torch
 
 from fleetune.backbone.families import FAMILIES, Family
 from fleetune.cohort import measured, memory
-from fleetune.cohort.drawn import Load, load_of
+from fleetune.cohort.drawn import Load, load_of, worst_batch
 from fleetune.cohort.engine import Engine
 from fleetune.cohort.memory import estimate, state_bytes
 from fleetune.cohort.plan import SHARE_OF_FREE_CPU, Group, default_limits, fit, groups
@@ -70,6 +70,14 @@ def test_what_never_changes_is_counted_once_for_all_that_read_it() -> None:
     assert found.known == told.known
     assert found.beyond_backbone > found.states + found.known + found.training
     assert estimate(engine, MIXED[:2]).known == 0, "these read everything through the encoder"
+
+
+def test_parked_trials_keep_their_states() -> None:
+    engine = engine_of("bert", torch.float32)
+    four = estimate(engine, [trial("lora", ident=str(k), seed=k) for k in range(4)])
+    alone, beside = (four.needs(trials=1, tokens=256, parked=n) for n in (0, 3))
+    assert beside.states == 4 * alone.states
+    assert (beside.training, beside.evaluation) == (alone.training, alone.evaluation)
 
 
 def test_what_would_not_be_kept_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,6 +232,12 @@ def test_groups_at_once_are_planned_for() -> None:
     assert whole.training - plain.training == pytest.approx(3 * per_pass, rel=0.5)
     assert few.training <= plain.training < whole.training
     assert whole.states > plain.states
+
+
+def test_a_pass_holds_the_largest_micro_batch_whatever_is_free() -> None:
+    small, large = (trial("lora", ident=str(n), per_device_train_batch_size=n) for n in (1, 16))
+    planned = fit(engine_of("bert", torch.float32), [small, large], free=0)
+    assert planned.limits.tokens == worst_batch(large) > worst_batch(small)
 
 
 def test_not_even_one_trial_fits() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -48,6 +49,21 @@ def test_fresh_parameters_have_transformers_scale(family: str) -> None:
         ratio = float(mine.std() / value.std())
         assert ratio == pytest.approx(1, abs=5 / value.numel() ** 0.5), name
         assert not torch.equal(mine, other[name]), name
+
+
+def test_low_rank_factors_start_as_in_peft() -> None:
+    """A uniform within 1 / sqrt(d_in), of each site and each seed its own; B is zero."""
+    model = tiny_model("bert")
+    engine = Engine(model, fresh_of(model))
+    one, other = (engine.owned(make_method("lora", {"r": 8}), seed).tensors for seed in (0, 1))
+    downs = [name for name in one if name.endswith(".lora_A")]
+    for name in downs:
+        values, bound = one[name].detach(), one[name].shape[1] ** -0.5
+        assert 0.9 * bound < float(values.abs().max()) <= bound, name
+        assert not torch.equal(values, other[name]), name
+        assert not one[f"{name.removesuffix('A')}B"].any(), name
+    assert len(downs) == 4
+    assert not any(torch.equal(one[a], one[b]) for a, b in combinations(downs, 2))
 
 
 @pytest.mark.parametrize("family", ["bert", "modernbert"])

@@ -109,6 +109,24 @@ def test_warmup_is_steps_or_a_share_of_them(warmup: float, steps: int) -> None:
     assert settings.warmup(1000) == steps
 
 
+def test_a_warm_up_that_is_a_share_warms_up(engine: Engine) -> None:
+    given = trial(max_steps=10, warmup_steps=0.4)
+    optimizer = TrialOptimizer(engine.start(given), given.settings, N)
+    rates = []
+    for _ in range(6):
+        rates.append(optimizer.learning_rate)
+        optimizer.step()
+    assert rates[:5] == pytest.approx([0, 0.0025, 0.005, 0.0075, 0.01]) and rates[5] < 0.01
+
+
+def test_the_optimizer_has_the_settings_that_were_given(engine: Engine) -> None:
+    given = trial(adam_beta1=0.8, adam_beta2=0.95, adam_epsilon=1e-5, weight_decay=0.1)
+    adam = TrialOptimizer(engine.start(given), given.settings, N).adam
+    assert [(g["betas"], g["eps"], g["weight_decay"]) for g in adam.param_groups] == [
+        ((0.8, 0.95), 1e-5, 0.1), ((0.8, 0.95), 1e-5, 0.0),
+    ]  # fmt: skip
+
+
 def test_groups_of_micro_batches_end_with_the_epoch(engine: Engine) -> None:
     """5 micro-batches an epoch in threes: groups of 3 and 2, never across epochs."""
     one = started(engine, trial(gradient_accumulation_steps=3, num_train_epochs=2))

@@ -137,6 +137,9 @@ def test_added_biases_start_as_identity(family: str) -> None:
     plain = engine.owned(Head(), 0)
     owned = engine.owned(BitFit(add_missing=True), 0)
     added = sorted(owned.tensors.keys() - plain.tensors.keys())
+    kinds = {engine.sites[name.removesuffix(".bias")].kind for name in added}
+    # The norms of eurobert have no bias to add.
+    assert kinds == ({"linear", "layer_norm"} if family == "modernbert" else {"linear"})
     assert added and all(name.endswith(".bias") for name in added)
     assert all(float(owned.tensors[name].detach().abs().max()) == 0.0 for name in added)
     table = tiny_table(6, seed=1)
@@ -196,6 +199,8 @@ def test_unknown_targets_are_all_named(tiny_sites: dict[str, SiteMap]) -> None:
         'target_modules: no linear layer of the encoder is named "qeury", did you mean "query"?',
         'target_modules: no linear layer of the encoder is named "denes", did you mean "dense"?',
     )
+    with pytest.raises(SettingsError, match='named "uery", did you mean "query"'):
+        Lora(target_modules="uery").ownership(tiny_sites["bert"])
 
 
 def test_a_target_in_the_head_is_unknown(tiny_sites: dict[str, SiteMap]) -> None:
