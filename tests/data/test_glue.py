@@ -159,6 +159,21 @@ def test_small_folders(tmp_path: Path, name: str, end: str) -> None:
     assert load_glue(name, tmp_path).checksum == dataset.checksum
 
 
+def test_the_two_sets_of_mnli_are_not_taken_for_one_another(tmp_path: Path) -> None:
+    found = load_glue("mnli", write(tmp_path / "MNLI", FOLDERS["MNLI"])).tests
+    assert found["test_matched"].first == ("The new rights",)
+    assert found["test_mismatched"].first == ("Your gift", "Not")
+    on_hub = {"test_matched": "validation_matched", "test_mismatched": "validation_mismatched"}
+    assert GLUE["mnli"].hub_splits == on_hub
+
+
+@pytest.mark.parametrize("mark", ["\u2028", "\u0085", "\x0b", "\x0c"])
+def test_only_a_line_feed_ends_a_row(tmp_path: Path, mark: str) -> None:
+    rows = [["sentence", "label"], [f"one{mark}text", "1"], ["other", "0"]]
+    folder = write(tmp_path / "SST-2", {"train.tsv": rows, "dev.tsv": rows})
+    assert load_glue("sst2", folder).train.first == (f"one{mark}text", "other")
+
+
 @pytest.mark.parametrize("name", GLUE)
 def test_table(name: str) -> None:
     row = GLUE[name]

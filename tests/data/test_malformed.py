@@ -332,6 +332,19 @@ def test_fake_and_cut_parquet(tmp_path: Path, damage: Callable[[bytes], bytes]) 
     check(path, ["Parquet"])
 
 
+def test_a_byte_that_changed_in_a_page_with_a_checksum_is_found(tmp_path: Path) -> None:
+    """It would be another text, and as good a one as the first."""
+    path = tmp_path / "data.parquet"
+    table = pa.table({"text": [f"text {i}" for i in range(100)], "label": ["a", "b"] * 50})
+    parquet.write_table(
+        table, path, compression="none", use_dictionary=["label"], write_page_checksum=True
+    )
+    whole = path.read_bytes()
+    assert whole.count(b"text 55") == 1
+    path.write_bytes(whole.replace(b"text 55", b"text 56"))
+    check(path, ["Parquet"])
+
+
 def test_enough_cases() -> None:
     """The counts that the project promises."""
     assert len(CSV_CASES) + len(TSV_CASES) >= 40

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fleetune.data.metrics import METRICS, compute, higher_is_better
+from fleetune.data.metrics import METRICS, compute, higher_is_better, worst
 
 CLASS_METRICS = ["accuracy", "f1", "f1_macro", "matthews_correlation"]
 
@@ -94,3 +94,9 @@ def test_direction() -> None:
     assert all(higher_is_better(name) for name in METRICS)
     with pytest.raises(ValueError, match="not known"):
         higher_is_better("los")
+
+
+def test_the_worst_of_a_correlation_is_minus_one() -> None:
+    least = {name: worst(name) for name in METRICS}
+    correlations = ("matthews_correlation", "pearson", "spearmanr")
+    assert least == {name: -1.0 if name in correlations else 0.0 for name in METRICS}

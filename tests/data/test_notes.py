@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest, pearsonr
 
+from fleetune.data.base import Split
 from fleetune.data.load import load_task
 from fleetune.data.notes import few_rows, notes_on, of_f1
+from fleetune.data.overlap import overlaps_with
 from fleetune.data.sources import dataset_from_files
 
 
@@ -74,6 +76,14 @@ def test_labels_with_few_test_rows_are_told(tmp_path: Path) -> None:
         (tmp_path / f"{name}.csv").write_text(f"text,label\n{rows}")
     told = few_rows(dataset_from_files(tmp_path / "train.csv", tmp_path / "test.csv", None, None))
     assert told[1:] == ["test has few rows of fraud (4): what it says of them is chance"]
+
+
+def test_a_pair_is_shared_where_both_of_its_texts_are() -> None:
+    def pairs(*second: str) -> Split:
+        return Split(("1", "2"), ("premise", "other"), second, np.array([0, 1]))
+
+    assert overlaps_with(pairs("a", "b"), {"test": pairs("c", "d")}) == {}
+    assert overlaps_with(pairs("a", "b"), {"test": pairs("a", "d")})["test"].rows == 1
 
 
 def test_the_label_of_f1_is_named(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fleetune.data.base import Split
-from fleetune.data.splits import holdout, subset, three_way
+from fleetune.data.splits import _stratum_of_units, folds, holdout, subset, three_way
 from fleetune.errors import DataError
 
 
@@ -112,6 +112,20 @@ def test_strata_keep_their_shares() -> None:
     targets = split([str(i) for i in range(1000)], [i / 200 for i in range(1000)])
     _, held = holdout(targets, True, 3)
     assert np.bincount(held // 100).tolist() == [10] * 10
+
+
+def test_folds_spread_each_class_evenly_beside_a_text_of_many_rows() -> None:
+    texts = ["the same"] * 10 + [f"a{i}" for i in range(4)] + [f"b{i}" for i in range(20)]
+    whole = split(texts, [0] * 14 + [1] * 20)
+    assert whole.labels is not None
+    for seed in range(5):
+        parts = folds(whole, False, 5, seed)
+        assert [int(whole.labels[held].sum()) for _, held in parts] == [4] * 5
+
+
+def test_a_text_is_of_the_class_of_most_of_its_rows_and_on_a_tie_of_the_lower() -> None:
+    labels, texts = np.array([0, 1, 1, 1, 0, 0]), np.array([0, 0, 0, 1, 1, 2])
+    assert _stratum_of_units(labels, texts).tolist() == [1, 0, 0]
 
 
 def test_share() -> None:

@@ -10,7 +10,13 @@ import pytest
 
 from fleetune.data import tokens
 from fleetune.data.base import Split
-from fleetune.data.tokens import TokenTable, default_cache_dir, tokenize, tokenizer_fingerprint
+from fleetune.data.tokens import (
+    TokenTable,
+    default_cache_dir,
+    joined,
+    tokenize,
+    tokenizer_fingerprint,
+)
 from fleetune.errors import SettingsError
 
 WORDS = [f"w{i}" for i in range(50)]
@@ -99,6 +105,12 @@ def test_no_rows() -> None:
     assert len(table) == 0
     assert table.ids.shape == (0,)
     assert table.lengths.tolist() == []
+
+
+def test_cut_rows_of_joined_tables_are_counted_together() -> None:
+    tables = [tokenize(make_split(40, False, s), make_tokenizer(), 8, None, "") for s in (1, 2)]
+    found = [table.truncated for table in tables]
+    assert min(found) > 0 and joined(tables).truncated == sum(found)
 
 
 def test_wrong_arguments() -> None:
