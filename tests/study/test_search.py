@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,9 +13,10 @@ from fleetune.config import TrainingSettings
 from fleetune.methods.head import Head
 from fleetune.records import EpochResult, TrialSpec
 from fleetune.study.estimate import search_epochs
+from fleetune.study.plan import batch_size
 from fleetune.study.propose import FAILED, STOPPED, Tried, propose
 from fleetune.study.search import Budget, Search, choose, rungs
-from fleetune.study.settings import MethodSettings
+from fleetune.study.settings import MethodSettings, SearchSettings
 from fleetune.study.space import Arm, arms_of
 from tests.tiny import tiny_table
 
@@ -195,7 +197,11 @@ def test_proposals_follow_from_seed_arm_and_history_alone() -> None:
         return propose(sampler, one, history, count=3, startup=1, seed=seed, task=task)
 
     assert ask(0) == ask(0) and ask(0, sampler="random") == ask(0, sampler="random")
-    assert ask(0) != ask(1) and ask(0) != ask(0, task="other") and ask(0) != ask(0, history=())
+    for sampler in ("tpe", "random"):
+        first = ask(0, sampler=sampler)
+        assert first != ask(1, sampler=sampler) and first != ask(0, task="other", sampler=sampler)
+        # A later batch draws other settings, by a sampler too that looks at none of them.
+        assert first != ask(0, history=(), sampler=sampler)
     assert all(1e-4 <= p["learning_rate"] <= 1e-1 for p in ask(3))
 
 
@@ -213,6 +219,19 @@ def test_a_grid_goes_around_again_with_further_seeds() -> None:
     assert [(p["learning_rate"], p["weight_decay"]) for p in asked] == [
         (1e-3, 0.0), (1e-3, 0.1), (1e-2, 0.0), (1e-2, 0.1), (1e-3, 0.0), (1e-3, 0.1),
     ]  # fmt: skip
+    tried = [Tried(picks, (0.5,), STOPPED) for picks in asked]
+    further = propose("grid", one, tried, count=2, startup=1, seed=0, task="made")
+    assert [p["weight_decay"] for p in further] == [0.0, 0.1] and further == asked[2:4]
+
+
+@pytest.mark.parametrize(
+    ("sampler", "settings", "batch"),
+    [("tpe", 12, 4), ("tpe", 13, 5), ("tpe", 6, 3), ("tpe", 2, 2), ("random", 12, 12), ("grid", 12, 12)],
+)  # fmt: skip
+def test_a_sampler_that_learns_is_asked_in_thirds(sampler: str, settings: int, batch: int) -> None:
+    found = SearchSettings(sampler=sampler, trials_per_method=settings)
+    assert batch_size(found) == batch
+    assert batch_size(replace(found, batch=5)) == min(5, settings)
 
 
 def test_a_failed_trial_is_counted_and_its_batch_goes_on() -> None:
@@ -338,6 +357,25 @@ def test_a_training_that_ends_before_its_rung_is_not_waited_for() -> None:
     assert [toy.ends[f"{rate:g}-0"] for rate in short] == ["done"] * 4
     assert toy.ends["0.0001-0"] == "done"
     assert [toy.ends[f"{rate:g}-0"] for rate in long] == ["stopped"] * 5
+
+
+def test_a_rung_is_about_the_best_epoch_and_not_the_last() -> None:
+    """A trial keeps its best epoch, so a dip at the rung does not stop it."""
+    dips = [0.5, 0.9, 0.4, *[0.8] * 6]
+    toy = Scripted({1e-3: [flat(0.6)], 1e-2: [dips], 3e-2: [flat(0.1)]}).run()
+    assert toy.ends == {"0.001-0": "stopped", "0.01-0": "done", "0.03-0": "stopped"}
+
+
+def test_an_epoch_that_is_done_again_counts_once() -> None:
+    """As after a checkpoint that was damaged."""
+    search = Scripted({1e-3: [flat(0.7)]}).search
+    one = search.next()
+    assert one is not None
+    for number in (1, 2, 1, 2, 3):
+        result = EpochResult(number, 0.0, {"accuracy": 0.1 * number}, 0, 0.0)
+        search.observe(one.spec.id, result)
+    (candidate,) = search.arms[0].candidates
+    assert candidate.curves == {one.spec.id: pytest.approx([0.1, 0.2, 0.3])}
 
 
 @pytest.mark.parametrize("halved", [False, True])
