@@ -13,9 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from fleetune.durable import write_json
+from fleetune.durable import sha256, write_json
 from fleetune.errors import DataError, SettingsError
 from fleetune.report.facts import run_facts
+from fleetune.report.trainings import groups
 from fleetune.report.winner import winner
 from fleetune.study import journal
 from fleetune.study.journal import Journal
@@ -100,7 +101,8 @@ def make_run(folder: Path, *, done: tuple[str, ...] = tuple(SAID), end: str = "r
     write_json(folder / "environment.json", ENVIRONMENT)
     book = Journal(folder / journal.NAME)
     book.append("run-started", trials=[*SAID, "full-s0", "never-s0"], waiting=5)
-    for ident in (*SAID, "full-s0"):
+    # In another order than they were given: which of them begin first is up to the cohort.
+    for ident in ("full-s0", *reversed(SAID)):
         book.append("trial-started", **start(ident), total_steps=20, step=0)
     book.append("trial-failed", id="full-s0", reason="loss is not finite")
     for ident in SAID:
@@ -120,6 +122,7 @@ def make_run(folder: Path, *, done: tuple[str, ...] = tuple(SAID), end: str = "r
             tests={"test": on_test(ident)},
             optimistic=False,
             seconds=3.25,
+            predictions=sha256(folder / "trials" / ident / "predictions.parquet"),
         )
     book.append(end, failed=1)
     book.close()
@@ -202,6 +205,7 @@ def test_estimates_exactly(facts: dict[str, Any]) -> None:
     assert {k: head[k] for k in expected} == expected
     assert lora["value"] == pytest.approx((3 / 5 + 2 / 5) / 2)
     assert (lora["seeds"], lora["n"], lora["trials"]) == (2, 5, ["lora-s0", "lora-s1"])
+    assert lora["seconds"] == 3.25, "of one training"
     assert lora["low"] < lora["value"] < lora["high"]
     # Three of the five labels are 1: so much earns who always says 1.
     assert (full["value"], full["failed_score"], full["seeds"], full["failed_seeds"]) == (
@@ -241,6 +245,23 @@ def test_the_winner_is_of_the_best_mean_on_the_selection_rows(facts: dict[str, A
     assert best is not None
     # lora: mean of 0.9 and 0.75, against 0.6; head is far better on the test rows.
     assert best["id"] == "lora-s0" and TEST["head-s0"] > TEST["lora-s0"]
+
+
+def test_the_winner_is_by_the_epochs_that_were_kept(facts: dict[str, Any]) -> None:
+    """lora's mean of its best epochs is 0.825, of its last ones 0.775; head has 0.8 in its last, which is its best."""
+    other = copy.deepcopy(facts)
+    head = next(t for t in other["trials"] if t["id"] == "head-s0")
+    head["epochs"][-1]["selection"]["accuracy"] = 0.8
+    best = winner(other)
+    assert best is not None and best["id"] == "lora-s0"
+
+
+def test_other_settings_of_the_training_are_another_estimate(facts: dict[str, Any]) -> None:
+    trials = copy.deepcopy(facts["trials"])
+    (before,) = (g for g in groups(trials) if g.first["method"] == "lora")
+    assert len(before.done) == 2
+    before.done[1]["training"]["learning_rate"] = 1e-4
+    assert [len(g.done) for g in groups(trials) if g.first["method"] == "lora"] == [1, 1]
 
 
 @pytest.mark.parametrize("test", [0.0, 1.0, None])
@@ -308,7 +329,7 @@ def test_a_run_on_its_way(tmp_path: Path) -> None:
     assert winner(nothing) is None and nothing["estimates"] == []
 
 
-@pytest.mark.parametrize("state", ["missing", "damaged"])
+@pytest.mark.parametrize("state", ["missing", "damaged", "of another run"])
 def test_lost_predictions_leave_out_their_method_and_no_other(tmp_path: Path, state: str) -> None:
     """lora-s1's file is gone: a mean over lora-s0 alone would be no estimate of lora. The journal's scores stay."""
     run = make_run(tmp_path / "run")
@@ -317,6 +338,8 @@ def test_lost_predictions_leave_out_their_method_and_no_other(tmp_path: Path, st
     if state == "missing":
         path.unlink()
         path.parent.rmdir()
+    elif state == "of another run":
+        shutil.copy(run / "trials" / "lora-s0" / path.name, path)
     else:
         path.write_bytes(path.read_bytes()[:-9])
     found = run_facts(run)

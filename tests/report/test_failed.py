@@ -18,6 +18,7 @@ from fleetune.report.page import render
 from fleetune.report.page_facts import page_facts
 from fleetune.report.study_tables import found
 from fleetune.report.winner import winner
+from fleetune.stats.failed import learned_nothing
 from tests.report.made_up import BITFIT, Plan, lora, write_run
 from tests.report.reader import Page
 
@@ -105,6 +106,7 @@ def test_a_constant_answer_has_no_correlation(tmp_path: Path) -> None:
     lora8 = facts["estimates"][1]
     ended = [t["test"]["pearson"] for t in facts["trials"] if t["method"] == "lora" and t["test"]]
     assert lora8["failed_score"] == 0.0 and lora8["value"] == pytest.approx(sum(ended) / 5)
+    assert learned_nothing(np.array([1.0, 2.0, 6.0]), 1).tolist() == [[3.0]] * 3
     assert "2 failed trainings count as giving the mean of the targets" in lora8["how"]
 
 

@@ -70,6 +70,19 @@ def test_calibration_of_known_confidences() -> None:
     assert found["bins"][1]["accuracy_high"] == pytest.approx(wanted.high, abs=1e-6)
 
 
+def test_gaps_of_calibration_do_not_cancel() -> None:
+    """Sure and wrong in one bin, unsure and right in another."""
+    shares = np.array([[0.9, 0.1]] * 4 + [[0.6, 0.4]] * 4)
+    truth = np.array([1] * 4 + [0] * 4)
+    assert model_facts.calibration(truth, shares)["error"] == pytest.approx((0.9 + 0.4) / 2)
+
+
+def test_a_confusion_has_the_label_in_its_row_and_the_answer_in_its_column() -> None:
+    truth, said = np.array([0, 0, 0, 1]), np.array([1, 1, 0, 1])
+    found = model_facts.confusion(truth, np.eye(2)[said], 2)
+    assert found.tolist() == [[1, 2], [0, 1]]
+
+
 def test_singular_values_are_those_of_the_whole_product(write: Write) -> None:
     import safetensors.numpy
 

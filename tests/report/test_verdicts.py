@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from scipy import stats
 from fleetune.report.facts import run_facts
 from fleetune.report.page import render
 from fleetune.report.page_facts import page_facts
+from fleetune.report.study_facts import over_tasks
 from fleetune.report.study_tables import found
 from fleetune.report.trainings import Saved
 from tests.report.made_up import BITFIT, Plan, lora, write_run
@@ -55,6 +57,9 @@ def test_no_verdict_of_a_family_is_contradicted_by_what_stands_beside_it(tmp_pat
     for v in facts["verdicts"]:
         assert (v["low"] > 0 or v["high"] < 0) == (v["verdict"] in ("better", "worse"))
         assert v["comparisons"] == 7 and "simultaneous over the 7" in v["how"]
+        # Found four times in five: well above the half width, which that of a comparison alone is not.
+        half = max(v["high"] - v["difference"], v["difference"] - v["low"])
+        assert v["detectable"] > 1.2 * half
     text = Page(render(facts, page_facts(folder, facts))).text
     assert "The 95% intervals are simultaneous over the 7 comparisons" in text
     assert "points of accuracy, 95% interval (simultaneous over 7) [" in text
@@ -108,6 +113,23 @@ def test_six_tasks_are_compared_together(tmp_path: Path) -> None:
     assert "Over all 6 tasks together" in text and "Wilcoxon" in text
 
 
+def test_the_sign_over_tasks_is_that_of_the_methods_means() -> None:
+    def estimate(task: str, method: str, value: float) -> dict[str, Any]:
+        told = {"hyperparameters": {}, "training": {}, "optimistic": False, "failed_trials": []}
+        own = {"task": task, "set": "test", "metric": "accuracy", "method": method, "value": value}
+        return {**own, **told, "trials": [f"{task}-{method}-s0"]}
+
+    gaps = dict(zip(TASKS, (0.01, 0.02, 0.03, 0.04, 0.05, 0.06), strict=True))
+    every = [
+        e
+        for t, gap in gaps.items()
+        for e in (estimate(t, "head", 0.7), estimate(t, "lora", 0.7 + gap))
+    ]
+    (c,) = over_tasks({"study": {}, "arms": [], "estimates": every})
+    assert (c["reference"], c["method"], c["verdict"]) == ("head", "lora", "better")
+    assert (c["wins"], c["losses"]) == (6, 0) and c["difference"] == pytest.approx(0.035)
+
+
 def test_five_tasks_are_not(tmp_path: Path) -> None:
     facts = run_facts(write_run(tmp_path / "run", Plan(tasks=TASKS[:5])))
     assert facts["over_tasks"] == [] and "over all tasks" not in found(facts)
@@ -122,6 +144,8 @@ def test_a_comparison_of_two_ranks_has_one_verdict(tmp_path: Path) -> None:
     (study,) = facts["rank"]
     contrasts = study["trend"]["contrasts"]
     assert len(judged) == 3 and [c["r"] for c in contrasts] == [2, 8]
+    for rank in study["ranks"]:
+        assert rank["gap"] == pytest.approx(rank["train"] - rank["selection"])
     for contrast in contrasts:
         assert contrast == {**judged[contrast["method"]], "r": contrast["r"]}
         assert contrast["comparisons"] == 3
