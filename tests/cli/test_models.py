@@ -331,6 +331,11 @@ def test_a_run_stands_for_its_winner(made: Made) -> None:
 def test_pairs_are_given_two_by_two(pairs: Path, tmp_path: Path) -> None:
     found = run_cli("predict", pairs, "--text", "w1", "--text", "w2", "--json")
     assert found.code == 0 and len(json.loads(found.out)) == 1
+    other = run_cli("predict", pairs, "--text", "w90", "--text", "w95 w80", "--json")
+    texts = [word for text in ("w1", "w2", "w90", "w95 w80") for word in ("--text", text)]
+    both = json.loads(run_cli("predict", pairs, *texts, "--json").out)
+    for one, alone in zip(both, [*json.loads(found.out), *json.loads(other.out)], strict=True):
+        assert one["probabilities"] == pytest.approx(alone["probabilities"], abs=1e-6)
     odd = run_cli("predict", pairs, "--text", "w1")
     assert odd.code == 2 and "reads pairs (first, second)" in odd.err
     rows = write_csv(tmp_path / "rows.csv", 6, pairs=True)
@@ -568,6 +573,16 @@ def test_a_backbone_folder_named_from_elsewhere_is_found(
     found = run_cli("predict", "here/run", "--text", "w1", "--json")
     assert found.code == 0, found.err
     assert np.isfinite(list(json.loads(found.out)[0]["probabilities"].values())).all()
+
+
+def test_a_backbone_that_python_named_by_a_relative_path_is_found_from_elsewhere(
+    made: Made, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.chdir(made.folder)
+    given = settings(made.folder, Path("tiny"), ["head"], seeds=[0], max_steps=1)
+    train(tmp_path / "run", given)
+    monkeypatch.chdir(tmp_path)
+    assert len(Predictor(tmp_path / "run").predict(["w1"])) == 1
 
 
 def test_evaluate_takes_the_columns_of_the_training(made: Made, tmp_path: Path) -> None:

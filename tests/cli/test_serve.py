@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from fleetune.serve import http as serving
 from fleetune.serve import models
 from tests import runs
 from tests.runs import Made, run_cli
@@ -63,6 +64,38 @@ def test_a_host_that_is_none(unloaded: None, made: Made, tmp_path: Path) -> None
 def test_two_models_of_one_name(unloaded: None, made: Made) -> None:
     found = run_cli("serve", made.run, f"{made.run}/")
     assert found.code == 2 and "give one NAME=FOLDER" in found.err
+
+
+def test_the_server_has_the_settings_of_the_command(
+    made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[serving.ServeSettings] = []
+
+    class Opened:
+        names: tuple[str, ...] = ()
+        backbones = 1
+
+        def __init__(self, *_: object, **settings: object) -> None: ...
+        def __len__(self) -> int:
+            return 0
+
+    class Server:
+        def __init__(self, _: object, settings: serving.ServeSettings) -> None:
+            given.append(settings)
+
+        def run(self, sockets: list[socket.socket]) -> None:
+            for one in sockets:
+                one.close()
+
+    monkeypatch.setattr(models, "Models", Opened)
+    monkeypatch.setattr(serving, "server", Server)
+    monkeypatch.delenv("FLEETUNE_SERVE_TOKEN", raising=False)
+    words = ("serve", made.run, "--port", 0, "--max-waiting", 3, "--timeout", 7)
+    assert run_cli(*words).code == run_cli(*words, "--allowed-host", "a.example").code == 0
+    assert [(one.most_waiting, one.seconds) for one in given] == [(3, 7.0)] * 2
+    # From a page in a browser a foreign name would lead here too.
+    assert set(given[0].hosts) == {"localhost", "127.0.0.1", "::1"}
+    assert list(given[1].hosts) == ["a.example"]
 
 
 def test_what_is_no_model(made: Made, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 from fleetune.config import TrainingSettings
 from fleetune.report import doctor
 from fleetune.study import prepare
+from fleetune.study.run import Run
 from tests.runs import Made, Result, run_cli, tree, write_csv
 
 FLAGS = {
@@ -201,6 +202,26 @@ def test_every_training_flag_reaches_the_run(made: Made, tmp_path: Path) -> None
     (trial,) = json.loads(found.out)["trials"]
     assert trial["training"] == FLAGS
     assert trial["epochs"][-1]["step"] == 3
+
+
+def test_revision_and_save_steps_reach_the_run(made: Made, tmp_path: Path, monkeypatch) -> None:
+    class Seen(Exception):
+        """Ends the command where it hands them on."""
+
+    def find(name: str, *, revision: str | None) -> object:
+        raise Seen(name, revision)
+
+    def train(run: Run, watch: object) -> object:
+        raise Seen(run.save_steps)
+
+    with monkeypatch.context() as patch, pytest.raises(Seen) as seen:
+        patch.setattr(prepare, "find_backbone", find)
+        run_cli(*words(made, tmp_path / "run", "--revision", "v1"))
+    assert seen.value.args == (str(made.backbone), "v1")
+    monkeypatch.setattr(Run, "train", train)
+    with pytest.raises(Seen) as seen:
+        run_cli(*words(made, tmp_path / "run", "--save-steps", 7))
+    assert seen.value.args == (7,)
 
 
 def test_the_paper_protocol_is_stamped_in_every_output(made: Made, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import socket
@@ -20,6 +21,7 @@ from fleetune.serve import http as serving
 from fleetune.serve.door import is_local, listen
 from fleetune.serve.http import ServeSettings, server
 from fleetune.serve.models import Asked, Models
+from fleetune.serve.waiting import WaitingRoom
 from tests import runs
 
 TEXTS = runs.texts(30, seed=31)
@@ -296,6 +298,20 @@ def test_who_has_gone_away_takes_no_place(models: Models, monkeypatch: pytest.Mo
         assert [one.result()[0] for one in asked] == [504] * 3
         threading.Timer(0.3, go.set).start()
         assert ask(port, body=body)[0] == 200
+
+
+def test_what_nobody_waits_for_is_not_computed(models: Models) -> None:
+    async def next_turn() -> list[Asked]:
+        room = WaitingRoom(models, 4)
+        asking = [asyncio.create_task(room.ask(Asked("lora", [t]))) for t in ("w1", "w2")]
+        await asyncio.sleep(0)
+        asking[0].cancel()
+        await asyncio.sleep(0)
+        turn = room._turn()
+        asking[1].cancel()
+        return [one.asked for one in turn]
+
+    assert asyncio.run(next_turn()) == [Asked("lora", ["w2"])]
 
 
 def test_what_is_in_flight_is_finished(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 
 from fleetune.errors import DataError, RefusedError, SettingsError
 from fleetune.serve import predictor
-from fleetune.serve.models import Answer, Asked, Models, named
+from fleetune.serve.models import Answer, Asked, Models, _batch_sizes, named
 from fleetune.serve.predictor import Predictor
 from tests import runs
 from tests.backbone.hub import save_tiny
@@ -65,6 +66,22 @@ def test_a_backbone_is_held_once(models: Models) -> None:
     assert heads
     for name in places[0].keys() - heads:
         assert len({place[name] for place in places}) == 1, name
+
+
+def test_a_pass_holds_no_more_texts_of_all_models_than_of_one(models: Models) -> None:
+    names = ["lora", "bitfit", "head"]
+    rows = [models[name].rows(TEXTS) for name in names]
+    sizes = _batch_sizes(rows, 10**6)
+    assert sum(map(len, rows)) > predictor.BATCH >= sum(sizes) > predictor.BATCH / 2
+
+
+def test_a_model_computes_in_the_dtype_of_its_training(made: Made, tmp_path: Path) -> None:
+    given = settings(made.folder, made.backbone, ["head"], seeds=[0], max_steps=1)
+    train(tmp_path / "run", replace(given, dtype="float64"))
+    found = {
+        told: Predictor(tmp_path / "run", dtype=told).opened.compute for told in (None, "float32")
+    }
+    assert found == {None: (torch.float64, "cpu"), "float32": (torch.float32, "cpu")}
 
 
 def test_loading_one_more_reads_no_backbone(
