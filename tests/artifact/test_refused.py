@@ -9,16 +9,18 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import safetensors.torch
 import torch
 
-from fleetune.artifact import layout, save
+from fleetune.artifact import export, layout, load, save
 from fleetune.durable import sha256
 from tests import runs
 from tests.artifact.models import own_logits, save_family
+from tests.artifact.test_card import RECORD
 from tests.backbone.hub import save_tiny
 from tests.runs import Made, run_cli, settings, train, tree
 
@@ -245,6 +247,15 @@ def test_an_undamaged_copy_is_read(trial: Path, made: Made) -> None:
     )
 
 
+def test_a_model_asks_for_the_commit_of_its_backbone(monkeypatch) -> None:
+    asked: list[tuple[str, str | None]] = []
+    monkeypatch.setattr(
+        load, "find_backbone", lambda name, *, revision: asked.append((name, revision))
+    )
+    load._find_backbone_of(RECORD)
+    assert asked == [(RECORD.backbone, RECORD.backbone_revision)]
+
+
 def test_another_backbone_is_refused(made: Made, tmp_path: Path) -> None:
     backbone = Path(shutil.copytree(made.backbone, tmp_path / "backbone"))
     train(tmp_path / "run", settings(made.folder, backbone, ["lora"], seeds=[0]))
@@ -381,6 +392,52 @@ def test_a_model_that_reads_back_differently_is_not_saved(
     # Mended, the same command goes on and saves.
     again = run_cli(*_train_words(made, tmp_path / "run"), "--set", "lora_alpha=8")
     assert again.code == 0 and (tmp_path / "run/trials/lora-s0" / layout.RECORD).is_file()
+
+
+def test_biases_that_a_plain_model_has_no_place_for_are_read_back_too(
+    made: Made, tmp_path: Path, monkeypatch
+) -> None:
+    """There are no logits of a merged model to compare with."""
+    backbone = save_family(tmp_path / "backbone", "modernbert")
+    words = [*_train_words(made, tmp_path / "run"), "--backbone", backbone, "--method", "bitfit"]
+    _head_lost(monkeypatch)
+    found = run_cli(*words, "--set", "add_missing=true")
+    assert found.code == 1 and "not saved" in found.err
+    assert list((tmp_path / "run/trials").iterdir()) == []
+
+
+def test_an_export_that_reads_back_differently_is_not_written(
+    made: Made, tmp_path: Path, monkeypatch
+) -> None:
+    real = export._save_pretrained
+
+    def other(model: Any, folder: Path) -> None:
+        with torch.no_grad():
+            model.classifier.bias += 1
+            real(model, folder)
+            model.classifier.bias -= 1
+
+    monkeypatch.setattr(export, "_save_pretrained", other)
+    found = run_cli("export", made.run / "trials/head-s0", "--output", tmp_path / "m")
+    assert found.code == 1 and "other logits" in found.err and tree(tmp_path) == {}
+
+
+def test_an_export_without_its_head_or_of_another_length_is_refused(
+    made: Made, tmp_path: Path
+) -> None:
+    """Its checksums fit, as after whoever meant harm."""
+    assert run_cli("export", made.run / "trials/head-s0", "--output", tmp_path / "m").code == 0
+    reseal(tmp_path / "m", max_length=4000)
+    found = run_cli("predict", tmp_path / "m", "--text", "w1")
+    assert found.code == 4 and "max_length" in found.err, found.err
+    reseal(tmp_path / "m", max_length=32)
+    path = tmp_path / "m/model.safetensors"
+    tensors = safetensors.torch.load_file(path)
+    path.unlink()
+    safetensors.torch.save_file(_headless(tensors), path, {"format": "pt"})
+    reseal(tmp_path / "m")
+    found = run_cli("predict", tmp_path / "m", "--text", "w1")
+    assert found.code == 4 and "classifier.weight: missing" in found.err, found.err
 
 
 def test_checksums_in_the_record_are_those_of_the_files(made: Made, tmp_path: Path) -> None:

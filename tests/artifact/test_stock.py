@@ -12,8 +12,11 @@ import safetensors.torch
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from fleetune.artifact import layout
+from fleetune.artifact import layout, save
+from fleetune.artifact.export import _cutting_at
 from fleetune.backbone.load import find_backbone
+from fleetune.backbone.sites import site_map
+from fleetune.methods.table import make_method
 from fleetune.study.prepare import MethodSettings
 from tests.artifact.models import (
     TEXTS,
@@ -23,7 +26,9 @@ from tests.artifact.models import (
     stock_logits,
     with_peft,
 )
+from tests.artifact.test_card import RECORD
 from tests.runs import METHODS, Made, run_cli, settings, train
+from tests.tiny import tiny_model
 
 # Packed and padded float32 sums differ in their order; a lost head or a wrong scale is off by far more than 1e-2.
 CLOSE = dict(rtol=0, atol=2e-5)
@@ -98,6 +103,14 @@ def test_the_file_holds_the_head_and_the_factors_and_nothing_else(made: Made) ->
 
 
 @pytest.mark.parametrize("method", METHODS)
+def test_peft_is_told_the_commit_of_the_backbone(method: str) -> None:
+    sites = site_map(tiny_model("bert"))
+    found = save.adapter_config(RECORD, make_method(method, {}), sites)
+    assert found["revision"] == RECORD.backbone_revision is not None
+    assert found["base_model_name_or_path"] == RECORD.backbone_source
+
+
+@pytest.mark.parametrize("method", METHODS)
 def test_every_method_exported_loads_with_stock_transformers(
     made: Made, tmp_path: Path, method: str
 ) -> None:
@@ -143,6 +156,15 @@ def test_an_export_cuts_texts_where_the_training_did(made: Made, tmp_path: Path)
     # As a backbone it reads what the first one could.
     wide = find_backbone(str(backbone)).max_length
     assert find_backbone(str(output)).max_length == wide > 6
+
+
+def test_an_exported_tokenizer_neither_cuts_nor_pads_unasked(made: Made) -> None:
+    """MiniLM's own tokenizer.json says: cut at 128, pad to 128."""
+    tokenizer = AutoTokenizer.from_pretrained(made.backbone)
+    tokenizer.backend_tokenizer.enable_truncation(8)
+    tokenizer.backend_tokenizer.enable_padding(length=8)
+    told = json.loads(_cutting_at(64, tokenizer).backend_tokenizer.to_str())
+    assert told["truncation"] is None and told["padding"] is None
 
 
 def test_other_families_exported_load_with_stock_transformers(
