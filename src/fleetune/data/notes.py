@@ -122,15 +122,17 @@ def _relabelled(dataset: Dataset) -> Iterator[str]:
 
 def _misread(dataset: Dataset) -> Iterator[str]:
     """Control characters that no text holds, but a Windows-1252 file does that was read as ISO-8859-1."""
+    found: list[str] = []
     for name, split in {"train": dataset.train, **dataset.tests}.items():
         texts = zip(split.first, split.second or split.first, strict=True)
         count = sum(any(map(_CONTROLS.search, own)) for own in texts)
         if count:
-            yield (
-                f"control characters (U+0080 to U+009F) stand in {counted(count, 'row')} of {name}, as in "
-                "text that was converted from ISO-8859-1 and is Windows-1252; convert the file once more, with "
-                "`iconv -f WINDOWS-1252 -t UTF-8`"
-            )
+            found.append(f"{counted(count, 'row')} of {name}")
+    if found:
+        yield (
+            f"control characters (U+0080 to U+009F) stand in {', '.join(found)}, as in text that was converted from ISO-8859-1 "
+            "and is Windows-1252; convert the original file with `iconv -f WINDOWS-1252 -t UTF-8`"
+        )
 
 
 def _no_label(dataset: Dataset) -> Iterator[str]:
