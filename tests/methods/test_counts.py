@@ -203,6 +203,21 @@ def test_unknown_targets_are_all_named(tiny_sites: dict[str, SiteMap]) -> None:
         Lora(target_modules="uery").ownership(tiny_sites["bert"])
 
 
+@pytest.mark.parametrize("method", [Lora(target_modules=""), BitFit(terms="")])
+def test_an_empty_list_leaves_nothing_to_train(
+    method: Lora | BitFit, tiny_sites: dict[str, SiteMap]
+) -> None:
+    with pytest.raises(SettingsError, match="an empty list leaves nothing to train"):
+        method.ownership(tiny_sites["bert"])
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_a_hyperparameter_is_finite(value: float) -> None:
+    """No JSON holds another, so a run could not be written."""
+    with pytest.raises(SettingsError, match="lora_alpha: input should be a finite number"):
+        make_method("lora", {"lora_alpha": value})
+
+
 def test_a_target_in_the_head_is_unknown(tiny_sites: dict[str, SiteMap]) -> None:
     """The head is trained in full, so factors there would say nothing."""
     with pytest.raises(SettingsError, match='named "classifier"'):
