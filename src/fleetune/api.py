@@ -288,7 +288,6 @@ def _run(
     from fleetune.data.notes import notes_on
     from fleetune.live.follow import in_python
     from fleetune.live.writers import report_names
-    from fleetune.study.folder import refuse_foreign
     from fleetune.study.given import kept_rows
     from fleetune.study.notes import on_dtype, on_lengths
     from fleetune.study.prepare import check_compute, prepare
@@ -297,7 +296,6 @@ def _run(
 
     check_compute(None, device)
     check_save_steps(save_steps)
-    refuse_foreign(folder)  # before minutes are spent on data
     writers = report_names(settings.report_to if report_to is None else report_to)
     with kept_rows(folder, rows or {}) as held:
         prepared = prepare(settings, device=device, run=folder)

@@ -200,7 +200,9 @@ def explain(error: ValidationError, model: type[BaseModel], *, noun: str = "sett
     """Each problem of a pydantic error as a sentence with key, rule and value; noun: what the model's fields are called."""
     sentences: dict[str, str] = {}
     for problem in error.errors():
-        parts = [part for part in problem["loc"] if not _is_branch(part)]
+        # The last part of an unknown field is its name, whatever that is.
+        end = len(problem["loc"]) - (problem["type"] == "extra_forbidden")
+        parts = [p for i, p in enumerate(problem["loc"]) if i >= end or not _is_branch(p)]
         path = ".".join(str(part + 1) if isinstance(part, int) else part for part in parts)
         told = _sentence(problem, path, _table_at(model, parts[:-1]), noun)
         # Each branch of a union says what it would have taken: the first is enough.

@@ -253,6 +253,14 @@ def test_everything_that_is_wrong_is_said_at_once() -> None:
     assert len(found) == 15
 
 
+def test_an_unknown_key_may_be_called_like_a_type() -> None:
+    found = problems('str = 1\n[data]\ntask = "rte"\nint = 2\n[[methods]]\nmethod = "head"\n')
+    assert [p.partition(",")[0] for p in found] == [
+        "data.int: unknown key; choose from data_dir",
+        "str: unknown key; choose from backbone",
+    ]
+
+
 def test_what_is_wrong_in_one_table_hides_nothing_in_another() -> None:
     """Not even where no method is known, or where half of a table is wrong."""
     found = problems("""

@@ -81,10 +81,10 @@ def check_wanted(
 ) -> None:
     """Raise DataError where a named column is not there. remedies: what to do, by the name of the column."""
     there = ", ".join(header.columns)
+    lone = lone_header(header.columns)
     problems: list[str] = []
     for name in names:
         if name not in header.columns:
-            lone = lone_header(header.columns)
             near = "" if lone else did_you_mean(name, header.columns)
             hint = near if near.startswith(", did") else ""
             remedy = lone or remedies[name]

@@ -6,10 +6,10 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from fleetune.data.base import Dataset
-from fleetune.data.overlap import overlap_message, overlaps, rows_of
+from fleetune.data.overlap import Texts, labels_by_text, overlap_message, overlaps_of
 from fleetune.errors import counted
 
 _MOST_TOLD = 5
@@ -28,15 +28,16 @@ _Z = 1.959964  # the normal distribution's 97.5 % point
 def notes_on(dataset: Dataset) -> list[str]:
     """What spoils scores: test rows that the training rows hold too, texts under several labels, characters that were misread,
     labels that may be one or none, labels without a test row, targets that are all the same."""
+    labels = labels_by_text(dataset.train)
     shared = [
         overlap_message(name, found, len(dataset.tests[name]))
-        for name, found in overlaps(dataset).items()
+        for name, found in overlaps_of(labels, dataset.tests).items()
     ]
     if dataset.task.regression:
         return [*shared, *_constant(dataset)]
     return [
         *shared,
-        *_relabelled(dataset),
+        *_relabelled(labels),
         *_misread(dataset),
         *_written_alike(dataset),
         *_no_label(dataset),
@@ -105,15 +106,12 @@ def _written_alike(dataset: Dataset) -> Iterator[str]:
         yield f"the labels {', '.join(written)} differ in case or spaces alone, and are taken for different ones"
 
 
-def _relabelled(dataset: Dataset) -> Iterator[str]:
+def _relabelled(labels: Mapping[Texts, set[float]]) -> Iterator[str]:
     """Texts of train that stand there under more than one label."""
-    labels: dict[object, set[float]] = {}
-    for text, label in rows_of(dataset.train):
-        labels.setdefault(text, set()).add(label)
     several = [text for text, own in labels.items() if len(own) > 1]
     if several:
         are = "text of train stands" if len(several) == 1 else "texts of train stand"
-        shown = several[0] if isinstance(several[0], str) else " | ".join(map(str, several[0]))  # type: ignore[call-overload]
+        shown = several[0] if isinstance(several[0], str) else " | ".join(several[0])
         yield (
             f"{len(several)} {are} there under more than one label, and at most one of them can be right; the first is "
             f"{json.dumps(shown[:_SHOWN], ensure_ascii=False)}"

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 from fleetune.data.base import Dataset, Split
 
+Texts = str | tuple[str, str]
+
 
 @dataclass(frozen=True, slots=True)
 class Overlap:
@@ -29,12 +31,24 @@ def overlaps(dataset: Dataset) -> dict[str, Overlap]:
 
 def overlaps_with(train: Split, tests: Mapping[str, Split]) -> dict[str, Overlap]:
     """The same of any rows; classes are numbered alike on both sides."""
-    labels: dict[object, set[float]] = {}
-    for text, label in rows_of(train):
+    return overlaps_of(labels_by_text(train), tests)
+
+
+def labels_by_text(rows: Split) -> dict[Texts, set[float]]:
+    """The labels under which each text, or pair of texts, stands."""
+    labels: dict[Texts, set[float]] = {}
+    for text, label in _rows(rows):
         labels.setdefault(text, set()).add(label)
+    return labels
+
+
+def overlaps_of(
+    labels: Mapping[Texts, set[float]], tests: Mapping[str, Split]
+) -> dict[str, Overlap]:
+    """The same, where the labels of train by their texts are known."""
     found: dict[str, Overlap] = {}
     for name, split in tests.items():
-        shared = [(text, label) for text, label in rows_of(split) if text in labels]
+        shared = [(text, label) for text, label in _rows(split) if text in labels]
         if shared:
             other = sum(label not in labels[text] for text, label in shared)
             found[name] = Overlap(len(shared), other)
@@ -50,7 +64,7 @@ def overlap_message(name: str, found: Overlap, rows: int) -> str:
     )
 
 
-def rows_of(split: Split) -> Iterator[tuple[str | tuple[str, str], float]]:
+def _rows(split: Split) -> Iterator[tuple[Texts, float]]:
     """The text, or both of a pair, and the label of each row."""
     assert split.labels is not None
     texts = split.first if split.second is None else zip(split.first, split.second, strict=True)

@@ -22,10 +22,10 @@ def kept_rows(folder: Path, rows: Mapping[str, bytes]) -> Generator[bool]:
     run, or another command works in it; DataError names the rows where they cannot be used. Where a run was refused before it
     began, for these rows or for a setting, they are taken out again.
     """
+    refuse_foreign(folder)  # before minutes are spent on data
     if not rows:
         yield False
         return
-    refuse_foreign(folder)
     with locked(folder):
         others = [name for name, content in rows.items() if not _holds(folder / name, content)]
         if others and (folder / STUDY).exists():

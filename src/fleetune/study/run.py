@@ -118,9 +118,12 @@ class Run:
         What a study measures is known once its search is over: `_task` asks then.
         """
         for task in self.prepared.tasks:
-            name = task.dataset.task.name
-            if own := [i for i in self.prepared.inputs if i.spec.task == name]:
+            if own := self._fixed_trials(task):
                 Seal(self.journal, task).check(own)
+
+    def _fixed_trials(self, task: PreparedTask) -> list[TrialInput]:
+        """The trials of a task that are known without a search."""
+        return [i for i in self.prepared.inputs if i.spec.task == task.dataset.task.name]
 
     def _open_folder(self) -> list[str]:
         """Refuse another run; make what is not there yet. What has changed in the machine, since rounding may follow it."""
@@ -206,7 +209,7 @@ class Run:
             main, _ = task.dataset.main_test
             self._tell("test-selects", task=task.dataset.task.name, sets=[main])
         if settings.phase == TRAIN:
-            inputs = [i for i in self.prepared.inputs if i.spec.task == task.dataset.task.name]
+            inputs = self._fixed_trials(task)
         else:
             chosen = self._search(task, watch)
             inputs = plan.confirm_trials(self.prepared, task, chosen)
